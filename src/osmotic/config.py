@@ -1,0 +1,370 @@
+"""A run as a value: frozen dataclasses, TOML in and out, and every check on what a user typed.
+
+Precedence, lowest first: defaults < recipe < preset < file < `--data` and `--set`. Nothing heavy is imported here,
+so that a wrong key is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from osmotic.errors import ConfigError
+from osmotic.presets import PRESETS, RECIPES
+
+
+def key(
+    default: Any, rule: str = "", low: float | None = None, high: float | None = None, above: bool = False
+) -> Any:
+    """A configuration key: its default, what it means, and its closed range (`above`: the low end is excluded)."""
+    return field(default=default, metadata={"doc": rule, "low": low, "high": high, "above": above})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What images there are and who holds which."""
+
+    source: str = key("digits", "digits, mnist, fashion-mnist, cifar10, npz:PATH, folder:PATH or hf:NAME")
+    partition: str = key(
+        "dirichlet", "iid, dirichlet, shards, pathological, linear, exponential or by:COLUMN"
+    )
+    dirichlet_alpha: float = key(
+        0.5, "concentration of the label split; small means more skewed", 0, above=True
+    )
+    clients: int = key(10, "number of clients", 1, 100_000)
+    image_size: int = key(0, "side in pixels to resize to; 0 keeps the native size", 0, 1024)
+    channels: int = key(0, "1 grey, 3 colour; 0 keeps the native channels", 0, 3)
+    max_images: int = key(0, "use at most so many training images; 0 means all", 0)
+    holdout: float = key(0.0, "share of each client's images kept for its own test", 0, 0.9)
+    partition_seed: int = key(0, "seed of the split over clients", 0, 2**32 - 1)
+    classes_per_client: int = key(2, "classes each client holds (pathological)", 1)
+    shards_per_client: int = key(2, "label-sorted shards each client holds (shards)", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and the diffusion process."""
+
+    network: str = key("auto", "auto, unet-8, unet-28 or unet-32")
+    conditional: bool | Literal["auto"] = key(
+        "auto", "true, false, or auto: conditional where there are labels"
+    )
+    target: Literal["epsilon", "v", "sample", "edm"] = key("v", "what the network predicts")
+    schedule: Literal["linear", "cosine"] = key("cosine", "noise schedule")
+    timesteps: int = key(1000, "steps of the noise schedule", 2, 10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How the network is trained, alike for every method and for the centralised baseline."""
+
+    name: str = key("default", "named bundle of model, recipe and training keys: " + ", ".join(RECIPES))
+    loss: Literal["mse", "huber"] = key("mse", "distance between prediction and target")
+    min_snr: float = key(5.0, "gamma of the min-SNR weight; 0 gives every timestep the same weight", 0)
+    label_dropout: float = key(0.1, "share of labels dropped in training, for classifier-free guidance", 0, 1)
+    dropout: float = key(0.0, "dropout inside the network", 0, 0.9)
+    ema_half_lives: tuple[float, ...] = key(
+        (5_000.0, 20_000.0), "half-lives in images; the first one is scored; [] is off", 0, above=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The federated method and its own keys, which stand beside `name` in the file."""
+
+    name: str = key("fedavg", "a method of `osmotic methods`")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Rounds, local work and the quorum of a round."""
+
+    rounds: int = key(20, "federated rounds", 1, 1_000_000)
+    fraction_train: float = key(1.0, "share of clients asked each round", 0, 1, above=True)
+    local_epochs: float = key(2.0, "passes over a client's images per round", 0, 10_000, above=True)
+    batch_size: int = key(16, "images per optimiser step", 1)
+    learning_rate: float = key(2e-3, "step size", 0, 100, above=True)
+    optimizer: Literal["adamw", "adam", "sgd"] = key("adamw", "local optimiser")
+    optimizer_state: Literal["reset", "keep"] = key("reset", "moments at the start of a client's round")
+    lr_schedule: Literal["constant", "cosine"] = key("constant", "learning rate over the rounds")
+    grad_clip: float = key(1.0, "largest gradient norm; 0 is off", 0)
+    quorum_clients: int = key(1, "a round counts only with at least so many good answers", 1)
+    quorum_weight: float = key(0.0, "and only with at least this share of the asked images", 0, 1)
+    max_abs_update: float = key(
+        8.0, "largest change of one weight in a round; more is refused as `range`", 0, 1e6, above=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """How weights are written to bytes, up and down."""
+
+    up: str = key("fp32", "codec of what clients send")
+    down: str = key("fp32", "codec of what the server sends")
+    error_feedback: bool = key(False, "clients keep what the up codec lost and add it next time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where clients run."""
+
+    name: Literal["inprocess"] = key("inprocess", "where clients run")
+    workers: int = key(0, "clients side by side; 0 means one per core", 0, 1024)
+    threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    deterministic: bool = key(True, "same bits every time, also on CUDA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How images are sampled and scored."""
+
+    every: int = key(10, "score every so many rounds, and always the last; 0 means the last only", 0)
+    samples: int = key(1000, "generated images per score", 2)
+    sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc", "edm-euler", "edm-dpm-solver++"] = key(
+        "dpm-solver++", "sampler"
+    )
+    steps: int = key(20, "sampler steps", 1, 10_000)
+    encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
+    guidance: float = key(1.0, "classifier-free guidance scale; 1 is off", 0, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the server's state goes to disk."""
+
+    every: int = key(1, "rounds between checkpoints; the last phase always has one", 1)
+    keep: int = key(2, "checkpoints kept", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """Which trackers are told the figures of each round."""
+
+    backends: tuple[str, ...] = key(("tensorboard",), "any of tensorboard, mlflow, wandb, trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `preset` is only a label: its keys are already resolved into the sections."""
+
+    seed: int = key(0, "seed of everything but the split", 0, 2**63 - 1)
+    preset: str = key("", "name of the preset the run was started from")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    method: MethodConfig = MethodConfig()
+    training: TrainingConfig = TrainingConfig()
+    codec: CodecConfig = CodecConfig()
+    engine: EngineConfig = EngineConfig()
+    score: ScoreConfig = ScoreConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
+
+
+SECTIONS = {
+    f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)
+}
+
+
+def load(
+    path: Path | None = None, *, preset: str | None = None, data: str | None = None, sets: Iterable[str] = ()
+) -> Config:
+    """The resolved, checked configuration.
+
+    Args:
+        path: TOML file, or None for defaults.
+        preset: name of a preset (`osmotic methods`).
+        data: short for `--set data.source=DATA`.
+        sets: `section.key=value` strings; values in TOML notation, bare words are strings.
+    Raises: ConfigError with one line for the first thing that is wrong.
+    """
+    typed = flatten(read_toml(path)) if path else {}
+    origin = str(typed.pop("preset", "")) if path else ""
+    chosen = preset or origin
+    if chosen and chosen not in PRESETS:
+        raise ConfigError("preset", chosen, "must be one of " + ", ".join(PRESETS), nearest(chosen, PRESETS))
+    # A resolved file already holds its preset's keys, and they come later in precedence anyway.
+    named = dict(PRESETS[chosen].keys) if chosen else {}
+    if data is not None:
+        typed["data.source"] = data
+    overrides = dict(parse_set(s) for s in sets)
+    merged: dict[str, Any] = {}
+    recipe = {**named, **typed, **overrides}.get("recipe.name", "default")
+    if recipe not in RECIPES:
+        raise ConfigError(
+            "recipe.name", recipe, "must be one of " + ", ".join(RECIPES), nearest(str(recipe), RECIPES)
+        )
+    for layer in (RECIPES[recipe], named, typed, overrides):
+        if "method.name" in layer and layer["method.name"] != merged.get("method.name"):
+            # Options belong to the method that they were written for.
+            merged = {k: v for k, v in merged.items() if not k.startswith("method.")}
+        merged.update(layer)
+    config = build({**merged, "preset": chosen or str(merged.get("method.name", "fedavg"))})
+    from osmotic.rules import check  # rules know every registry; the dataclasses above know none
+
+    check(config)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError when it cannot be read or parsed."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), None, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), None, "must be a UTF-8 text file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), None, f"is not valid TOML: {error}") from None
+
+
+def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"data": {"clients": 3}}` as `{"data.clients": 3}`; a section that is no table is an error."""
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        if name in SECTIONS:
+            if not isinstance(value, dict):
+                raise ConfigError(name, value, f"is a section: write [{name}]")
+            flat.update({f"{name}.{k}": v for k, v in value.items()})
+        elif isinstance(value, dict):
+            raise ConfigError(name, None, "unknown section", nearest(name, SECTIONS))
+        else:
+            flat[name] = value
+    return flat
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`a.b=c` as (`a.b`, value); the value is TOML, and a bare word is a string."""
+    name, equals, raw = text.partition("=")
+    name, raw = name.strip(), raw.strip()
+    if not equals or not name:
+        raise ConfigError("--set", text, "must be section.key=value")
+    try:
+        return name, tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, raw.strip("'\"")
+
+
+def valid_keys() -> list[str]:
+    """Every fixed key, as `section.key`; a method's own keys are checked by the method."""
+    top = [f.name for f in dataclasses.fields(Config) if f.name not in SECTIONS]
+    return top + [
+        f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls) if f.name != "options"
+    ]
+
+
+def build(flat: Mapping[str, Any]) -> Config:
+    """A Config from flat keys; unknown keys, wrong types and values out of range are errors."""
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    top: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, leaf = name.partition(".")
+        if section == "method" and leaf and leaf != "name":
+            options[leaf] = value
+        elif name not in valid_keys():
+            raise ConfigError(name, value, "unknown key", nearest(name, valid_keys()))
+        elif leaf:
+            sections[section][leaf] = checked(
+                name, value, _hints(SECTIONS[section])[leaf], _meta(SECTIONS[section], leaf)
+            )
+        else:
+            top[name] = checked(name, value, _hints(Config)[name], _meta(Config, name))
+    sections["method"]["options"] = options
+    return Config(**top, **{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
+
+
+def checked(name: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
+    """`value` in the key's type; ConfigError if it has another type or lies outside the key's range."""
+    value = _typed(name, value, hint)
+    low, high, above = meta.get("low"), meta.get("high"), meta.get("above", False)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if (
+            number != number
+            or (low is not None and (number < low or (above and number == low)))
+            or (high is not None and number > high)
+        ):
+            left = "" if low is None else f"{'>' if above else '>='} {low:g}"
+            right = "" if high is None else f"<= {high:g}"
+            raise ConfigError(name, value, "must be " + " and ".join(part for part in (left, right) if part))
+        if number in (float("inf"), float("-inf")):
+            raise ConfigError(name, value, "must be finite")
+    return value
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value in choices and isinstance(value, str):
+            return value
+        raise ConfigError(
+            name, value, "must be one of " + ", ".join(map(str, choices)), nearest(str(value), choices)
+        )
+    if origin in (types.UnionType, typing.Union):
+        if isinstance(value, bool):
+            return value
+        raise_or = [a for a in typing.get_args(hint) if a is not bool]
+        if value in typing.get_args(raise_or[0]):
+            return value
+        raise ConfigError(name, value, "must be true, false or auto")
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(name, value, "must be a list, e.g. [a, b]")
+        return tuple(_typed(name, item, inner) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+        raise ConfigError(name, value, f"must be {kind}")
+    return value
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _meta(cls: type, leaf: str) -> Mapping[str, Any]:
+    return next(f.metadata for f in dataclasses.fields(cls) if f.name == leaf)  # type: ignore[arg-type]
+
+
+def nearest(name: str, valid: Iterable[Any]) -> str | None:
+    """The valid name closest to a misspelt one, or None."""
+    candidates = [str(v) for v in valid]
+    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if not found and "." in name:  # the right leaf under the wrong section
+        leaf = name.split(".")[-1]
+        found = [c for c in candidates if c.split(".")[-1] == leaf] or difflib.get_close_matches(
+            leaf, candidates, n=1, cutoff=0.5
+        )
+    return found[0] if found else None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dict in file order; a method's options stand beside its name."""
+    out: dict[str, Any] = {"seed": config.seed, "preset": config.preset}
+    for name in SECTIONS:
+        section = getattr(config, name)
+        table = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "options"}
+        out[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
+    out["method"].update(config.method.options)
+    return out
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML; `load` of it gives an equal Config."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))
