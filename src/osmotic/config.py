@@ -326,7 +326,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(_typed(name, item, inner) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
         raise ConfigError(name, value, f"must be {kind}")
     return value

@@ -2,8 +2,96 @@
 
 from __future__ import annotations
 
-from osmotic.config import Config
+import dataclasses
+from typing import Any
+
+from osmotic import trackers
+from osmotic.codecs import CODECS
+from osmotic.config import Config, nearest
+from osmotic.data import partition
+from osmotic.diffusion import facts
+from osmotic.errors import ConfigError
+from osmotic.methods import METHODS
+from osmotic.models import PRESETS as NETWORKS
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for the first impossible combination."""
+    """Raises ConfigError for the first value or combination that cannot work; reads no data."""
+    _names(config)
+    _method(config)
+    _process(config)
+    partition.validate_name(config.data.partition)
+    trackers.check(config.track.backends)
+    if config.score.encoder != "classifier":
+        from osmotic.metrics import weights
+
+        weights.require(config.score.encoder)
+
+
+def _names(config: Config) -> None:
+    one_of("method.name", config.method.name, METHODS)
+    one_of("codec.up", config.codec.up, CODECS)
+    one_of("codec.down", config.codec.down, CODECS)
+    one_of("model.network", config.model.network, ("auto", *NETWORKS))
+    if config.data.channels == 2:
+        raise ConfigError("data.channels", 2, "must be 1 (grey), 3 (colour) or 0 (native)")
+
+
+def one_of(key: str, value: str, valid: Any) -> None:
+    """Raises ConfigError with the nearest valid name unless `value` is one of `valid`."""
+    if value not in valid:
+        raise ConfigError(key, value, "must be one of " + ", ".join(valid), nearest(value, valid))
+
+
+def _method(config: Config) -> None:
+    cls, name = METHODS[config.method.name], config.method.name
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for option, value in config.method.options.items():
+        key = f"method.{option}"
+        if option not in known:
+            rule = (
+                f"method {name} has the keys " + ", ".join(known)
+                if known
+                else f"method {name} has no keys of its own"
+            )
+            raise ConfigError(key, value, rule, nearest(option, known))
+    try:
+        made = cls(**config.method.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("method", dict(config.method.options), str(error)) from None
+    coded = config.codec.up != "fp32" or config.codec.down != "fp32" or config.codec.error_feedback
+    if coded and not made.travels:
+        raise ConfigError(
+            "codec",
+            f"up {config.codec.up}, down {config.codec.down}",
+            f"method {name} sends nothing: use fp32",
+        )
+    if config.codec.error_feedback and config.codec.up == "fp32":
+        raise ConfigError(
+            "codec.error_feedback", True, "needs a codec.up that loses something; fp32 is exact"
+        )
+
+
+def _process(config: Config) -> None:
+    target, sampler, steps = config.model.target, config.score.sampler, config.score.steps
+    if target == "edm":
+        default = type(config.model)()
+        for key in ("schedule", "timesteps"):
+            if getattr(config.model, key) != getattr(default, key):
+                raise ConfigError(
+                    f"model.{key}",
+                    getattr(config.model, key),
+                    "target edm has no schedule: leave this key out",
+                )
+        if config.recipe.loss != "mse":
+            raise ConfigError("recipe.loss", config.recipe.loss, "target edm weighs squared errors: use mse")
+    if reason := facts.compatible(target, sampler):
+        raise ConfigError("score.sampler", sampler, reason)
+    if reason := facts.steps_fit(sampler, steps, config.model.timesteps):
+        raise ConfigError("score.steps", steps, reason)
+    if config.score.guidance != 1.0 and config.model.conditional is False:
+        raise ConfigError("score.guidance", config.score.guidance, "needs a conditional model")
+    if config.score.guidance != 1.0 and config.recipe.label_dropout == 0:
+        raise ConfigError(
+            "score.guidance", config.score.guidance, "needs recipe.label_dropout > 0 in training"
+        )

@@ -1,0 +1,106 @@
+"""The exact accumulator: weighted sums as 64-bit fixed-point integers, so that order never matters.
+
+Integer addition is associative, floating-point addition is not: the sum here is the same bits for any order of
+arrival, any number of workers and any restart in between.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+CHUNK = 64 * 1024  # elements; 512 KiB of float64 stays in the second-level cache (unchunked is 10x slower)
+
+
+class OutOfRange(ValueError):
+    """A value that the fixed-point range cannot hold; the reply is refused as `range`."""
+
+
+class Accumulator:
+    """Sum of `weight * update` over replies, per tensor, with one weight sum per tensor.
+
+    A value x is held as round(weight * x * 2**scale_bits). `scale_bits` is the largest exponent with
+    total_weight * max_abs * 2**scale_bits < 2**62, so that no sum of accepted replies can wrap.
+
+    Args:
+        total_weight: sum of the weights of all replies that may come, >= 1.
+        max_abs: largest |value| accepted, > 0.
+    """
+
+    def __init__(self, total_weight: int, max_abs: float) -> None:
+        if total_weight < 1:
+            raise ValueError(f"total_weight must be >= 1, got {total_weight}")
+        self.total_weight, self.max_abs = int(total_weight), float(max_abs)
+        self.scale_bits = 62 - math.ceil(math.log2(self.total_weight * self.max_abs))
+        self.sums: dict[str, np.ndarray] = {}  # int64, shape of the tensor
+        self.weights: dict[str, int] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def check(self, tensors: Mapping[str, np.ndarray], weight: int) -> None:
+        """Raises OutOfRange if any tensor could not be added; nothing is changed. Call before `add`."""
+        for name, tensor in tensors.items():
+            if self.weights.get(name, 0) + weight > self.total_weight:
+                raise OutOfRange(f"{name}: weights would sum above the announced {self.total_weight}")
+            low, high = _extent(tensor)
+            if not (-self.max_abs <= low and high <= self.max_abs):  # also false for NaN
+                worst = low if abs(low) > abs(high) else high
+                raise OutOfRange(f"{name}: value {worst:g} is outside +-{self.max_abs:g}")
+
+    def add(self, tensors: Mapping[str, np.ndarray], weight: int) -> None:
+        """Adds one checked reply.
+
+        Args:
+            tensors: name -> float32 of any shape.
+            weight: number of examples, an integer in 1 .. total_weight.
+        """
+        jobs = []
+        for name, tensor in tensors.items():
+            if name not in self.sums:
+                self.sums[name] = np.zeros(tensor.shape, np.int64)
+                self.weights[name] = 0
+            self.weights[name] += weight
+            flat, total = np.ascontiguousarray(tensor).reshape(-1), self.sums[name].reshape(-1)
+            jobs += [
+                (flat[i : i + 8 * CHUNK], total[i : i + 8 * CHUNK]) for i in range(0, flat.size, 8 * CHUNK)
+            ]
+        factor = weight * 2.0**self.scale_bits
+        if sum(len(values) for values, _ in jobs) < 16 * CHUNK:  # threads cost more than they save
+            for values, total in jobs:
+                _add_scaled(values, total, factor)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        list(self._pool.map(lambda job: _add_scaled(job[0], job[1], factor), jobs))
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Weighted mean of every tensor that somebody sent, float32: sum / weight sum, computed in float64."""
+        return {name: self._mean(name) for name in sorted(self.sums)}
+
+    def _mean(self, name: str) -> np.ndarray:
+        divisor = 2.0**self.scale_bits * self.weights[name]
+        total, out = self.sums[name], np.empty(self.sums[name].shape, np.float32)
+        flat, flat_out = total.reshape(-1), out.reshape(-1)
+        for i in range(0, flat.size, CHUNK):
+            flat_out[i : i + CHUNK] = flat[i : i + CHUNK] / divisor
+        return out
+
+
+def _add_scaled(values: np.ndarray, total: np.ndarray, factor: float) -> None:
+    buffer, integers = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.int64)
+    for i in range(0, values.size, CHUNK):
+        part = values[i : i + CHUNK]
+        scaled, whole = buffer[: part.size], integers[: part.size]
+        np.multiply(part, factor, out=scaled, dtype=np.float64)
+        np.rint(scaled, out=scaled)
+        np.copyto(whole, scaled, casting="unsafe")
+        np.add(total[i : i + CHUNK], whole, out=total[i : i + CHUNK])
+
+
+def _extent(tensor: np.ndarray) -> tuple[float, float]:
+    if tensor.size == 0:
+        return 0.0, 0.0
+    return float(tensor.min()), float(tensor.max())

@@ -1,0 +1,21 @@
+"""The codecs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from osmotic.codecs.base import BadPacket, Codec
+from osmotic.codecs.feedback import ErrorFeedback
+from osmotic.codecs.fp16 import Fp16
+from osmotic.codecs.fp32 import Fp32
+from osmotic.codecs.int8 import Int8
+
+CODECS: dict[str, Callable[[], Codec]] = {"fp32": Fp32, "fp16": Fp16, "int8": Int8}
+
+__all__ = ["CODECS", "BadPacket", "Codec", "ErrorFeedback", "make"]
+
+
+def make(name: str, error_feedback: bool = False) -> Codec:
+    """A new codec of this name, with its residual kept if `error_feedback`."""
+    codec = CODECS[name]()
+    return ErrorFeedback(codec) if error_feedback else codec

@@ -1,0 +1,62 @@
+"""Error feedback: what a codec lost is kept by the sender and added to what it sends next.
+
+Source: arXiv 1809.07599 (memory in sparsified SGD). Wraps any codec; the residual lives in the sender's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from osmotic.codecs.base import Codec, Entry, Tensors
+
+
+class ErrorFeedback(Codec):
+    """`inner` with a residual: sends encode(x + e) and keeps e' = (x + e) - decode(sent)."""
+
+    def __init__(self, inner: Codec) -> None:
+        self.inner, self.name, self.absolute, self.bounded = inner, inner.name, inner.absolute, inner.bounded
+
+    def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
+        meant = {
+            name: t + memory[f"residual/{name}"]
+            if t.dtype == np.float32 and f"residual/{name}" in memory
+            else t
+            for name, t in tensors.items()
+        }
+        data = self.inner.encode(meant, memory)
+        for name, got in self.inner.decode(data, {}):
+            if got.dtype == np.float32:
+                memory[f"residual/{name}"] = meant[name] - got
+        return data
+
+    def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+        return self.inner.decode(data, memory)
+
+    def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
+        return self.inner.form(name, dtype, shape)
+
+    def section_bytes(self, entry: Entry) -> int:
+        return self.inner.section_bytes(entry)
+
+    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
+        return self.inner.encode_tensor(entry, tensor)
+
+    def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
+        return self.inner.decode_tensor(entry, data)
+
+    def observe(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.inner.observe(tensors)
+
+    def refresh(self, server_round: int) -> Tensors | None:
+        return self.inner.refresh(server_round)
+
+    def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.inner.adopt(tensors)
+
+    def state(self) -> Tensors:
+        return self.inner.state()
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.inner.restore(state)

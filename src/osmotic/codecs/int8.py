@@ -1,0 +1,50 @@
+"""int8: one byte per weight and one fp16 scale per output channel, symmetric, rounded to nearest.
+
+The quantisation of FedDM-quant (arXiv 2407.14730) in its plain max-abs form: q = round(x / s), s = max|x| / 127 over an
+output channel (the first axis). Vectors (biases, norms) and scalars stay fp32: they are few and touchy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from osmotic.codecs.base import Codec, Entry, decode_raw, encode_raw
+
+LEVELS = 127
+
+
+class Int8(Codec):
+    """Section of a matrix or kernel: fp16 scales [channels], then int8 codes in the tensor's own order."""
+
+    name = "int8"
+
+    def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
+        return "i8" if len(shape) >= 2 and shape[0] > 0 else "raw"
+
+    def section_bytes(self, entry: Entry) -> int:
+        if entry.form == "i8":
+            return 2 * entry.shape[0] + entry.size
+        return entry.size * np.dtype(entry.dtype).itemsize
+
+    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
+        if entry.form == "raw":
+            return encode_raw(tensor)
+        rows = np.ascontiguousarray(tensor, np.float32).reshape(entry.shape[0], -1)
+        peak = np.abs(rows).max(axis=1, initial=0.0)
+        if not np.all(peak / LEVELS <= 65504):  # also false for NaN
+            raise ValueError(f"{entry.name}: a value is not finite or too large for an fp16 scale")
+        # Rounding the scale up keeps every code within +-127.
+        scale = (peak / LEVELS).astype(np.float16)
+        low = scale.astype(np.float32) * LEVELS < peak
+        scale[low] = np.nextafter(scale[low], np.float16(np.inf))
+        divisor = np.where(scale > 0, scale, 1).astype(np.float32)
+        codes = np.rint(rows / divisor[:, None]).astype(np.int8)
+        return encode_raw(scale) + codes.tobytes()
+
+    def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
+        if entry.form == "raw":
+            return decode_raw(entry, data)
+        channels = entry.shape[0]
+        scale = np.frombuffer(data[: 2 * channels], "<f2").astype(np.float32)
+        codes = np.frombuffer(data[2 * channels :], np.int8).reshape(channels, -1)
+        return (codes * scale[:, None]).reshape(entry.shape)

@@ -1,0 +1,95 @@
+"""The types of the data layer: what a source holds on disk, and what it is once read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from osmotic.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory.
+
+    Args:
+        images: [N, H, W, C]; uint8, or float32 in [0, 1] where the source has 16 bits.
+        labels: int64 [N] in 0..num_classes-1, or None for an unlabelled source.
+        columns: further values per image, [N] each, for `data.partition = "by:COLUMN"`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training images, held-out real images, and the names of the classes; () where there are no labels."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a data set without reading its images: sides in pixels, 0 classes if unlabelled."""
+
+    image_size: int
+    channels: int
+    num_classes: int
+    num_train: int
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSplit:
+    """A split whose labels and columns are read but whose images still lie on disk.
+
+    Args:
+        size: number of images.
+        peek: where the first image lies, and its (height, width, channels).
+        read: yields, for each position asked for, where the image lies and the image [H, W, C].
+    """
+
+    size: int
+    labels: np.ndarray | None
+    columns: dict[str, np.ndarray]
+    peek: Callable[[], tuple[str, tuple[int, int, int]]]
+    read: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened source; `test` is None where it has no test split of its own."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: StoredSplit
+    test: StoredSplit | None
+
+
+def checked_labels(where: str, labels: np.ndarray, size: int, num_classes: int | None) -> np.ndarray:
+    """`labels` as int64 [N]; [N, 1] is taken too.
+
+    Raises: ConfigError if they are not whole numbers, not one per image, or not in 0..num_classes-1
+        (0..65535 where `num_classes` is None: the number of classes is then the largest label plus one).
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ConfigError(where, f"{labels.dtype} {list(labels.shape)}", "labels must be whole numbers, [N]")
+    if len(labels) != size:
+        raise ConfigError(where, len(labels), f"there must be one label for each of the {size} images")
+    limit = 65536 if num_classes is None else num_classes
+    wrong = (labels < 0) | (labels >= limit)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ConfigError(where, int(labels[at]), f"labels must be 0 to {limit - 1} (image {at})")
+    return labels.astype(np.int64)

@@ -1,0 +1,162 @@
+"""Hugging Face data sets: `hf:NAME`, from the hub or from a folder on disk.
+
+NAME is a repository of the hub, a folder that `save_to_disk` wrote, or a local folder of data files without a script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osmotic.data import image
+from osmotic.data.dataset import Source, StoredSplit, checked_labels
+from osmotic.errors import ConfigError
+
+LABEL_COLUMNS = ("label", "labels")
+SCALARS = ("int", "uint", "float", "bool", "string", "large_string")
+
+
+def open_hub(name: str) -> Source:
+    """The data set with labels and columns read. Splits: `train` (or the only one there is), and `test` if there is one.
+
+    The image column is the one of type Image; the labels are the first column of type ClassLabel, else a column called
+    label or labels, of numbers or texts; other scalar columns are kept, a missing text as "".
+
+    Raises: ConfigError naming the data set, if it cannot be loaded or does not have exactly one image column.
+    """
+    splits = _load(name)
+    if "train" not in splits and len(splits) > 1:
+        raise ConfigError(f"hf:{name}", None, f"has no train split, only {', '.join(splits)}")
+    train = splits.get("train") or next(iter(splits.values()))
+    images = _image_column(name, train.features)
+    label = _label_column(train.features)
+    names = _class_names(train, label) if label else ()
+    stored = _stored(f"{name} train", train, images, label, names)
+    test = splits.get("test") if len(splits) > 1 else None
+    if test is not None and test.features != train.features:
+        raise ConfigError(f"hf:{name}", None, "the test split must have the columns of the train split")
+    return Source(
+        Path(name).name,
+        names,
+        stored,
+        None if test is None else _stored(f"{name} test", test, images, label, names),
+    )
+
+
+def _load(name: str) -> dict[str, Any]:
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path = Path(name).expanduser()
+    local = path if path.exists() else None
+    if local is None and name.startswith((".", "/", "~")):
+        raise ConfigError(name, None, "no such folder")
+    try:
+        if local and any((local / f).is_file() for f in ("dataset_dict.json", "state.json")):
+            found = datasets.load_from_disk(str(local))
+        elif local:
+            found = datasets.load_dataset(str(local))
+        else:
+            with _offline_if_unreachable():
+                found = datasets.load_dataset(name)
+    except Exception as error:  # the libraries below raise anything from OSError to their own HTTP errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"hf:{name}", None, f"cannot be loaded ({reason})") from None
+    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    for split, rows in splits.items():
+        if split in ("train", "test") and len(rows) == 0:
+            raise ConfigError(f"hf:{name}", None, f"the {split} split is empty")
+    return splits
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Lets a data set come from the cache, or fail, at once where the hub cannot be reached: its client would retry for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            get_session().head(constants.ENDPOINT, timeout=3.0)
+    except Exception:  # whatever the HTTP library raises: no name, no route, a timeout
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _image_column(name: str, features: Any) -> str:
+    import datasets
+
+    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(found) != 1:
+        told = "several: " + ", ".join(found) if found else "only " + ", ".join(features)
+        raise ConfigError(f"hf:{name}", None, f"must have one image column, has {told}")
+    return found[0]
+
+
+def _label_column(features: Any) -> str | None:
+    import datasets
+
+    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return next(iter(classes + [c for c in LABEL_COLUMNS if c in features]), None)
+
+
+def _class_names(rows: Any, label: str) -> tuple[str, ...]:
+    import datasets
+
+    feature = rows.features[label]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    values = np.asarray(rows[label][:])
+    if values.dtype.kind in "iu":
+        return tuple(map(str, range(min(int(values.max()), 65535) + 1)))
+    return tuple(sorted(set(map(str, values.tolist()))))
+
+
+def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[str, ...]) -> StoredSplit:
+    import datasets
+
+    encoded = rows.select_columns([images]).cast_column(images, datasets.Image(decode=False))
+
+    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        for i in positions:
+            one = encoded[int(i)][images]
+            told = f"{where}[{i}]"
+            if one is None:
+                raise ConfigError(told, None, "broken image: the row is empty")
+            yield told, image.decode(told, one["bytes"] if one["bytes"] is not None else Path(one["path"]))
+
+    def peek() -> tuple[str, tuple[int, int, int]]:
+        told, first = next(read(np.array([0])))
+        height, width, channels = first.shape
+        return told, (height, width, channels)
+
+    labels = None
+    if label:
+        values = np.asarray(rows[label][:])
+        if values.dtype.kind == "U":
+            index = {text: i for i, text in enumerate(names)}
+            values = np.array([index.get(text, -1) for text in values.tolist()], np.int64)
+        labels = checked_labels(f"{where}[{label}]", values, len(rows), len(names))
+    return StoredSplit(len(rows), labels, _columns(rows, (images, label)), peek, read)
+
+
+def _columns(rows: Any, taken: tuple[str | None, ...]) -> dict[str, np.ndarray]:
+    columns = {}
+    for name, feature in rows.features.items():
+        kind = str(getattr(feature, "dtype", "")).rstrip("0123456789")
+        if name in taken or kind not in SCALARS:
+            continue
+        values = rows[name][:]
+        columns[name] = np.asarray([v or "" for v in values] if kind.endswith("string") else values)
+    return columns

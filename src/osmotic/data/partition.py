@@ -1,0 +1,236 @@
+"""Which client holds which training images: flwr-datasets' partitioners, run on the labels alone.
+
+Partitioners: https://flower.ai/docs/datasets. Dirichlet is arXiv:1905.12022, shards are arXiv:1602.05629.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osmotic.config import DataConfig, nearest
+from osmotic.data import strata
+from osmotic.data.dataset import Split
+from osmotic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+BY_LABEL = ("dirichlet", "shards", "pathological")
+NAMES = ("iid", *BY_LABEL, "linear", "exponential")
+DIRICHLET_CALLS = 10  # of 11 draws each
+
+
+def validate_name(name: str) -> None:
+    """Raises ConfigError unless `name` is a partition there is, or `by:` and a column. Imports nothing."""
+    if name in NAMES or (name.startswith("by:") and len(name) > 3):
+        return
+    rule = f"must be one of {', '.join(NAMES)} or by:COLUMN"
+    raise ConfigError("data.partition", name, rule, nearest(name, (*NAMES, "by:label")))
+
+
+def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
+    """Positions of each client's images in `split`: sorted int64, disjoint, one image or more each.
+
+    The images are put into a random order first, so that clients of one label do not follow the order of the file.
+    `by:COLUMN` makes one client per distinct value, in sorted order, and does not look at `data.clients`. Every
+    image is given to a client, but for two cases, both with a warning: `pathological` leaves out the classes that no
+    client holds, and `shards` a remainder smaller than the number of shards, where the images cannot be
+    cut into that many shards of one size and a shorter last one.
+
+    Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
+        `data.clients` (more than images, or a client would have none), `data.classes_per_client` or
+        `data.shards_per_client`.
+    """
+    validate_name(cfg.partition)
+    keys = _keys(cfg, split)
+    if not cfg.partition.startswith("by:"):
+        _check_counts(cfg, keys)
+    order = np.random.RandomState(cfg.partition_seed).permutation(len(keys))
+    with _quiet():
+        parts = [np.sort(order[part]) for part in _run(cfg, keys[order])]
+    if min(map(len, parts)) < 1:
+        raise ConfigError("data.clients", cfg.clients, f"{cfg.partition} leaves a client without images")
+    _warn_of_unused_images(cfg, keys, parts)
+    return parts
+
+
+def hold_out(
+    indices: np.ndarray, share: float, labels: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held-out) positions of one client, sorted int64; together they are `indices`.
+
+    `share` of the images, rounded to the nearest count, is held out, each class in proportion as far as the counts allow;
+    one training image stays always.
+
+    Args:
+        indices: the client's positions, int64.
+        share: in [0, 1).
+        labels: of the whole split, int64 [N], or None.
+        seed: of the draw.
+    """
+    count = min(math.floor(share * len(indices) + 0.5), len(indices) - 1)
+    own = None if labels is None else labels[indices]
+    test = strata.draw(own, len(indices), max(count, 0), np.random.default_rng(seed))
+    kept = np.ones(len(indices), bool)
+    kept[test] = False
+    return np.sort(indices[kept]), np.sort(indices[test])
+
+
+def class_counts(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Images of each class on each client, int64 [clients, classes]."""
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
+
+
+def _keys(cfg: DataConfig, split: Split) -> np.ndarray:
+    """What the partitioner groups by: a code per image, int64 [N], in the sorted order of the values."""
+    by_column = cfg.partition.startswith("by:")
+    column = cfg.partition.removeprefix("by:") if by_column else "label"
+    if cfg.partition not in BY_LABEL and not by_column:
+        return np.zeros(len(split), np.int64)
+    if column in ("label", "labels") and column not in split.columns:
+        if split.labels is None:
+            raise ConfigError(
+                "data.partition", cfg.partition, "needs labels, and the images have none: use iid"
+            )
+        values = split.labels
+    elif column in split.columns:
+        values = split.columns[column]
+    else:
+        names = [*split.columns, *(["label"] if split.labels is not None else [])]
+        close = nearest(column, names)
+        rule = f"no such column; there are {', '.join(names)}" if names else "the images have no columns"
+        raise ConfigError("data.partition", cfg.partition, rule, f"by:{close}" if close else None)
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_counts(cfg: DataConfig, keys: np.ndarray) -> None:
+    size, classes = len(keys), int(keys.max()) + 1
+    if cfg.clients > size:
+        raise ConfigError("data.clients", cfg.clients, f"must be at most the {size} training images")
+    if cfg.partition == "pathological" and cfg.classes_per_client > classes:
+        raise ConfigError(
+            "data.classes_per_client", cfg.classes_per_client, f"must be at most the {classes} classes"
+        )
+    if cfg.partition == "shards" and cfg.clients * cfg.shards_per_client > size:
+        raise ConfigError(
+            "data.shards_per_client",
+            cfg.shards_per_client,
+            f"times data.clients = {cfg.clients} must be at most the {size} training images",
+        )
+
+
+def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
+    """The positions in `keys` that each partition holds."""
+    if cfg.partition == "dirichlet":
+        # A floor for the smallest client where there is room for one; where no draw reaches it, one image will do.
+        floors = sorted({1, min(10, max(1, len(keys) // (200 * cfg.clients)))}, reverse=True)
+        for least in floors:
+            partitioner = _partitioner(cfg, len(keys), least)
+            partitioner.dataset = _dataset(keys)
+            for _ in range(DIRICHLET_CALLS):
+                with contextlib.suppress(ValueError):  # none of its draws did: it goes on with new ones
+                    return _parts(partitioner)
+        raise ConfigError(
+            "data.clients",
+            cfg.clients,
+            f"dirichlet with data.dirichlet_alpha = {cfg.dirichlet_alpha:g} leaves a client without images in each of "
+            f"{11 * DIRICHLET_CALLS} draws of {len(keys)} images: fewer clients or a larger alpha",
+        )
+    partitioner = _partitioner(cfg, len(keys), 1)
+    partitioner.dataset = _dataset(keys)
+    try:
+        return _parts(partitioner)
+    except ValueError:
+        if cfg.partition == "pathological":
+            raise ConfigError(
+                "data.classes_per_client",
+                cfg.classes_per_client,
+                f"{cfg.clients} clients need more parts of one class than it has images: fewer classes or clients",
+            ) from None
+        raise ConfigError(
+            "data.clients",
+            cfg.clients,
+            f"{cfg.partition} leaves a client without images when it divides {len(keys)}: fewer clients",
+        ) from None
+
+
+def _partitioner(cfg: DataConfig, size: int, least: int) -> Partitioner:
+    from flwr_datasets import partitioner as flwr
+
+    clients, seed = cfg.clients, cfg.partition_seed
+    match cfg.partition:
+        case "iid":
+            return flwr.IidPartitioner(clients)
+        case "linear":
+            return flwr.LinearPartitioner(clients)
+        case "exponential":
+            return flwr.ExponentialPartitioner(clients)
+        case "dirichlet":
+            return flwr.DirichletPartitioner(
+                clients, "key", cfg.dirichlet_alpha, min_partition_size=least, seed=seed
+            )
+        case "pathological":
+            # the first class of each client in turn, so that all are held where there are clients enough
+            mode = "first-deterministic"
+            return flwr.PathologicalPartitioner(clients, "key", cfg.classes_per_client, mode, seed=seed)
+        case "shards":
+            return _shards(clients, cfg.shards_per_client, size, seed)
+    return flwr.NaturalIdPartitioner("key")
+
+
+def _shards(clients: int, shards_per_client: int, size: int, seed: int) -> Partitioner:
+    """Exactly `shards_per_client` each: all images if one shorter shard at the end allows it, else equal shards."""
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    wanted = clients * shards_per_client
+    rounded_up = math.ceil(size / wanted)
+    if math.ceil(size / rounded_up) == wanted:
+        return ShardPartitioner(clients, "key", shard_size=rounded_up, keep_incomplete_shard=True, seed=seed)
+    return ShardPartitioner(clients, "key", num_shards_per_partition=shards_per_client, seed=seed)
+
+
+def _dataset(keys: np.ndarray) -> Any:
+    """The labels as the partitioners want them, with each image's position, by which it is known afterwards."""
+    import datasets
+
+    class Labels(datasets.Dataset):
+        """Gives a column as a list: the lazy column of `datasets` takes half a second per 60,000, in every draw."""
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            return found[:] if isinstance(key, str) else found
+
+    return Labels.from_dict({"key": keys, "position": np.arange(len(keys))})
+
+
+def _parts(partitioner: Partitioner) -> list[np.ndarray]:
+    return [
+        np.asarray(partitioner.load_partition(i)["position"][:], np.int64)
+        for i in range(partitioner.num_partitions)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """No progress bars and no warnings: what they would say is checked here and told as one line."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _warn_of_unused_images(cfg: DataConfig, keys: np.ndarray, parts: list[np.ndarray]) -> None:
+    held = np.concatenate(parts)
+    unused = len(keys) - len(held)
+    if unused:
+        classes = int(keys.max()) + 1 - len(np.unique(keys[held]))
+        of_classes = f", {classes} classes among them" if classes else ""
+        warnings.warn(
+            f"data.partition = {cfg.partition!r}: {unused} of {len(keys)} images are held by no client{of_classes}",
+            stacklevel=3,
+        )

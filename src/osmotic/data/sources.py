@@ -1,0 +1,164 @@
+"""`data.source`: from what the user wrote to images in memory, or to their count and shape alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from osmotic.config import DataConfig, nearest
+from osmotic.data import image, strata
+from osmotic.data.dataset import Dataset, Shape, Source, Split, StoredSplit
+from osmotic.data.folder import open_folder
+from osmotic.data.hub import open_hub
+from osmotic.data.npz import open_npz
+from osmotic.errors import ConfigError
+
+NAMED = {
+    "digits": Shape(image_size=8, channels=1, num_classes=10, num_train=1437),
+    "mnist": Shape(image_size=28, channels=1, num_classes=10, num_train=60_000),
+    "fashion-mnist": Shape(image_size=28, channels=1, num_classes=10, num_train=60_000),
+    "cifar10": Shape(image_size=32, channels=3, num_classes=10, num_train=50_000),
+}
+FILES = {
+    "mnist": ("mnist.npz",),
+    "fashion-mnist": ("fashion-mnist.npz",),
+    "cifar10": ("cifar10.npz", "cifar10-jpeg.npz"),
+}
+HUB = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+}
+PREFIXES = {"npz": open_npz, "folder": open_folder}
+# The test split and the subset must not move when only the split over clients does, so their seeds are fixed.
+TEST_SEED, SUBSET_SEED = 1797, 1798
+
+
+def load(cfg: DataConfig) -> Dataset:
+    """The data set in memory: channels and size converted if asked, training images cut to `max_images` at random.
+
+    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a fixed seed.
+
+    Raises: ConfigError naming the key or file and the rule.
+    """
+    check(cfg)
+    source = _open(cfg.source)
+    train_rows, test_rows = _rows(source)
+    if cfg.max_images and cfg.max_images < len(train_rows):
+        rng = np.random.default_rng(SUBSET_SEED)
+        train_rows = np.sort(rng.choice(train_rows, cfg.max_images, replace=False))
+    train = _read(source.train, train_rows, cfg)
+    test = _read(source.test or source.train, test_rows, cfg)
+    if (train.images.shape[1:], train.images.dtype) != (test.images.shape[1:], test.images.dtype):
+        (side, _, depth), (test_side, _, test_depth) = train.images.shape[1:], test.images.shape[1:]
+        found, expected = (test_side, test_depth, test.images.dtype), (side, depth, train.images.dtype)
+        raise image.mixed(f"{cfg.source} (test split)", found, "the training split", expected)
+    return Dataset(source.name, train, test, source.class_names)
+
+
+def describe(cfg: DataConfig) -> Shape:
+    """What `load` would give, without decoding more than one image.
+
+    Named sets are answered from built-in figures, or from the file in OSMOTIC_DATA; `npz:` from array headers and labels;
+    `folder:` from the list of files and one image.
+
+    Raises: ConfigError as `load`, as far as it can be known without reading the images.
+    """
+    check(cfg)
+    if cfg.source in NAMED and _local(cfg.source) is None:
+        native = NAMED[cfg.source]
+        side, channels, num_train = native.image_size, native.channels, native.num_train
+        num_classes = native.num_classes
+        side, channels = cfg.image_size or side, cfg.channels or channels
+    else:
+        source = _open(cfg.source)
+        where, shape = source.train.peek()
+        side, channels = image.fitted_shape(where, shape, cfg.image_size, cfg.channels)
+        num_classes, num_train = len(source.class_names), len(_rows(source)[0])
+    return Shape(side, channels, num_classes, min(num_train, cfg.max_images or num_train))
+
+
+def check(cfg: DataConfig) -> None:
+    """Raises ConfigError if the source's name or the channels are none that there are; reads nothing."""
+    if cfg.channels not in (0, 1, 3):
+        raise ConfigError("data.channels", cfg.channels, "must be 0 (native), 1 (grey) or 3 (colour)")
+    kind, colon, rest = cfg.source.partition(":")
+    if cfg.source in NAMED or (kind in (*PREFIXES, "hf") and rest):
+        return
+    rule = f"must be one of {', '.join(NAMED)}, npz:PATH, folder:PATH, hf:NAME"
+    if colon and kind in (*PREFIXES, "hf"):
+        raise ConfigError("data.source", cfg.source, "must name what comes after the colon")
+    if cfg.source.endswith(".npz"):
+        raise ConfigError("data.source", cfg.source, rule, f"npz:{cfg.source}")
+    if cfg.source and Path(cfg.source).is_dir():
+        raise ConfigError("data.source", cfg.source, rule, f"folder:{cfg.source}")
+    close = nearest(kind, ("npz", "folder", "hf")) if colon else nearest(cfg.source, NAMED)
+    raise ConfigError("data.source", cfg.source, rule, f"{close}:{rest}" if colon and close else close)
+
+
+def _open(name: str) -> Source:
+    kind, _, rest = name.partition(":")
+    if name == "digits":
+        return _digits()
+    if name in NAMED:
+        return dataclasses.replace(_named(name), name=name)
+    return open_hub(rest) if kind == "hf" else PREFIXES[kind](Path(rest).expanduser())
+
+
+def _local(name: str) -> Path | None:
+    """The file of a named set in the folder OSMOTIC_DATA, if it is there."""
+    folder = os.environ.get("OSMOTIC_DATA")
+    paths = [Path(folder).expanduser() / file for file in FILES.get(name, ())] if folder else []
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _named(name: str) -> Source:
+    path = _local(name)
+    if path is not None:
+        return open_npz(path)
+    try:
+        return open_hub(HUB[name])
+    except ConfigError as error:
+        files = " or ".join(FILES[name])
+        raise ConfigError(
+            "data.source",
+            name,
+            f"not found: put {files} into a folder and set OSMOTIC_DATA to it, "
+            f"or let the Hugging Face hub be reached for {HUB[name]} ({error.rule})",
+        ) from None
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits, 8x8, grey levels 0..16 spread over 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+
+    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        return (("digits", images[i]) for i in positions)
+
+    labels = digits.target.astype(np.int64)
+    train = StoredSplit(len(images), labels, {}, lambda: ("digits", (8, 8, 1)), read)
+    return Source("digits", tuple(map(str, range(10))), train, None)
+
+
+def _rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the test images in their stored splits."""
+    size = source.train.size
+    if source.test is not None:
+        return np.arange(size), np.arange(source.test.size)
+    if size < 2:
+        raise ConfigError(source.name, f"{size} image", "must hold 2 images or more, one is kept for testing")
+    test = strata.draw(source.train.labels, size, -(-size // 5), np.random.default_rng(TEST_SEED))
+    return np.setdiff1d(np.arange(size), test), test
+
+
+def _read(stored: StoredSplit, rows: np.ndarray, cfg: DataConfig) -> Split:
+    images = image.stack(stored.read(rows), len(rows), cfg.image_size, cfg.channels)
+    labels = None if stored.labels is None else stored.labels[rows]
+    return Split(images, labels, {name: column[rows] for name, column in stored.columns.items()})

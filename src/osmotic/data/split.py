@@ -1,0 +1,68 @@
+"""The split on disk: one `.npz` file per client, which `npz:` reads again on the client's own machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from osmotic.data.dataset import Dataset
+from osmotic.errors import ConfigError
+
+
+def write(
+    dataset: Dataset, parts: Sequence[np.ndarray], holdouts: Sequence[np.ndarray], out_dir: Path
+) -> list[Path]:
+    """The files `client-000.npz`, ... in `out_dir`, each complete or absent.
+
+    Arrays: `train_images`, `train_labels`, columns as `train_COLUMN`, `class_names`, and the client's own held-out
+    images as `test_images`, `test_labels`; grey images are [N, H, W]. What the client does not have is left out.
+
+    Args:
+        parts: per client, positions of its training images in `dataset.train`.
+        holdouts: per client, positions of its held-out images in `dataset.train`, may be empty.
+        out_dir: is made if absent.
+    Raises: ConfigError if `out_dir` is a file or holds anything.
+    """
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        raise ConfigError("--out", str(out_dir), "must be empty or absent")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--out", str(out_dir), f"cannot be made a folder ({error.strerror})") from None
+    paths = []
+    for i, (part, holdout) in enumerate(zip(parts, holdouts, strict=True)):
+        arrays = _arrays(dataset, "train", part)
+        if len(holdout):
+            arrays |= _arrays(dataset, "test", holdout)
+        if dataset.class_names:
+            arrays["class_names"] = np.array(dataset.class_names)
+        path = out_dir / f"client-{i:03d}.npz"
+        _write_atomically(path, arrays)
+        paths.append(path)
+    return paths
+
+
+def _arrays(dataset: Dataset, prefix: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    split = dataset.train
+    images = split.images[rows]
+    arrays = {f"{prefix}_images": images[..., 0] if images.shape[3] == 1 else images}
+    if split.labels is not None:
+        arrays[f"{prefix}_labels"] = split.labels[rows]
+    return arrays | {f"{prefix}_{name}": column[rows] for name, column in split.columns.items()}
+
+
+def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with open(unfinished, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""The diffusion process: noise schedules, targets, loss, samplers and the average of weights; `facts` is free of torch."""

@@ -1,0 +1,182 @@
+"""The way down: weights as they are, or as one stream of changes against a replica that all clients share.
+
+    replica_r = replica_{r-1} + decode(encode(global_r - replica_{r-1}))
+
+What a packet loses stays in the difference to the replica and goes out with the next one, so no residual is needed.
+First contact is the full replica in fp32. A client that missed rounds gets the packets it missed or the full replica,
+whichever is smaller. There is one stream per part of the network, so that clients may be sent different parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from osmotic.codecs import Codec, make
+from osmotic.codecs.base import BadPacket
+from osmotic.messages import Tensors
+from osmotic.store import StateLost
+
+
+@dataclass
+class Stream:
+    """One part's stream: the replica's round, and the kept packets as a chain of (base round, round, packet)."""
+
+    round: int | None = None
+    replica: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    chain: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def missed(self, base: int | None) -> list[bytes] | None:
+        """Packets that lead from the replica of round `base` to the newest, or None where they are not kept."""
+        for i, (start, _, _) in enumerate(self.chain):
+            if start == base:
+                return [data for _, _, data in self.chain[i:]]
+        return None
+
+
+class DownLink:
+    """Server end. What a phase changes is kept apart until `commit`, so that a failed or killed phase leaves no trace.
+
+    Args:
+        codec: of the changes; one with `absolute` sends the weights themselves and keeps no replica.
+        names: part -> sorted parameter names.
+    """
+
+    def __init__(self, codec: Codec, names: Mapping[str, list[str]]) -> None:
+        self.codec, self.names, self._fp32 = codec, names, make("fp32")
+        self.streams = {part: Stream() for part in names}
+        self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forgets the phase under way."""
+        self._next: dict[str, Stream] = {}
+        self._full: dict[str, bytes] = {}
+
+    def message(
+        self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
+    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Header entries and blobs that bring `client` to this round's weights of `parts`."""
+        entries: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        for part in parts:
+            base = self.heard.get(client, {}).get(part)
+            missed = None
+            if self.codec.absolute:
+                full = self._fp32_blob(part, weights)
+            else:
+                stream = self._advanced(part, server_round, weights)
+                missed, full = stream.missed(base), self._fp32_blob(part, stream.replica)
+            changes = missed is not None and sum(map(len, missed)) <= len(full)
+            payload = missed if changes and missed is not None else [full]
+            entries.append(
+                {
+                    "part": part,
+                    "base": base if changes else None,
+                    "round": server_round,
+                    "blobs": len(payload),
+                }
+            )
+            blobs += payload
+        return entries, blobs
+
+    def commit(self, counted: Mapping[str, Iterable[str]], server_round: int) -> None:
+        """The phase counts: `counted` names the clients whose reply was summed and the parts each was sent."""
+        if not self.codec.absolute:
+            self.streams.update(self._next)
+            for client, parts in counted.items():
+                self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
+        self.abandon()
+
+    def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
+        if part not in self._full:
+            self._full[part] = self._fp32.encode({n: weights[n] for n in self.names[part]}, {})
+        return self._full[part]
+
+    def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
+        """The part's stream moved to this round; coded once per phase, however many clients hear it."""
+        if part in self._next:
+            return self._next[part]
+        old, names = self.streams[part], self.names[part]
+        if old.round is None:
+            moved = Stream(server_round, {n: weights[n].copy() for n in names})
+        else:
+            memory = dict(old.memory)
+            data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
+            change = dict(self.codec.decode(data, {}))
+            chain = [*old.chain, (old.round, server_round, data)]
+            # Packets that together outweigh the full replica would never be sent.
+            limit = sum(4 * weights[n].size for n in names)
+            while sum(len(d) for _, _, d in chain) > limit:
+                chain.pop(0)
+            moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
+        self._next[part] = moved
+        return moved
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors and JSON of the committed state, for the checkpoint."""
+        tensors: Tensors = {}
+        notes: dict[str, Any] = {"heard": self.heard, "streams": {}}
+        for part, stream in self.streams.items():
+            tensors |= {f"{part}/replica/{n}": t for n, t in stream.replica.items()}
+            tensors |= {f"{part}/memory/{n}": t for n, t in stream.memory.items()}
+            tensors |= {f"{part}/chain/{r:+09d}": np.frombuffer(d, np.uint8) for _, r, d in stream.chain}
+            notes["streams"][part] = {"round": stream.round, "chain": [[b, r] for b, r, _ in stream.chain]}
+        return tensors, json.loads(json.dumps(notes))
+
+    def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
+        for part, saved in notes["streams"].items():
+            kept = {k.removeprefix(f"{part}/"): t for k, t in tensors.items() if k.startswith(f"{part}/")}
+            self.streams[part] = Stream(
+                saved["round"],
+                {k.removeprefix("replica/"): t for k, t in kept.items() if k.startswith("replica/")},
+                {k.removeprefix("memory/"): t for k, t in kept.items() if k.startswith("memory/")},
+                [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]],
+            )
+        self.abandon()
+
+
+def receive(
+    entries: Iterable[Mapping[str, Any]],
+    blobs: list[bytes],
+    codec: Codec,
+    state: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Tensors:
+    """Client end: this round's weights of every part sent, name -> float32; keeps the replica in `state`.
+
+    `state` holds "replica/NAME" and "heard/PART" for codecs that send changes; it is changed in place.
+    Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
+    """
+    weights: Tensors = {}
+    waiting = list(blobs)
+    for entry in entries:
+        part, base = str(entry["part"]), entry["base"]
+        payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
+        if base is None:
+            got = dict(make("fp32").decode(payload[0], {}))
+        else:
+            heard = state.get(f"heard/{part}")
+            if heard is None or int(heard[0]) != base:
+                raise StateLost(
+                    f"the replica of round {base} that the change of {part} builds on is not here"
+                )
+            got = {}
+            for data in payload:
+                for name, change in codec.decode(data, {}):
+                    got[name] = got.get(name, state[f"replica/{name}"]) + change
+        for name, tensor in got.items():
+            if name not in shapes or tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
+                raise BadPacket(f"{name} {list(tensor.shape)} is not in the network")
+        if not codec.absolute:
+            state |= {f"replica/{n}": t for n, t in got.items()}
+            state[f"heard/{part}"] = np.array([entry["round"]], np.int64)
+        weights |= got
+    return weights

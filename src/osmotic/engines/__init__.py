@@ -1,0 +1,1 @@
+"""Engines: where clients run. Only an engine knows about threads, processes or networks."""

@@ -1,0 +1,34 @@
+"""Improved precision and recall: does the generator stay among the real images, does it reach all (arXiv:1904.06991)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROWS = 1_000
+
+
+def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Shares, in [0, 1]: of generated images inside the real ones' balls, and of real inside the generated ones'.
+
+    A set's balls reach from each of its members to that member's k-th nearest other member (eq. 1). Both shares depend
+    on the counts, so the paper and `score` use equally many on both sides.
+    Args:
+        real, generated: features [N, D] and [M, D], N and M above k.
+    Raises: ValueError if one side has k images or fewer.
+    """
+    if min(len(real), len(generated)) <= k:
+        raise ValueError(f"precision and recall need more than k = {k} images on both sides")
+    real, generated = real.astype(np.float64), generated.astype(np.float64)
+    return _share_inside(generated, real, k), _share_inside(real, generated, k)
+
+
+def _share_inside(queries: np.ndarray, members: np.ndarray, k: int) -> float:
+    from scipy.spatial.distance import cdist
+    from sklearn.neighbors import NearestNeighbors
+
+    # Asked without queries, scikit-learn leaves each member out of its own neighbours.
+    radii = NearestNeighbors(n_neighbors=k).fit(members).kneighbors()[0][:, -1]  # [M]
+    inside = 0
+    for start in range(0, len(queries), _ROWS):
+        inside += int((cdist(queries[start : start + _ROWS], members) <= radii).any(axis=1).sum())
+    return inside / len(queries)

@@ -1,0 +1,60 @@
+"""Where encoders lie on disk: the user's cache folder, and the files that pretrained encoders need. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from osmotic.errors import ConfigError
+
+INCEPTION_FILE = "inception-v3.safetensors"
+DINOV2_FOLDER = "dinov2"
+
+_CONVERT = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "save_file({k: v.contiguous() for k, v in torch.load('pt_inception-2015-12-05-6726825d.pth', "
+    f"weights_only=True).items()}}, '{INCEPTION_FILE}')\""
+)
+_HOW = {
+    "inception-v3": (
+        "get pt_inception-2015-12-05-6726825d.pth from "
+        "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights and convert it once with: "
+        + _CONVERT
+    ),
+    "dinov2": (
+        "put config.json and model.safetensors of a DINOv2 model in the layout of `transformers` there, "
+        "e.g. dinov2-large of https://github.com/facebookresearch/dinov2"
+    ),
+}
+_FILES = {
+    "inception-v3": (INCEPTION_FILE,),
+    "dinov2": (f"{DINOV2_FOLDER}/config.json", f"{DINOV2_FOLDER}/model.safetensors"),
+}
+
+
+def cache_folder() -> Path:
+    """$OSMOTIC_CACHE, else $XDG_CACHE_HOME/osmotic, else ~/.cache/osmotic; it need not exist."""
+    if own := os.environ.get("OSMOTIC_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "osmotic"
+
+
+def weights_folder() -> Path:
+    """$OSMOTIC_WEIGHTS, else `weights` in the cache folder; it need not exist."""
+    own = os.environ.get("OSMOTIC_WEIGHTS")
+    return Path(own).expanduser() if own else cache_folder() / "weights"
+
+
+def require(name: str) -> list[Path]:
+    """The files of a pretrained encoder, all of them there; nothing is read.
+
+    Args:
+        name: "inception-v3" or "dinov2" ("classifier" needs no file and gives an empty list).
+    Raises: ConfigError that says which file is missing, where it belongs and where it comes from.
+    """
+    paths = [weights_folder() / part for part in _FILES.get(name, ())]
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError("score.encoder", name, f"needs the file {path}; {_HOW[name]}")
+    return paths

@@ -1,0 +1,1 @@
+"""What a run left behind, made readable: pictures, plots, one HTML page, the model card, comparisons."""

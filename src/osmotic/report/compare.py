@@ -1,0 +1,256 @@
+"""Several runs side by side; runs that were scored differently are shown but never ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osmotic.errors import ConfigError
+from osmotic.report import plots, words
+from osmotic.report.rundir import Run, read
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in a comparison; None is what was not measured."""
+
+    name: str
+    preset: str | None
+    method: str | None
+    codec: str
+    seed: int | None
+    rounds: int | None
+    clients: int | None
+    parameters: int | None
+    fd: float | None
+    fd_floor: float | None
+    kid: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+    images_seen: int | None
+    wall_seconds: float | None
+    encoder: str | None
+    num_samples: int | None
+    sampler: str | None
+    nfe: int | None
+    data: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs in the order given; `differences` says why they cannot be ranked, and is empty if they can."""
+
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    differences: tuple[str, ...]
+    cautions: tuple[str, ...]
+
+    @property
+    def comparable(self) -> bool:
+        return not self.differences
+
+    @property
+    def fd_name(self) -> str:
+        """FID only if every scored run used Inception-v3."""
+        encoders = {row.encoder for row in self.rows if row.encoder}
+        return "FID" if encoders and all(words.fd_name(e) == "FID" for e in encoders) else "FD"
+
+    def ranked(self) -> list[Row]:
+        """The rows, lowest FD first, runs without one last.
+
+        Raises: ConfigError if the runs were scored in different ways.
+        """
+        if self.differences:
+            raise ConfigError(
+                "compare", None, "cannot rank runs that were scored differently: " + self.differences[0]
+            )
+        return sorted(self.rows, key=lambda row: (row.fd is None, row.fd if row.fd is not None else 0.0))
+
+    def shown(self) -> list[Row]:
+        """Ranked rows where that is honest, else rows as given."""
+        return self.ranked() if self.comparable else list(self.rows)
+
+    def notes(self) -> list[str]:
+        """What must be read with the table, one sentence each."""
+        out = [f"Not comparable: {difference}." for difference in self.differences]
+        return out + [f"Mind: {caution}." for caution in self.cautions]
+
+    def as_dicts(self) -> dict[str, Any]:
+        """For `--json`: the rows as shown, whether they may be ranked, and why not."""
+        return {
+            "comparable": self.comparable,
+            "differences": list(self.differences),
+            "cautions": list(self.cautions),
+            "runs": [dataclasses.asdict(row) for row in self.shown()],
+        }
+
+    def table(self) -> Table:
+        """The comparison as a table for a terminal."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        title = "Runs, best first" if self.comparable else "Runs, not comparable"
+        table = Table(title=title, caption=escape(" ".join(self.notes())) or None, caption_justify="left")
+        columns = headings(self.fd_name)
+        for heading, _ in columns:
+            table.add_column(heading, justify="left" if heading in ("run", "preset", "codec") else "right")
+        for row in self.shown():
+            table.add_row(*(escape(cell(row)) for _, cell in columns))
+        return table
+
+    def write_html(self, path: Path | str) -> Path:
+        """Writes the comparison as one self-contained page, atomically, and returns its path."""
+        from osmotic.atomic import write_text
+        from osmotic.report.page import environment
+
+        template = environment().get_template("compare.html.jinja")
+        columns = headings(self.fd_name)
+        page = template.render(
+            comparison=self,
+            headings=[heading for heading, _ in columns],
+            cells=[[cell(row) for _, cell in columns] for row in self.shown()],
+            drawings=self.drawings(),
+        )
+        write_text(Path(path), page)
+        return Path(path)
+
+    def drawings(self) -> list[str]:
+        """FD of every run against images seen, bytes and rounds; none if the runs cannot be ranked."""
+        if not self.comparable:
+            return []
+        floors = {row.fd_floor for row in self.rows}
+        floor = floors.pop() if len(floors) == 1 else None
+        made = [
+            plots.overlay(
+                [(r.name, *curve(r, axis)) for r in self.runs], label, self.fd_name, floor, axis == "bytes"
+            )
+            for axis, label in (
+                ("images", "images seen"),
+                ("bytes", "bytes up and down"),
+                ("rounds", "rounds"),
+            )
+        ]
+        return [drawing for drawing in made if drawing]
+
+
+def compare(run_dirs: Sequence[Path | str]) -> Comparison:
+    """The runs in `run_dirs`, at least one.
+
+    Raises: ConfigError if none is given, or one is no finished run folder.
+    """
+    if not run_dirs:
+        raise ConfigError("compare", None, "needs at least one run folder")
+    runs = tuple(read(path) for path in run_dirs)
+    return Comparison(runs, tuple(row(run) for run in runs), differences(runs), cautions(runs))
+
+
+def row(run: Run) -> Row:
+    """The row of one run."""
+    s, q = run.summary, run.quality
+    up, down = s.get("codec_up") or words.DASH, s.get("codec_down") or words.DASH
+    return Row(
+        name=run.name,
+        preset=s.get("preset"),
+        method=s.get("method"),
+        codec=up if up == down else f"{up} up, {down} down",
+        seed=s.get("seed"),
+        rounds=s.get("rounds"),
+        clients=s.get("num_clients"),
+        parameters=s.get("parameters"),
+        fd=q.get("fd"),
+        fd_floor=q.get("fd_floor"),
+        kid=q.get("kid"),
+        bytes_up=s.get("bytes_up"),
+        bytes_down=s.get("bytes_down"),
+        images_seen=s.get("images_seen"),
+        wall_seconds=s.get("wall_seconds"),
+        encoder=q.get("encoder"),
+        num_samples=q.get("num_samples"),
+        sampler=q.get("sampler"),
+        nfe=q.get("nfe"),
+        data=run.setting("data.source"),
+    )
+
+
+def differences(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Why the scores of these runs cannot be set against each other; empty if they can."""
+    scored = [run for run in runs if run.quality]
+    looks = (
+        ("the encoders differ", lambda r: r.quality.get("encoder")),
+        ("the encoders have one name but other weights", lambda r: r.quality.get("encoder_sha256")),
+        ("the sample counts differ", lambda r: r.quality.get("num_samples")),
+        ("the data differ", lambda r: r.setting("data.source")),
+    )
+    out = []
+    for text, look in looks:
+        values = list(dict.fromkeys(look(run) for run in scored))
+        if len(values) > 1 and not (text.endswith("other weights") and out):
+            shown = (str(v)[:12] if "weights" in text else str(v) for v in values)
+            out.append(f"{text} ({', '.join(shown)})")
+    return tuple(out)
+
+
+def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What differs between the runs and moves the score without being the method."""
+    looks = (
+        (
+            "samplers differ",
+            lambda r: r.quality and f"{r.quality.get('sampler')}, {r.quality.get('nfe')} evaluations",
+        ),
+        ("images seen differ", lambda r: words.count(r.summary.get("images_seen"))),
+        ("networks differ in size", lambda r: words.count(r.summary.get("parameters"))),
+        ("splits differ", lambda r: f"{r.setting('data.partition')}, {r.summary.get('num_clients')} clients"),
+    )
+    out = []
+    for text, look in looks:
+        values = list(dict.fromkeys(v for v in map(look, runs) if v))
+        if len(values) > 1:
+            out.append(f"{text} ({'; '.join(values)})")
+    return tuple(out)
+
+
+def headings(fd_name: str) -> list[tuple[str, Any]]:
+    """(heading, Row -> text) of every column."""
+
+    def text(value: Any) -> str:
+        return words.DASH if value is None or value == "" else str(value)
+
+    return [
+        ("run", lambda r: r.name),
+        ("preset", lambda r: text(r.preset or r.method)),
+        ("codec", lambda r: r.codec),
+        ("seed", lambda r: text(r.seed)),
+        ("rounds", lambda r: words.count(r.rounds)),
+        (fd_name, lambda r: words.figure(r.fd)),
+        ("floor", lambda r: words.figure(r.fd_floor)),
+        ("KID", lambda r: words.figure(r.kid)),
+        ("up", lambda r: words.size(r.bytes_up)),
+        ("down", lambda r: words.size(r.bytes_down)),
+        ("images seen", lambda r: words.count(r.images_seen)),
+        ("time", lambda r: words.duration(r.wall_seconds)),
+        ("encoder", lambda r: text(r.encoder)),
+        ("samples", lambda r: words.count(r.num_samples)),
+    ]
+
+
+def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
+    """(x, FD) of the scored rounds; x is `rounds`, `images` seen or training `bytes`, up and down together."""
+    x: list[float] = []
+    y: list[float] = []
+    for r in run.scored_rounds:
+        if not r.quality or r.quality.get("fd") is None:
+            continue
+        if axis == "bytes":
+            at: float | None = sum(e.bytes for e in run.ledger if e.phase == "train" and e.round <= r.number)
+        else:
+            at = r.number if axis == "rounds" else r.images_seen
+        if at is not None:
+            x.append(at)
+            y.append(r.quality["fd"])
+    return x, y

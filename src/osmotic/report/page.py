@@ -1,0 +1,328 @@
+"""report.html: one self-contained page that tells a run, opened from disk, without network and without scripts."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osmotic.report import plots, story, words
+from osmotic.report.rundir import Run, read
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MAX_PICTURES = 12  # sample grids on the page; more would only repeat each other
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure: its name, the figure, and what it must be read with."""
+
+    name: str
+    value: str
+    detail: str = ""
+    beside: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Totals of one phase and direction; `bytes` holds refused and lost replies too."""
+
+    phase: str
+    direction: str
+    messages: int
+    parameters: int
+    bytes: int
+    bytes_refused: int
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """What the folder knows of one client; None is not measured."""
+
+    name: str
+    size: int | None
+    holdout: int | None
+    rounds: int
+    images: int
+    bytes_up: int
+    bytes_down: int
+    loss: float | None
+    failures: int
+    scores: Mapping[str, float | None]
+
+
+def write(run_dir: Path | str) -> Path:
+    """Writes report.html into a run folder, atomically, and returns its path.
+
+    Raises: ConfigError if the folder is no finished run or one of its files cannot be read.
+    """
+    from osmotic.atomic import write_text
+
+    run = read(run_dir)
+    path = run.path / "report.html"
+    write_text(path, render(run))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page of a run as HTML; the same folder gives the same bytes."""
+    q, summary = run.quality, run.summary
+    fd_name = words.fd_name(q.get("encoder"))
+    clients = client_rows(run)
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            run=run,
+            summary=summary,
+            quality=q,
+            fd_name=fd_name,
+            sentence=story.sentence(run),
+            conditions=story.score_conditions(run),
+            tiles=tiles(run),
+            last=picture(run.samples[-1]) if run.samples else None,
+            strip=[picture(s) for s in evenly(run.samples, MAX_PICTURES)] if len(run.samples) > 1 else [],
+            drawings=drawings(run, fd_name),
+            partition_plot=run.partition and plots.partition(run.partition),
+            max_clients=plots.MAX_CLIENTS,
+            client_plot=plots.client_scores(q.get("per_client") or [], fd_name),
+            further=further_scores(q),
+            clients=clients,
+            score_columns=[(key, score_heading(key, fd_name)) for key in score_keys(clients)],
+            ledger=ledger_rows(run),
+            failures=[(failed_client(run, f), f) for f in run.failures],
+            kept=[r.number for r in run.training_rounds if r.kept_old_weights],
+            snippet=story.load_snippet(run),
+            folders=story.model_folders(run),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Templates of this folder with everything escaped; filters write figures the same way everywhere."""
+    from jinja2 import ChainableUndefined, Environment, PackageLoader, Undefined
+    from markupsafe import Markup, escape
+
+    null = Markup('<span class="null" title="not measured">—<span class="sr"> not measured</span></span>')
+
+    def told(text: str) -> Markup:
+        return null if text == words.DASH else escape(text)
+
+    env = Environment(
+        loader=PackageLoader("osmotic", "report"),
+        autoescape=True,
+        undefined=ChainableUndefined,  # a field that is missing reads like one that is null
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def text_of(write: Callable[[Any], str]) -> Callable[[Any], Markup]:
+        return lambda v: null if v is None or isinstance(v, Undefined) or v == "" else told(write(v))
+
+    env.filters |= {
+        "count": text_of(words.count),
+        "figure": text_of(words.figure),
+        "bytesize": text_of(words.size),
+        "told": text_of(str),
+    }
+    env.globals["css"] = Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
+    env.globals["svg"] = Markup  # only ever called on drawings of plots.py, which escapes what it is given
+    return env
+
+
+def tiles(run: Run) -> list[Tile]:
+    """The key figures of the first screen, the score first and never without its conditions."""
+    s, q = run.summary, run.quality
+    name = words.fd_name(q.get("encoder"))
+    fd, floor = q.get("fd"), q.get("fd_floor")
+    conditions = story.score_conditions(run) if q else "not measured"
+    if q and fd is None:
+        conditions = "not measured: no global model was scored · " + conditions
+    beside = f"floor of held-out real images {words.figure(floor)}" if q else ""
+    out = [Tile(f"{name}, lower is better", words.figure(fd), conditions, beside, wide=True)]
+    if q.get("kid") is not None or fd is not None:
+        out.append(Tile("KID, lower is better", words.figure(q.get("kid"))))
+    precision, recall = words.figure(q.get("precision"), 3), words.figure(q.get("recall"), 3)
+    out.append(Tile("Precision / recall", f"{precision} / {recall}"))
+    for way, label in (("up", "Sent up"), ("down", "Sent down")):
+        total = s.get(f"bytes_{way}")
+        exact = (
+            "not measured" if total is None else f"{words.count(total)} bytes, codec {s.get(f'codec_{way}')}"
+        )
+        out.append(Tile(label, words.size(total), exact))
+    out += [
+        Tile("Parameters", words.count(s.get("parameters"))),
+        Tile("Wall time", words.duration(s.get("wall_seconds")), f"engine {s.get('engine') or words.DASH}"),
+        Tile(
+            "Images seen",
+            words.count(s.get("images_seen")),
+            f"{words.count(s.get('client_steps'))} client steps",
+        ),
+        Tile("Rounds", words.count(s.get("rounds")), participation(s)),
+        Tile("Seed", str(s.get("seed", words.DASH)), f"deterministic: {words.truth(s.get('deterministic'))}"),
+    ]
+    return out
+
+
+def participation(summary: Mapping[str, Any]) -> str:
+    """Who was asked each round, such as `10 clients, all asked`."""
+    clients, fraction = summary.get("num_clients"), summary.get("fraction_train")
+    if clients is None:
+        return ""
+    asked = "" if fraction is None else ", all asked" if fraction == 1 else f", {100 * fraction:g} % asked"
+    return words.plural(clients, "client") + asked
+
+
+def picture(sample: tuple[int, Path]) -> tuple[int, str]:
+    """(round, the PNG as a data URI)."""
+    number, path = sample
+    return number, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` items, spread evenly, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def drawings(run: Run, fd_name: str) -> list[str]:
+    """The curves that the run has figures for."""
+    scored = [r.quality for r in run.scored_rounds if r.quality]
+    last: Mapping[str, Any] = {
+        **(scored[-1] if scored else {}),
+        **{k: v for k, v in run.quality.items() if v is not None},
+    }
+    made = [
+        plots.score(run.scored_rounds, "fd", fd_name, last.get("fd_floor")),
+        plots.score(run.scored_rounds, "kid", "KID"),
+        plots.loss(run.training_rounds),
+        plots.traffic(run.ledger),
+        plots.class_histogram(
+            last.get("class_histogram") or [],
+            last.get("class_histogram_data") or [],
+            run.partition.class_names if run.partition else (),
+        ),
+        plots.failures(run.failures, int(run.summary.get("rounds") or 0)),
+    ]
+    return [drawing for drawing in made if drawing]
+
+
+def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Scalar scores beside the tiles, and the means over clients, as (name, figure)."""
+    told = {
+        "encoder",
+        "encoder_sha256",
+        "num_samples",
+        "sampler",
+        "nfe",
+        "fd",
+        "kid",
+        "precision",
+        "recall",
+        "fd_floor",
+    }
+    out = [
+        (k, v)
+        for k, v in quality.items()
+        if k not in told and isinstance(v, int | float) and not isinstance(v, bool)
+    ]
+    for group in ("mean", "weighted", "worst"):
+        for key, value in (quality.get(group) or {}).items():
+            if value is None or isinstance(value, int | float):
+                out.append((f"{group} over clients, {key}", value))
+    return [(name, words.figure(value)) for name, value in out]
+
+
+def ledger_rows(run: Run) -> list[LedgerRow]:
+    """One row per phase and direction, phases in the order in which they first appear."""
+    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for entry in run.ledger:
+        groups[entry.phase, entry.direction].append(entry)
+    return [
+        LedgerRow(
+            phase=phase,
+            direction=direction,
+            messages=len(entries),
+            parameters=sum(e.parameters for e in entries),
+            bytes=sum(e.bytes for e in entries),
+            bytes_refused=sum(e.bytes for e in entries if e.status != "counted"),
+        )
+        for (phase, direction), entries in groups.items()
+    ]
+
+
+def client_rows(run: Run) -> list[ClientRow]:
+    """One row per client known to the partition, the ledger or the scores, sorted by name."""
+    table = run.partition
+    sizes = dict(zip(table.clients, table.sizes, strict=False)) if table else {}
+    holdouts = dict(zip(table.clients, table.holdout_sizes, strict=False)) if table else {}
+    moved: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for e in run.ledger:
+        mine = moved[e.client]
+        if e.phase == "train":
+            mine[e.direction] += e.bytes
+            if e.direction == "up" and e.status == "counted":
+                mine["rounds"] += 1
+                mine["images"] += e.images
+    scores: dict[str, dict[str, float | None]] = defaultdict(dict)
+    for c in run.quality.get("per_client") or ():
+        name = str(c.get("name"))
+        sizes.setdefault(name, c.get("num_examples"))
+        for key in ("fd_all", "fd_own", "kid_all", "kid_own"):
+            scores[name][f"{key} {c.get('stage') or 'before'}"] = c.get(key)
+    losses: dict[str, float | None] = {}
+    for r in run.training_rounds:
+        losses |= r.client_loss
+    names = sorted(set(sizes) | set(moved) | set(scores) | set(losses))
+    failed = [failed_client(run, f) for f in run.failures]
+    return [
+        ClientRow(
+            name=name,
+            size=sizes.get(name),
+            holdout=holdouts.get(name),
+            rounds=moved[name]["rounds"],
+            images=moved[name]["images"],
+            bytes_up=moved[name]["up"],
+            bytes_down=moved[name]["down"],
+            loss=losses.get(name),
+            failures=failed.count(name),
+            scores=scores.get(name, {}),
+        )
+        for name in names
+    ]
+
+
+def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
+    """The name of the client in a failure entry, which may hold only its number."""
+    number = failure.get("client_id")
+    if failure.get("name") or number is None:
+        return str(failure.get("name") or words.DASH)
+    names = run.partition.clients if run.partition else ()
+    return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
+
+
+def score_keys(clients: Sequence[ClientRow]) -> list[str]:
+    """Per-client scores that were measured for at least one client, in a fixed order."""
+    order = [
+        f"{m}_{scope} {stage}"
+        for stage in ("before", "after")
+        for m in ("fd", "kid")
+        for scope in ("all", "own")
+    ]
+    return [key for key in order if any(c.scores.get(key) is not None for c in clients)]
+
+
+def score_heading(key: str, fd_name: str) -> str:
+    """`fd_own after` as `FD own, after personalising`."""
+    metric, stage = key.split(" ")
+    kind, scope = metric.split("_")
+    return f"{fd_name if kind == 'fd' else 'KID'} {scope}" + (
+        ", after personalising" if stage == "after" else ""
+    )

@@ -1,0 +1,103 @@
+"""The folder of a run while it is being written: its files, append-only logs, and cutting them back on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from osmotic.errors import ConfigError
+
+LOGS = ("metrics", "ledger")
+
+
+class RunDir:
+    """Paths of design section 7. Logs grow by whole lines; a checkpoint remembers their lengths."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def new(cls, path: Path) -> RunDir:
+        """A fresh run folder. Raises ConfigError if something is there already: nothing is ever overwritten."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(
+                "--out", str(path), "must be a new or empty folder; `osmotic resume` continues a run"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("--out", str(path), f"cannot be made ({error.strerror})") from None
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDir:
+        """A folder that holds a run. Raises ConfigError if it does not."""
+        if not (Path(path) / "config.toml").is_file():
+            raise ConfigError(str(path), None, "is not the folder of a run (it has no config.toml)")
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the server's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The pipeline folder, or one per client inside it."""
+        return self.path / "model"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of PNG grids."""
+        return self.path / "samples"
+
+    @property
+    def summary(self) -> Path:
+        """The summary's file."""
+        return self.path / "summary.json"
+
+    def client(self, name: str) -> Path:
+        """Where a simulated client keeps what is its own; on sites this is the site's folder."""
+        return self.path / "clients" / name
+
+    def log(self, name: str) -> Path:
+        """metrics.jsonl or ledger.jsonl."""
+        return self.path / f"{name}.jsonl"
+
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Adds records to a log, one line each."""
+        self.append_text(name, "".join(json.dumps(r) + "\n" for r in records))
+
+    def append_text(self, name: str, text: str) -> None:
+        """Adds finished lines to a log and forces them to disk."""
+        with open(self.log(name), "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the logs in bytes, for the checkpoint."""
+        return {name: self.log(name).stat().st_size if self.log(name).exists() else 0 for name in LOGS}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Cuts the logs back to the lengths of a checkpoint.
+
+        Raises: ConfigError if a log is shorter than that: then lines are missing that nobody can bring back.
+        """
+        for name, size in sizes.items():
+            found = self.log(name).stat().st_size if self.log(name).exists() else 0
+            if found < size:
+                raise ConfigError(
+                    str(self.log(name)), found, f"must have at least the {size} bytes of the checkpoint"
+                )
+            if found > size:
+                os.truncate(self.log(name), size)

@@ -1,0 +1,156 @@
+"""Scores and sample grids of the models of a run: draws the images, then leaves the measuring to `metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from osmotic import seeds
+from osmotic.client import to_uint8
+from osmotic.diffusion import sampler
+from osmotic.messages import Client, Tensors
+from osmotic.metrics import encoder as encoders
+from osmotic.metrics import federated, score
+from osmotic.report import pictures
+from osmotic.rundir import RunDir
+
+if TYPE_CHECKING:
+    from osmotic.study import Study
+
+GRID_ROWS, GRID_COLUMNS = 10, 10
+
+
+class Scoring:
+    """Knows the data sets, which the server does not; makes the encoder when it is first needed.
+
+    The noise is the same in every round, so that grids and scores of different rounds differ by the weights alone.
+    """
+
+    def __init__(self, study: Study, run: RunDir | None) -> None:
+        self.study, self.run = study, run
+        self._models: list[torch.nn.Module] = []
+        self._encoder: encoders.Encoder | None = None
+
+    @property
+    def encoder(self) -> encoders.Encoder:
+        """The feature network the configuration names, trained or read once."""
+        if self._encoder is None:
+            self._encoder = encoders.get(self.study.dataset, self.study.config.score.encoder)
+        return self._encoder
+
+    @property
+    def seed(self) -> int:
+        """Seed of the sampling noise."""
+        return seeds.integer(self.study.config.seed, seeds.IMAGES)
+
+    def labels(self, counts: np.ndarray | None = None) -> np.ndarray | None:
+        """Labels of the pool, int64 [samples], sorted: in the proportions of `counts`, by default those of all clients."""
+        if self.study.spec.num_classes == 0:
+            return None
+        if counts is None:
+            held = np.concatenate([h.train for h in self.study.holdings])
+            labels = self.study.dataset.train.labels
+            assert labels is not None
+            counts = np.bincount(labels[held], minlength=self.study.spec.num_classes)
+        return apportion(counts, self.study.config.score.samples)
+
+    def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
+        """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
+        from osmotic.study import make_model
+
+        study, cfg = self.study, self.study.config
+        while len(self._models) < study.workers:
+            self._models.append(make_model(study))
+        for model in self._models:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(torch.from_numpy(weights[name]))
+        size = study.spec.image_size
+        images, nfe = sampler.sample_chunks(
+            self._models,
+            study.process,
+            None if labels is None else torch.from_numpy(labels),
+            (samples, study.spec.channels, size, size),
+            cfg.score.sampler,
+            cfg.score.steps,
+            self.seed,
+            cfg.score.guidance,
+            threads=cfg.engine.threads,
+            device=study.device,
+        )
+        return to_uint8(images), nfe
+
+    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
+        """Quality of the global model, with one entry per client, and the round's sample grid."""
+        labels = self.labels()
+        images, nfe = self.draw(weights, labels, self.study.config.score.samples)
+        self.save_grid(images, labels, f"round-{server_round:04d}")
+        quality = self._measure(images, nfe)
+        per_client = self._per_client(images, labels, self.study.holdings, "after")
+        return {**quality, **federated.aggregate(per_client), "per_client": per_client}
+
+    def wanted(self, client: Client) -> Mapping[str, Any]:
+        """What a client is told to sample from its own model: the label mix of all, and the run's noise."""
+        labels = self.labels()
+        return {
+            "samples": self.study.config.score.samples,
+            "labels": None if labels is None else labels.tolist(),
+            "seed": self.seed,
+        }
+
+    def score_personal(
+        self, pools: Mapping[str, np.ndarray], stage: str, server_round: int
+    ) -> dict[str, Any]:
+        """Quality where every client has its own model and no global one exists: the global fields are null."""
+        cfg, labels = self.study.config, self.labels()
+        per_client: list[dict[str, Any]] = []
+        for holding in self.study.holdings:
+            name = holding.client.name
+            if name in pools:
+                per_client += self._per_client(pools[name], labels, [holding], stage)
+                self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
+        from osmotic.diffusion import facts
+
+        empty = dict.fromkeys(("fd", "kid", "precision", "recall", "class_histogram", "class_histogram_data"))
+        described = self._described(facts.nfe(cfg.score.steps, cfg.score.guidance))
+        floor = {"fd_floor": self._floor()}
+        return {**described, **empty, **floor, **federated.aggregate(per_client), "per_client": per_client}
+
+    def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
+        """PNG grid of the first images of each class, or of the first hundred."""
+        if self.run is None:
+            return
+        picked, rows = pick_for_grid(labels, len(images), list(self.study.dataset.class_names))
+        scale = max(1, 32 // images.shape[1]) * (2 if images.shape[1] <= 16 else 1)
+        pictures.save_png(
+            self.run.samples / f"{name}.png",
+            pictures.grid(images[picked], GRID_COLUMNS, scale=scale, row_labels=rows),
+        )
+
+
+def apportion(counts: np.ndarray, total: int) -> np.ndarray:
+    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted."""
+    share = counts / counts.sum() * total
+    whole = np.floor(share).astype(np.int64)
+    # Stable order: of equal remainders the smaller label comes first.
+    whole[np.argsort(whole - share, kind="stable")[: total - whole.sum()]] += 1
+    return np.repeat(np.arange(len(counts)), whole)
+
+
+def pick_for_grid(
+    labels: np.ndarray | None, count: int, class_names: list[str]
+) -> tuple[np.ndarray, list[str] | None]:
+    """Positions of the images to show, row by row, and the rows' names: a row per class, or rows without names.
+
+    At most the first GRID_ROWS classes that have a full row of images.
+    """
+    if labels is None:
+        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
+    full = [c for c in range(len(class_names)) if (labels == c).sum() >= GRID_COLUMNS][:GRID_ROWS]
+    if not full:
+        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
+    rows = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in full]
+    return np.concatenate(rows), [class_names[c] for c in full]

@@ -1,0 +1,557 @@
+"""The server: the round loop, readable from top to bottom.
+
+    for every phase:  choose clients -> method.tasks -> encode -> engine -> decode -> gate -> method.fold
+                      -> method.finish -> average, score -> metrics, ledger -> checkpoint
+
+A phase counts as a whole or not at all: until its end nothing of the server's state has changed that a checkpoint
+holds, so that a killed or failed phase is simply done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from osmotic import checkpoint, codecs, ledger, seeds
+from osmotic.aggregate import Accumulator, OutOfRange
+from osmotic.codecs.base import BadPacket
+from osmotic.config import Config
+from osmotic.diffusion.ema import Ema
+from osmotic.downlink import DownLink
+from osmotic.interrupts import Interrupts
+from osmotic.messages import (
+    Answer,
+    Client,
+    Failure,
+    Packet,
+    Phase,
+    Refused,
+    Reply,
+    Sent,
+    Spec,
+    Task,
+    Tensors,
+    gate,
+)
+from osmotic.models import parts as network_parts
+from osmotic.rundir import RunDir
+
+if TYPE_CHECKING:
+    from osmotic.engines.base import Engine
+    from osmotic.methods import Method
+
+PARTS = ("encoder", "bottleneck", "decoder")
+
+
+class Lab(Protocol):
+    """Server-side training and sampling, for methods that learn after the average."""
+
+    def fit(
+        self,
+        weights: Tensors,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        steps: int,
+        learning_rate: float,
+        seed: int,
+    ) -> Tensors: ...
+
+
+class Scorer(Protocol):
+    """Scores models; knows the data sets, which the server does not."""
+
+    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]: ...
+    def wanted(self, client: Client) -> Mapping[str, Any]: ...
+    def score_personal(
+        self, pools: Mapping[str, np.ndarray], stage: str, server_round: int
+    ) -> dict[str, Any]: ...
+
+
+class Observer(Protocol):
+    """Is told what happens: progress bars, trackers."""
+
+    def phase_started(self, phase: Phase, index: int, count: int) -> None: ...
+    def answered(self, client: str) -> None: ...
+    def phase_done(self, line: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Tally:
+    """What one phase has seen so far; thrown away if the phase does not count."""
+
+    asked: dict[str, Sent] = field(default_factory=dict)
+    answers: dict[str, Mapping[str, float]] = field(default_factory=dict)  # metrics of counted clients
+    weights: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    entries: list[ledger.Entry] = field(default_factory=list)
+    memories: dict[str, Tensors] = field(default_factory=dict)
+
+
+class Server:
+    """State and loop of one run.
+
+    Args:
+        layout: parameter name -> shape of the global network.
+        initial: its weights at round 0, float32.
+        contract: hash that every packet carries and every client checks.
+        flops_per_image: training cost of one image, for the ledger.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        method: Method,
+        engine: Engine,
+        run: RunDir,
+        *,
+        layout: Mapping[str, tuple[int, ...]],
+        initial: Tensors,
+        contract: str,
+        flops_per_image: int,
+        scorer: Scorer,
+        lab: Lab,
+        observer: Observer,
+    ) -> None:
+        self.config, self.method, self.engine, self.run_dir = config, method, engine, run
+        self.layout, self.contract, self.flops_per_image = dict(layout), contract, flops_per_image
+        self.scorer, self.lab, self.observer = scorer, lab, observer
+        self.part_names = {part: network_parts.names(self.layout, [part]) for part in PARTS}
+        self.phases = list(method.phases(config.training.rounds))
+        # --- what a checkpoint holds ---
+        self.step = 0  # phases done
+        self.weights: Tensors = {n: initial[n].copy() for n in sorted(initial)}
+        self.ema = Ema(config.recipe.ema_half_lives)
+        self.codec = codecs.make(config.codec.up)
+        self.codec_memory: dict[str, Tensors] = {}  # client -> decoder memory
+        self.codec_weights: Tensors = {}
+        self.codec_round: int | None = None
+        self.codec_heard: dict[str, int] = {}
+        self.down = DownLink(codecs.make(config.codec.down), self.part_names)
+        self.counted: dict[str, int] = {}  # client -> round in which it was last counted
+        self.state_hashes: dict[str, str] = {}
+        self.totals = ledger.Totals()
+        self.failures: list[dict[str, Any]] = []
+        self.server_steps = 0
+        self.wall_seconds = 0.0
+        self.last_quality: dict[str, Any] | None = None
+        # --- what it does not ---
+        self.kept: dict[int, dict[str, int]] = {}  # step of a checkpoint on disk -> its `counted`
+        self.sum = Accumulator(1, 1.0)
+        self.clients: list[Client] = []
+        self._clock = time.perf_counter()
+        method.start(self)
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """All phases that are not yet done. KeyboardInterrupt leaves the checkpoint of the last whole phase."""
+        self.clients = self.engine.clients(1, 0.0)
+        interrupts = Interrupts()
+        with interrupts.installed():
+            if not checkpoint.steps(self.run_dir.checkpoints):
+                self.save()  # also a run stopped before its first round can be resumed
+            try:
+                while self.step < len(self.phases):
+                    phase = self.phases[self.step]
+                    self.observer.phase_started(phase, self.step, len(self.phases))
+                    self._phase(phase, interrupts)
+                    if self.step % self.config.checkpoint.every == 0 or self.step == len(self.phases):
+                        self.save()
+            except KeyboardInterrupt:
+                if self.step not in checkpoint.steps(self.run_dir.checkpoints) and not interrupts.torn:
+                    self.save()
+                raise
+
+    def _phase(self, phase: Phase, interrupts: Interrupts) -> None:
+        started = time.perf_counter()
+        chosen, tally = self._choose(phase), Tally()
+        before = self.method.state(), self.codec.state()
+        self.sum = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
+        try:
+            refreshed = self.codec.refresh(phase.server_round)
+            trained = (
+                (self.codec_weights, self.codec_round)
+                if refreshed is None
+                else (refreshed, phase.server_round)
+            )
+            tasks = self._post(phase, self.method.tasks(self, phase, chosen), tally, *trained)
+            for answer in self.engine.exchange(tasks, 0.0):
+                self._take(phase, answer, tally)
+        except BaseException:
+            self._undo(*before)
+            raise
+        with interrupts.held():
+            old, quorum = self.weights, self._quorum(tally)
+            metrics = self.method.finish(self, phase) if quorum else {}
+            if quorum:
+                self._commit(phase, tally, *trained)
+            else:
+                self._undo(*before)
+            self._book(phase, tally)
+            quality = self._score(phase) if self._due(phase) else None
+            line = self._line(phase, tally, quorum, old, metrics, quality, time.perf_counter() - started)
+            self.step += 1
+            self.run_dir.append("metrics", [line])
+            self.run_dir.append_text("ledger", ledger.lines(tally.entries))
+            self.observer.phase_done(line)
+
+    def _undo(self, method_state: Tensors, codec_state: Tensors) -> None:
+        """Forgets what the answers of a phase that does not count have left behind."""
+        self.method.restore(method_state)
+        self.codec.restore(codec_state)
+        self.down.abandon()
+
+    def _choose(self, phase: Phase) -> list[Client]:
+        """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
+        share = 1.0 if phase.everybody else self.config.training.fraction_train
+        count = max(1, round(share * len(self.clients)))
+        rng = seeds.rng(self.config.seed, seeds.SAMPLING, phase.server_round)
+        picked = sorted(rng.choice(len(self.clients), size=count, replace=False))
+        return [self.clients[i] for i in picked]
+
+    def _post(
+        self,
+        phase: Phase,
+        tasks: Iterable[Task],
+        tally: Tally,
+        codec_weights: Tensors,
+        codec_round: int | None,
+    ) -> Iterator[Sent]:
+        """Tasks as packets, made one at a time as the engine asks for them."""
+        for task in tasks:
+            name = task.client.name
+            if name in tally.asked:
+                raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
+            extras = dict(task.extras)
+            if codec_round is not None and self.codec_heard.get(name) != codec_round:
+                extras |= {f"codec/{n}": t for n, t in codec_weights.items()}
+            entries, blobs = self.down.message(name, task.send, phase.server_round, self.weights)
+            if extras:
+                blobs.append(codecs.make("fp32").encode(extras, {}))
+            header = {
+                "contract": self.contract,
+                "action": task.action,
+                "phase": phase.name,
+                "server_round": phase.server_round,
+                "counted_round": self.counted.get(name),
+                "durable_round": self._durable(name),
+                "learning_rate": self.learning_rate(phase.server_round),
+                "down": entries,
+                "extras": bool(extras),
+                "returns": list(task.returns),
+                "control": dict(task.control),
+            }
+            sent = Sent(task, Packet(header, tuple(blobs)))
+            tally.asked[name] = sent
+            yield sent
+
+    def _durable(self, name: str) -> int | None:
+        """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""
+        return self.kept[min(self.kept)].get(name) if self.kept else None
+
+    def _take(self, phase: Phase, answer: Answer, tally: Tally) -> None:
+        """One answer: decoded, gated and folded, or written down as a failure."""
+        task, name = answer.sent.task, answer.sent.task.client.name
+        if name in tally.answers or name in tally.failures:
+            return  # one answer per client and round; a transport may repeat itself
+        failure, metrics = answer.failure, {}
+        if failure is None and answer.packet is not None:
+            try:
+                reply, memory = self._decode(task, answer.packet)
+                self.sum.check(
+                    {n: t for n, t in reply.tensors.items() if t.dtype == np.float32}, reply.weight
+                )
+                self.method.fold(self, reply)
+                self.codec.observe(reply.tensors)
+                tally.memories[name], metrics = memory, dict(reply.metrics)
+                tally.answers[name], tally.weights[name] = metrics, reply.weight
+            except Refused as error:
+                failure = Failure(error.kind, str(error))
+            except OutOfRange as error:
+                failure = Failure("range", str(error))
+            except BadPacket as error:
+                failure = Failure("bad", str(error))
+        if failure is not None:
+            tally.failures[name] = failure
+        tally.entries += self._entries(phase, answer, failure, metrics)
+        self.observer.answered(name)
+
+    def _decode(self, task: Task, packet: Packet) -> tuple[Reply, Tensors]:
+        memory = {n: t.copy() for n, t in self.codec_memory.get(task.client.name, {}).items()}
+        tensors: Tensors = {}
+        for blob in packet.blobs:
+            tensors |= dict(self.codec.decode(blob, memory))
+        weight = gate(
+            tensors,
+            self.expected(task),
+            packet.header.get("num_examples"),
+            task.client.num_examples,
+            self.config.training.max_abs_update,
+        )
+        return Reply(task, tensors, weight, packet.header.get("metrics", {})), memory
+
+    def expected(self, task: Task) -> dict[str, Spec]:
+        """What the gate must see in the answer to a task."""
+        names = [n for part in task.returns for n in self.part_names[part]]
+        return {f"model/{n}": Spec(self.layout[n]) for n in names} | dict(task.expects)
+
+    def _entries(
+        self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, float]
+    ) -> list[ledger.Entry]:
+        task, name = answer.sent.task, answer.sent.task.client.name
+        down = sum(self._conveyed(part) for part in task.send) + _floats(task.extras, "control/")
+        came = answer.packet.num_bytes if answer.packet is not None else 0
+        up = sum(self._conveyed(part) for part in task.returns)
+        up += sum(
+            int(np.prod([k or 0 for k in s.shape]))
+            for n, s in task.expects.items()
+            if n.startswith("control/")
+        )
+        status = "counted" if failure is None else "refused" if came else "lost"
+        steps, images = int(metrics.get("steps", 0)), int(metrics.get("images", 0))
+        common = {"round": phase.server_round, "phase": phase.name, "client": name, "total": phase.totals}
+        traffic = self.method.travels
+        return [
+            ledger.Entry(
+                **common,  # type: ignore[arg-type]
+                direction="down",
+                parameters=down if traffic else 0,
+                bytes=answer.sent.packet.num_bytes if traffic else 0,
+                status=status,
+            ),
+            ledger.Entry(
+                **common,  # type: ignore[arg-type]
+                direction="up",
+                parameters=up if traffic and failure is None else 0,
+                bytes=came if traffic else 0,
+                status=status,
+                images=images,
+                steps=steps,
+                flops=images * self.flops_per_image,
+            ),
+        ]
+
+    def _conveyed(self, part: str) -> int:
+        return sum(int(np.prod(self.layout[n])) for n in self.part_names[part])
+
+    def _quorum(self, tally: Tally) -> bool:
+        """Whether enough clients, and enough images, stand behind this phase."""
+        training, asked = self.config.training, [sent.task.client for sent in tally.asked.values()]
+        if not asked:
+            return True  # a phase of the server alone
+        share = sum(tally.weights.values()) / sum(c.num_examples for c in asked)
+        return (
+            len(tally.weights) >= min(training.quorum_clients, len(asked)) and share >= training.quorum_weight
+        )
+
+    def _commit(self, phase: Phase, tally: Tally, codec_weights: Tensors, codec_round: int | None) -> None:
+        """The phase counts: only here does anything move that the next phase builds on."""
+        sent = {name: tally.asked[name].task.send for name in tally.answers}
+        self.down.commit(sent, phase.server_round)
+        self.codec_weights, self.codec_round = codec_weights, codec_round
+        for name in sorted(tally.answers):
+            if codec_round is not None:
+                self.codec_heard[name] = codec_round
+            if tally.memories[name]:
+                self.codec_memory[name] = tally.memories[name]
+            self.counted[name] = phase.server_round
+            if state := tally.answers[name].get("state_sha256"):
+                self.state_hashes[name] = str(state)
+        images = sum(int(m.get("images", 0)) for m in tally.answers.values())
+        if self.method.global_model:
+            self.ema.update(self.weights, images)
+
+    def _book(self, phase: Phase, tally: Tally) -> None:
+        self.totals.add(sorted(tally.entries, key=lambda e: (e.client, e.direction)))
+        for name in sorted(tally.failures):
+            client, failure = tally.asked[name].task.client, tally.failures[name]
+            self.failures.append(
+                {
+                    "round": phase.server_round,
+                    "client_id": client.client_id,
+                    "kind": failure.kind,
+                    "reason": failure.reason,
+                }
+            )
+
+    def _line(
+        self,
+        phase: Phase,
+        tally: Tally,
+        quorum: bool,
+        old: Tensors,
+        metrics: Mapping[str, float],
+        quality: dict[str, Any] | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        """One line of metrics.jsonl; sums run over clients sorted by name."""
+        names = sorted(tally.answers)
+        losses = {n: float(tally.answers[n]["loss"]) for n in names if "loss" in tally.answers[n]}
+        weight = sum(tally.weights[n] for n in losses)
+        moved = sum(float(np.square(self.weights[n] - old[n], dtype=np.float64).sum()) for n in old)
+        return {
+            "round": phase.server_round,
+            "phase": phase.name,
+            "loss": sum(losses[n] * tally.weights[n] for n in losses) / weight if weight else None,
+            "client_loss": losses,
+            "images_seen": self.totals.images_seen,
+            "client_steps": self.totals.client_steps,
+            "num_counted": len(tally.answers),
+            "num_failed": len(tally.failures),
+            "kept_old_weights": not quorum,
+            "update_norm": moved**0.5 if self.method.global_model else None,
+            "wall_seconds": round(seconds, 3),
+            **metrics,
+            "quality": quality,
+        }
+
+    # --- what methods may use ---
+
+    def apply(self, change: Mapping[str, np.ndarray], step_size: float = 1.0) -> None:
+        """Moves the global weights by `change` ("model/NAME" -> float32); names not in it stay."""
+        moved = {
+            n: self.weights[n] + np.float32(step_size) * change[f"model/{n}"]
+            for n in self.weights
+            if f"model/{n}" in change
+        }
+        self.weights = {**self.weights, **moved}
+
+    def learning_rate(self, server_round: int) -> float:
+        """Local learning rate of a round: constant, or half a cosine over the rounds of the run."""
+        t = self.config.training
+        if t.lr_schedule == "constant":
+            return t.learning_rate
+        done = (min(max(server_round, 1), t.rounds) - 1) / t.rounds
+        return t.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
+
+    def train(
+        self, images: np.ndarray, labels: np.ndarray | None, steps: int, learning_rate: float, phase: Phase
+    ) -> None:
+        """Trains the global weights on images the server holds, uint8 [N, H, W, C], and counts the steps."""
+        seed = seeds.integer(self.config.seed, seeds.METHOD, phase.server_round)
+        self.weights = self.lab.fit(self.weights, images, labels, steps, learning_rate, seed)
+        self.server_steps += steps
+
+    def scored_weights(self) -> Tensors:
+        """The average of the first half-life, or the raw weights where there is none."""
+        half_lives = self.config.recipe.ema_half_lives
+        return self.ema.average(half_lives[0]) if half_lives and self.totals.images_seen else self.weights
+
+    # --- scoring ---
+
+    def _due(self, phase: Phase) -> bool:
+        last = self.step == len(self.phases) - 1
+        every = self.config.score.every
+        return last or (phase.name == "train" and every > 0 and phase.server_round % every == 0)
+
+    def _score(self, phase: Phase) -> dict[str, Any]:
+        if self.method.global_model:
+            quality = self.scorer.score_global(self.scored_weights(), phase.server_round)
+        else:
+            quality = self._score_personal(phase)
+        self.last_quality = quality
+        return {k: v for k, v in quality.items() if k != "per_client"}
+
+    def _score_personal(self, phase: Phase) -> dict[str, Any]:
+        """Every client samples from its own model; the images come back outside the four totals."""
+        scoring = Phase("score", phase.server_round, totals=False, everybody=True)
+        tally, pools = Tally(), {}
+        size = self.config.score.samples
+        tasks = (
+            Task(
+                client,
+                "sample",
+                control=self.scorer.wanted(client),
+                expects={"image/samples": Spec((size, None, None, None), "uint8")},
+            )
+            for client in self.clients
+        )
+        for answer in self.engine.exchange(self._post(scoring, tasks, tally, {}, None), 0.0):
+            name, failure = answer.sent.task.client.name, answer.failure
+            if failure is None and answer.packet is not None:
+                try:
+                    reply, _ = self._decode(answer.sent.task, answer.packet)
+                    pools[name] = reply.tensors["image/samples"]
+                except (Refused, BadPacket) as error:
+                    failure = Failure("bad", str(error))
+            if failure is not None:
+                tally.failures[name] = failure
+            tally.entries += self._entries(scoring, answer, failure, {})
+        self._book(scoring, tally)
+        self.run_dir.append_text("ledger", ledger.lines(tally.entries))
+        return self.scorer.score_personal(pools, "after", phase.server_round)
+
+    # --- the checkpoint ---
+
+    def save(self) -> None:
+        """Writes the state after the last whole phase."""
+        down_tensors, down_notes = self.down.state()
+        ema_tensors, ema_notes = self.ema.state()
+        tensors = {f"weights/{n}": t for n, t in self.weights.items()}
+        tensors |= {f"down/{n}": t for n, t in down_tensors.items()} | {
+            f"ema/{n}": t for n, t in ema_tensors.items()
+        }
+        tensors |= {f"method/{n}": t for n, t in self.method.state().items()}
+        tensors |= {f"codec/{n}": t for n, t in self.codec.state().items()}
+        tensors |= {f"codec_weights/{n}": t for n, t in self.codec_weights.items()}
+        tensors |= {f"codec_memory/{c}/{n}": t for c, m in self.codec_memory.items() for n, t in m.items()}
+        self.wall_seconds += time.perf_counter() - self._clock
+        self._clock = time.perf_counter()
+        notes = {
+            "contract": self.contract,
+            "down": down_notes,
+            "ema": ema_notes,
+            "codec_round": self.codec_round,
+            "codec_heard": self.codec_heard,
+            "counted": self.counted,
+            "state_hashes": self.state_hashes,
+            "totals": vars(self.totals),
+            "failures": self.failures,
+            "server_steps": self.server_steps,
+            "wall_seconds": self.wall_seconds,
+            "last_quality": self.last_quality,
+            "files": self.run_dir.sizes(),
+        }
+        left = checkpoint.save(
+            self.run_dir.checkpoints, self.step, tensors, notes, self.config.checkpoint.keep
+        )
+        self.kept[self.step] = dict(self.counted)
+        self.kept = {step: counted for step, counted in self.kept.items() if step in left}
+
+    def restore(self) -> None:
+        """Goes back to the newest whole checkpoint and cuts the run's files back to it."""
+        step, tensors, notes = checkpoint.load_latest(self.run_dir.checkpoints)
+
+        def group(name: str) -> Tensors:
+            return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
+
+        self.step, self.weights = step, dict(sorted(group("weights").items()))
+        self.ema.restore(group("ema"), notes["ema"])
+        self.down.restore(group("down"), notes["down"])
+        self.method.restore(group("method"))
+        self.codec.restore(group("codec"))
+        self.codec_weights, self.codec_round = group("codec_weights"), notes["codec_round"]
+        self.codec_heard, self.counted = notes["codec_heard"], notes["counted"]
+        self.codec_memory = {}
+        for key, tensor in group("codec_memory").items():
+            client, _, name = key.partition("/")
+            self.codec_memory.setdefault(client, {})[name] = tensor
+        self.state_hashes, self.failures = notes["state_hashes"], notes["failures"]
+        self.totals = ledger.Totals(**notes["totals"])
+        self.server_steps, self.wall_seconds = notes["server_steps"], notes["wall_seconds"]
+        self.last_quality = notes["last_quality"]
+        self.run_dir.cut(notes["files"])
+        older = [s for s in checkpoint.steps(self.run_dir.checkpoints) if s < step]
+        for s in older:  # their `counted` still decides what clients may delete
+            self.kept[s] = checkpoint.load(self.run_dir.checkpoints, s)[1]["counted"]
+        self.kept[step] = dict(self.counted)
+        self._clock = time.perf_counter()
+
+
+def _floats(tensors: Mapping[str, np.ndarray], group: str) -> int:
+    return sum(t.size for n, t in tensors.items() if n.startswith(group))

@@ -1,0 +1,60 @@
+"""Noise schedules: hand-worked values, and equality with diffusers' tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from osmotic.diffusion import schedule
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("timesteps", [2, 100, 1000])
+def test_alpha_bar_is_diffusers_to_the_last_bit(name: str, timesteps: int) -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(
+        num_train_timesteps=timesteps,
+        beta_schedule=schedule.DIFFUSERS_NAMES[name],
+        beta_start=schedule.BETA_START,
+        beta_end=schedule.BETA_END,
+    )
+    assert torch.equal(schedule.alpha_bar(name, timesteps), theirs.alphas_cumprod)
+
+
+def test_linear_schedule_of_two_steps_by_hand() -> None:
+    # betas 0.0001 and 0.02, so alpha_bar is 0.9999 and 0.9999 * 0.98 = 0.979902.
+    assert schedule.alpha_bar("linear", 2).tolist() == pytest.approx([0.9999, 0.979902], rel=1e-6)
+
+
+def test_cosine_schedule_follows_its_formula_until_the_cap() -> None:
+    # The betas telescope: alpha_bar_t = f(t + 1) / f(0) with f(t) = cos^2(((t / T) + 0.008) / 1.008 * pi / 2).
+    def f(t: int) -> float:
+        return math.cos((t / 10 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = [f(t + 1) / f(0) for t in range(9)]
+    table = schedule.alpha_bar("cosine", 10).tolist()
+    assert table[:9] == pytest.approx(expected, rel=1e-4)
+    # f(T) = 0 would need beta = 1; the cap 0.999 leaves a thousandth of the step before.
+    assert table[9] == pytest.approx(expected[8] * 0.001, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_signal_only_falls(name: str) -> None:
+    table = schedule.alpha_bar(name, 1000)
+    assert (table.diff() < 0).all() and table[0] < 1 and table[-1] > 0
+
+
+def test_snr_by_hand() -> None:
+    # 0.8 / 0.2 = 4; half signal power is SNR 1; no noise is infinite.
+    assert schedule.snr(torch.tensor([0.8, 0.5, 1.0, 0.0])).tolist() == pytest.approx(
+        [4.0, 1.0, math.inf, 0.0]
+    )
+
+
+@pytest.mark.parametrize(("name", "timesteps"), [("sigmoid", 10), ("linear", 0)])
+def test_unknown_schedule_and_no_timestep_are_refused(name: str, timesteps: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        schedule.alpha_bar(name, timesteps)

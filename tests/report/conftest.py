@@ -1,0 +1,176 @@
+"""A run folder as a real run would leave it: digits, ten clients, Dirichlet 0.5, FedAvg, twenty rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from osmotic import config
+from osmotic.report import pictures
+
+PARAMETERS = 702_753
+PACKET = PARAMETERS * 4 + 312  # fp32 weights and a header
+
+
+def make_run(path: Path, *, clients: int = 10, classes: int = 10, rounds: int = 20, **summary: Any) -> Path:
+    """A run folder at `path`; further keyword arguments overwrite fields of the summary."""
+    rng = np.random.default_rng(7)
+    names = [f"client-{i:03d}" for i in range(clients)]
+    counts = np.floor(
+        rng.dirichlet(np.full(classes, 0.5), clients) * rng.integers(60, 240, (clients, 1))
+    ).astype(int)
+    sizes = counts.sum(1).tolist()
+    resolved = config.build({"preset": "fedavg", "data.clients": clients, "training.rounds": rounds})
+    path.mkdir(parents=True)
+    (path / "config.toml").write_text(config.to_toml(resolved))
+    partition = {
+        "clients": names,
+        "class_names": [str(k) for k in range(classes)],
+        "counts": counts.tolist(),
+        "sizes": sizes,
+        "holdout_sizes": [0] * clients,
+    }
+    (path / "partition.json").write_text(json.dumps(partition))
+    failures = (
+        [{"round": 4, "client_id": 2, "kind": "late", "reason": "no answer within 600 s"}]
+        if clients > 2
+        else []
+    )
+    metrics, ledger = [], []
+    for number in range(1, rounds + 1):
+        quality = scores(number / rounds, rng, classes) if number % 5 == 0 or number == rounds else None
+        if quality:
+            write_grid(path / "samples" / f"round-{number:04d}.png", number / rounds, rng)
+        loss = 0.11 + 0.5 * np.exp(-number / 4)
+        metrics.append(
+            {
+                "round": number,
+                "phase": "train",
+                "loss": loss,
+                "client_loss": {n: loss * (0.85 + 0.3 * rng.random()) for n in names},
+                "images_seen": number * 2 * sum(sizes),
+                "client_steps": number * 180,
+                "num_counted": clients,
+                "num_failed": 0,
+                "update_norm": 3 / number,
+                "wall_seconds": 6.4,
+                "kept_old_weights": False,
+                "quality": quality,
+            }
+        )
+        for name, n in zip(names, sizes, strict=True):
+            for direction in ("down", "up"):
+                late = direction == "up" and number == 4 and name == "client-002"
+                ledger.append(
+                    {
+                        "round": number,
+                        "phase": "train",
+                        "client": name,
+                        "direction": direction,
+                        "parameters": PARAMETERS,
+                        "bytes": PACKET,
+                        "status": "lost" if late else "counted",
+                        "images": 2 * n if direction == "up" else 0,
+                        "steps": 18 if direction == "up" else 0,
+                        "flops": 10**9,
+                    }
+                )
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ledger))
+    final = dict(metrics[-1]["quality"])
+    per_client = [
+        {
+            "client_id": i,
+            "name": name,
+            "num_examples": n,
+            "stage": "before",
+            "fd_all": 6.3,
+            "fd_own": None if n < 50 else 9 + 8 * rng.random(),
+            "kid_all": 0.021,
+            "kid_own": None if n < 50 else 0.03 + 0.05 * rng.random(),
+        }
+        for i, (name, n) in enumerate(zip(names, sizes, strict=True))
+    ]
+    known = [c["fd_own"] for c in per_client if c["fd_own"] is not None]
+    final |= {
+        "mean": {"fd_own": float(np.mean(known)) if known else None},
+        "weighted": {"fd_own": float(np.mean(known)) if known else None},
+        "worst": {"fd_own": max(known) if known else None},
+        "per_client": per_client,
+    }
+    told = {
+        "schema": 1,
+        "preset": "fedavg",
+        "method": "fedavg",
+        "codec_up": "fp32",
+        "codec_down": "fp32",
+        "engine": "inprocess",
+        "seed": 0,
+        "deterministic": True,
+        "rounds": rounds,
+        "num_clients": clients,
+        "fraction_train": 1.0,
+        "local_epochs": 2.0,
+        "client_sizes": sizes,
+        "parameters": PARAMETERS,
+        "parameters_up": PARAMETERS * clients * rounds,
+        "parameters_down": PARAMETERS * clients * rounds,
+        "bytes_up": PACKET * clients * rounds,
+        "bytes_down": PACKET * clients * rounds,
+        "images_seen": rounds * 2 * sum(sizes),
+        "client_steps": rounds * 180,
+        "server_steps": 0,
+        "wall_seconds": 128.4,
+        "weights_sha256": "3f" * 32,
+        "scored_weights_sha256": "a7" * 32,
+        "auxiliary": None,
+        "quality": final,
+        "failures": failures,
+    }
+    (path / "summary.json").write_text(json.dumps(told | summary))
+    (path / "model").mkdir()
+    (path / "model" / "model_index.json").write_text(
+        json.dumps({"_class_name": ["pipeline", "ClassConditionalPipeline"], "_diffusers_version": "0.42.1"})
+    )
+    return path
+
+
+def scores(progress: float, rng: np.random.Generator, classes: int) -> dict[str, Any]:
+    data = rng.integers(90, 110, classes)
+    return {
+        "encoder": "classifier-digits",
+        "encoder_sha256": "c0" * 32,
+        "num_samples": 1000,
+        "sampler": "dpm-solver++",
+        "nfe": 20,
+        "fd": 6.3 + 80 * (1 - progress),
+        "kid": 0.021 + 0.3 * (1 - progress),
+        "precision": 0.61 + 0.2 * progress,
+        "recall": 0.2 + 0.5 * progress,
+        "fd_floor": 2.87,
+        "class_histogram": (data + rng.integers(-15, 15, classes)).tolist(),
+        "class_histogram_data": data.tolist(),
+    }
+
+
+def write_grid(path: Path, progress: float, rng: np.random.Generator) -> None:
+    """Ten real digits a class, the noisier the earlier."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = np.concatenate([np.flatnonzero(digits.target == k)[:10] for k in range(10)])
+    images = digits.images[chosen] / 16 * 255
+    noisy = images * progress + rng.uniform(0, 255, images.shape) * (1 - progress)
+    labels = [str(k) for k in range(10)]
+    pictures.save_png(path, pictures.grid(noisy.astype(np.uint8)[..., None], 10, 5, 4, labels))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes run folders: `run_folder("name", clients=2, quality=None)`."""
+    return lambda name="digits-fedavg", **options: make_run(tmp_path / name, **options)
