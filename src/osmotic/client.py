@@ -368,7 +368,7 @@ class Trainer:
         from osmotic.diffusion.sampler import sample
 
         control, score = header["control"], self.config.score
-        labels = None if control.get("labels") is None else np.asarray(control["labels"], np.int64)
+        labels = None if control.get("labels") is None else torch.tensor(control["labels"])
         self.load({**self.initial, **under(state, "personal"), **under(state, "average")})
         images, nfe = sample(
             self.model,

@@ -110,13 +110,19 @@ class DownLink:
             data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
             change = dict(self.codec.decode(data, {}))
             chain = [*old.chain, (old.round, server_round, data)]
-            # Packets that together outweigh the full replica would never be sent.
-            limit = sum(4 * weights[n].size for n in names)
-            while sum(len(d) for _, _, d in chain) > limit:
-                chain.pop(0)
+            self.trim(chain, names, weights)
             moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
         self._next[part] = moved
         return moved
+
+    @staticmethod
+    def trim(
+        chain: list[tuple[int, int, bytes]], names: list[str], weights: Mapping[str, np.ndarray]
+    ) -> None:
+        """Drops the oldest packets of a chain: what together outweighs the full replica would never be sent."""
+        limit = sum(4 * weights[n].size for n in names)
+        while sum(len(data) for _, _, data in chain) > limit:
+            chain.pop(0)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Tensors and JSON of the committed state, for the checkpoint."""

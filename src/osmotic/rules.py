@@ -8,7 +8,7 @@ from typing import Any
 from osmotic import trackers
 from osmotic.codecs import CODECS
 from osmotic.config import Config, nearest
-from osmotic.data import partition
+from osmotic.data import partition, sources
 from osmotic.diffusion import facts
 from osmotic.errors import ConfigError
 from osmotic.methods import METHODS
@@ -20,6 +20,7 @@ def check(config: Config) -> None:
     _names(config)
     _method(config)
     _process(config)
+    sources.check(config.data)
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
     if config.score.encoder != "classifier":
@@ -33,8 +34,6 @@ def _names(config: Config) -> None:
     one_of("codec.up", config.codec.up, CODECS)
     one_of("codec.down", config.codec.down, CODECS)
     one_of("model.network", config.model.network, ("auto", *NETWORKS))
-    if config.data.channels == 2:
-        raise ConfigError("data.channels", 2, "must be 1 (grey), 3 (colour) or 0 (native)")
 
 
 def one_of(key: str, value: str, valid: Any) -> None:

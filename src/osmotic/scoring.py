@@ -13,7 +13,7 @@ from osmotic.client import to_uint8
 from osmotic.diffusion import sampler
 from osmotic.messages import Client, Tensors
 from osmotic.metrics import encoder as encoders
-from osmotic.metrics import federated, score
+from osmotic.metrics import federated
 from osmotic.report import pictures
 from osmotic.rundir import RunDir
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -39,6 +38,7 @@ from osmotic.messages import (
     gate,
 )
 from osmotic.models import parts as network_parts
+from osmotic.protocol import choose, expected_tensors
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Server:
 
     def _phase(self, phase: Phase, interrupts: Interrupts) -> None:
         started = time.perf_counter()
-        chosen, tally = self._choose(phase), Tally()
+        chosen, tally = choose(self.config, phase, self.clients), Tally()
         before = self.method.state(), self.codec.state()
         self.sum = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
         try:
@@ -192,7 +192,7 @@ class Server:
                 self._commit(phase, tally, *trained)
             else:
                 self._undo(*before)
-            self._book(phase, tally)
+            self._book(tally, phase, quorum)
             quality = self._score(phase) if self._due(phase) else None
             line = self._line(phase, tally, quorum, old, metrics, quality, time.perf_counter() - started)
             self.step += 1
@@ -205,14 +205,6 @@ class Server:
         self.method.restore(method_state)
         self.codec.restore(codec_state)
         self.down.abandon()
-
-    def _choose(self, phase: Phase) -> list[Client]:
-        """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
-        share = 1.0 if phase.everybody else self.config.training.fraction_train
-        count = max(1, round(share * len(self.clients)))
-        rng = seeds.rng(self.config.seed, seeds.SAMPLING, phase.server_round)
-        picked = sorted(rng.choice(len(self.clients), size=count, replace=False))
-        return [self.clients[i] for i in picked]
 
     def _post(
         self,
@@ -288,30 +280,19 @@ class Server:
             tensors |= dict(self.codec.decode(blob, memory))
         weight = gate(
             tensors,
-            self.expected(task),
+            expected_tensors(self.layout, self.part_names, task),
             packet.header.get("num_examples"),
             task.client.num_examples,
             self.config.training.max_abs_update,
         )
         return Reply(task, tensors, weight, packet.header.get("metrics", {})), memory
 
-    def expected(self, task: Task) -> dict[str, Spec]:
-        """What the gate must see in the answer to a task."""
-        names = [n for part in task.returns for n in self.part_names[part]]
-        return {f"model/{n}": Spec(self.layout[n]) for n in names} | dict(task.expects)
-
     def _entries(
         self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, float]
     ) -> list[ledger.Entry]:
         task, name = answer.sent.task, answer.sent.task.client.name
-        down = sum(self._conveyed(part) for part in task.send) + _floats(task.extras, "control/")
+        down, up = conveyed(task, self.layout, self.part_names)
         came = answer.packet.num_bytes if answer.packet is not None else 0
-        up = sum(self._conveyed(part) for part in task.returns)
-        up += sum(
-            int(np.prod([k or 0 for k in s.shape]))
-            for n, s in task.expects.items()
-            if n.startswith("control/")
-        )
         status = "counted" if failure is None else "refused" if came else "lost"
         steps, images = int(metrics.get("steps", 0)), int(metrics.get("images", 0))
         common = {"round": phase.server_round, "phase": phase.name, "client": name, "total": phase.totals}
@@ -335,9 +316,6 @@ class Server:
                 flops=images * self.flops_per_image,
             ),
         ]
-
-    def _conveyed(self, part: str) -> int:
-        return sum(int(np.prod(self.layout[n])) for n in self.part_names[part])
 
     def _quorum(self, tally: Tally) -> bool:
         """Whether enough clients, and enough images, stand behind this phase."""
@@ -366,8 +344,17 @@ class Server:
         if self.method.global_model:
             self.ema.update(self.weights, images)
 
-    def _book(self, phase: Phase, tally: Tally) -> None:
-        self.totals.add(sorted(tally.entries, key=lambda e: (e.client, e.direction)))
+    def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
+        """Ledger and failures. Of a round that does not count, bytes were spent but no work was done."""
+        if not quorum:
+            unused = {"status": "unused", "images": 0, "steps": 0, "flops": 0}
+            tally.entries = [
+                replace(e, **unused, parameters=e.parameters if e.direction == "down" else 0)
+                if e.status == "counted"
+                else e
+                for e in tally.entries
+            ]
+        self.totals.add(tally.entries)
         for name in sorted(tally.failures):
             client, failure = tally.asked[name].task.client, tally.failures[name]
             self.failures.append(
@@ -440,7 +427,7 @@ class Server:
     def scored_weights(self) -> Tensors:
         """The average of the first half-life, or the raw weights where there is none."""
         half_lives = self.config.recipe.ema_half_lives
-        return self.ema.average(half_lives[0]) if half_lives and self.totals.images_seen else self.weights
+        return self.ema.average(half_lives[0]) if half_lives and not self.ema.empty else self.weights
 
     # --- scoring ---
 
@@ -482,7 +469,7 @@ class Server:
             if failure is not None:
                 tally.failures[name] = failure
             tally.entries += self._entries(scoring, answer, failure, {})
-        self._book(scoring, tally)
+        self._book(tally, scoring, True)
         self.run_dir.append_text("ledger", ledger.lines(tally.entries))
         return self.scorer.score_personal(pools, "after", phase.server_round)
 
@@ -551,7 +538,3 @@ class Server:
             self.kept[s] = checkpoint.load(self.run_dir.checkpoints, s)[1]["counted"]
         self.kept[step] = dict(self.counted)
         self._clock = time.perf_counter()
-
-
-def _floats(tensors: Mapping[str, np.ndarray], group: str) -> int:
-    return sum(t.size for n, t in tensors.items() if n.startswith(group))

@@ -52,28 +52,32 @@ def test_npz_of_16_bits_keeps_them_as_float(load: Load, tmp_path: Path) -> None:
     assert data.train.images == pytest.approx(1 / 255)  # 257 / 65535
 
 
+def both(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {f"{split}_{name}": array for name, array in arrays.items() for split in ("train", "test")}
+
+
 def test_npz_of_jpeg_files_is_decoded(load: Load, tmp_path: Path) -> None:
     files = []
     for level in (0, 100, 200):
         buffer = io.BytesIO()
         Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(buffer, "JPEG")
         files.append(buffer.getvalue())
-    arrays = {
+    arrays: dict[str, Any] = {
         "jpeg": np.frombuffer(b"".join(files), np.uint8),
         "offsets": np.cumsum([0, *map(len, files)]),
         "labels": np.arange(3),
     }
-    np.savez(tmp_path / "j.npz", **{f"{s}_{k}": v for k, v in arrays.items() for s in ("train", "test")})
+    np.savez(tmp_path / "j.npz", **both(arrays))
     data = load(f"npz:{tmp_path / 'j.npz'}")
     assert data.train.images.mean(axis=(1, 2, 3)).tolist() == pytest.approx([0, 100, 200], abs=1)
 
     arrays["jpeg"] = np.where(np.arange(len(arrays["jpeg"])) < len(files[0]), arrays["jpeg"], 0)
-    np.savez(tmp_path / "j.npz", **{f"{s}_{k}": v for k, v in arrays.items() for s in ("train", "test")})
+    np.savez(tmp_path / "j.npz", **both(arrays))
     with pytest.raises(ConfigError, match=r"j.npz\[train_jpeg\] image 1: broken image"):
         load(f"npz:{tmp_path / 'j.npz'}")
 
 
-OK = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labels": np.zeros(6, np.int64)}
+OK: dict[str, Any] = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labels": np.zeros(6, np.int64)}
 
 
 @pytest.mark.parametrize(
@@ -106,9 +110,7 @@ OK = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labels": np.zeros(6,
          "test split.* = '5x5': all images must have the same size .*the training split is 4x4"),
     ],
 )  # fmt: skip
-def test_bad_archives_are_told_in_one_line(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
+def test_bad_archives_are_told_in_one_line(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     with pytest.raises(ConfigError, match=message) as caught:

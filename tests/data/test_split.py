@@ -47,7 +47,7 @@ def test_unlabelled_float_images_survive_the_split(load: Load, tmp_path: Path) -
 
 
 def test_a_split_is_never_written_over_anything(tmp_path: Path) -> None:
-    np.savez(tmp_path / "own.npz", **OK)
+    np.savez(tmp_path / "own.npz", train_images=grey(6), train_labels=np.zeros(6, np.int64))
     data = sources.load(DataConfig(source=f"npz:{tmp_path / 'own.npz'}"))
     with pytest.raises(ConfigError, match=r"--out = .*: must be empty or absent"):
         split_files.write(data, [np.arange(2)], [np.arange(0)], tmp_path)

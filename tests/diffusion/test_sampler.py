@@ -106,6 +106,31 @@ def test_twenty_default_steps_come_close_to_the_data() -> None:
     assert images.std().item() == pytest.approx(STD, abs=0.0088)
 
 
+def ancestral_spread(process: Process, steps: int) -> float:
+    """Standard deviation that ddpm itself reaches: with the smaller of its two variances it is a little too narrow.
+
+    With the ideal denoiser a step is x -> (c_x + c_0 * k) * x + sqrt(beta_tilde) * noise around the mean, k as in
+    `ideal`, c_x, c_0 and beta_tilde from arXiv:2006.11239, eq. 7; it starts at variance 1.
+    """
+    stops = [*sampler.stops(process, "ddpm", steps), -1]
+    variance = 1.0
+    for here, there in itertools.pairwise(stops):
+        a2 = float(process.alpha_bar[here])
+        b2 = float(process.alpha_bar[there]) if there >= 0 else 1.0
+        beta = 1 - a2 / b2
+        k = a2**0.5 * STD**2 / (a2 * STD**2 + 1 - a2)
+        shrink = ((a2 / b2) ** 0.5 * (1 - b2) + b2**0.5 * beta * k) / (1 - a2)
+        variance = shrink**2 * variance + (1 - b2) / (1 - a2) * beta
+    return variance**0.5
+
+
+@pytest.mark.parametrize("steps", [10, 30, 250])
+def test_ddpm_has_the_spread_of_its_own_recursion(steps: int) -> None:
+    process = Process(target="epsilon")
+    images, _ = sampler.sample(ideal(process), process, None, (64, 1, 8, 8), "ddpm", steps, SEED)
+    assert images.std().item() == pytest.approx(ancestral_spread(process, steps), abs=0.0088)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize(("target", "name"), PAIRS)
 def test_samples_have_the_mean_and_spread_of_the_data(target: str, name: str, schedule: str) -> None:
@@ -113,10 +138,9 @@ def test_samples_have_the_mean_and_spread_of_the_data(target: str, name: str, sc
     images, _ = sampler.sample(ideal(process), process, None, (64, 1, 8, 8), name, 250, SEED)
     # 4096 pixels: standard error of the mean 0.2 / 64 = 0.0031; four of them.
     assert images.mean().item() == pytest.approx(MEAN, abs=0.0125)
-    # Spread: four standard errors of 0.2 / sqrt(8192) = 0.0022; and ddpm with the smaller of its two variances
-    # (arXiv:2006.11239, sec. 3.2) is too narrow by a share that falls with the steps, here under a tenth.
-    narrow = 0.1 * STD if facts.SAMPLERS[name].ancestral else 0.0
-    assert STD - narrow - 0.0088 < images.std().item() < STD + 0.0088
+    # Four standard errors of the spread, 0.2 / sqrt(8192) = 0.0022.
+    spread = ancestral_spread(process, 250) if facts.SAMPLERS[name].ancestral else STD
+    assert images.std().item() == pytest.approx(spread, abs=0.0088)
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v", "sample"])

@@ -1,7 +1,7 @@
 """Image files in folders: `folder:PATH`.
 
-Sub-folders are the classes, in the order of their names; a folder of images alone is unlabelled. Where the only
-sub-folders are `train`, or `train` and `test`, each of them is such a folder and they are the splits.
+Sub-folders are the classes, in the order of their names; a folder of images alone is unlabelled. Where the
+only sub-folders are `train`, or `train` and `test`, each of them is such a folder and they are the splits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _listing(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _classes(path: Path, known: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], StoredSplit]:
-    """Class names and files of one split; `known` are the training split's classes if this is the test split."""
+    """Class names and files of one split; `known` are the training classes if this is the test split."""
     folders, files = _listing(path)
     if folders and files:
         raise ConfigError(str(files[0]), None, "images must lie inside class folders where there are any")

@@ -1,6 +1,7 @@
 """Hugging Face data sets: `hf:NAME`, from the hub or from a folder on disk.
 
-NAME is a repository of the hub, a folder that `save_to_disk` wrote, or a local folder of data files without a script.
+NAME is a repository of the hub, a folder that `save_to_disk` wrote, or a local folder of data files without a
+script.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ SCALARS = ("int", "uint", "float", "bool", "string", "large_string")
 
 
 def open_hub(name: str) -> Source:
-    """The data set with labels and columns read. Splits: `train` (or the only one there is), and `test` if there is one.
+    """The data set with labels and columns read; `train` (or the only split there is), and `test` if there is
+    one.
 
-    The image column is the one of type Image; the labels are the first column of type ClassLabel, else a column called
-    label or labels, of numbers or texts; other scalar columns are kept, a missing text as "".
+    The image column is the one of type Image; the labels are the first column of type ClassLabel, else a
+    column called label or labels, of numbers or texts; other scalar columns are kept, a missing text as "".
 
     Raises: ConfigError naming the data set, if it cannot be loaded or does not have exactly one image column.
     """
@@ -77,7 +79,10 @@ def _load(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Lets a data set come from the cache, or fail, at once where the hub cannot be reached: its client would retry for half a minute."""
+    """Where the hub cannot be reached, lets a data set come from the cache or fail at once.
+
+    The hub's own client would retry for half a minute.
+    """
     import datasets
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

@@ -1,6 +1,7 @@
 """One image from its file bytes to the array that is trained on: decode, channels, size.
 
-Every conversion is one the user asked for (`data.image_size`, `data.channels`); what would need another is refused.
+Every conversion is one the user asked for (`data.image_size`, `data.channels`); what would need another is
+refused.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, image_size: int) -> np.ndarray:
-    """`image` [H, W, C] as [image_size, image_size, C] by PIL's bicubic filter, which is antialiased when it shrinks."""
+    """`image` [H, W, C] as [image_size, image_size, C], by PIL's bicubic filter (antialiased when it
+    shrinks)."""
     from PIL import Image
 
     def bicubic(plane: np.ndarray) -> np.ndarray:

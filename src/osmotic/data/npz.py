@@ -1,13 +1,14 @@
 """NumPy archives: `npz:PATH`, read without pickle and image by image only when asked.
 
-Arrays: `train_images` [N, H, W] or [N, H, W, C] (uint8, uint16, or float32 in [0, 1]), or, for JPEG files kept as they are,
-`train_jpeg` (their bytes, uint8) with `train_offsets` [N + 1]; `train_labels` [N]; the same for `test_`; `class_names`.
-Any other `train_COLUMN` with N values is a column to partition by.
+Arrays: `train_images` [N, H, W] or [N, H, W, C] (uint8, uint16, or float32 in [0, 1]), or, for JPEG files
+kept as they are, `train_jpeg` (their bytes, uint8) with `train_offsets` [N + 1]; `train_labels` [N]; the same
+for `test_`; `class_names`. Any other `train_COLUMN` with N values is a column to partition by.
 """
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ KEYS = ("images", "jpeg", "offsets", "labels")
 def open_npz(path: Path) -> Source:
     """The archive with its labels, columns and array headers read.
 
-    Raises: ConfigError naming the file and the rule, for a missing or broken file, a missing array, a wrong dtype,
-        shape or length, a label out of range, or pickled objects.
+    Raises: ConfigError naming the file and the rule, for a missing or broken file, a missing array, a wrong
+        dtype, shape or length, a label out of range, or pickled objects.
     """
     archive = _Archive(path)
     names = archive.class_names()
@@ -81,7 +82,7 @@ class _Archive:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[array]
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, zlib.error) as error:
             raise self.error(array, f"broken array ({error})") from None
 
     def class_names(self) -> tuple[str, ...]:

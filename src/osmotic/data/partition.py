@@ -37,11 +37,11 @@ def validate_name(name: str) -> None:
 def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     """Positions of each client's images in `split`: sorted int64, disjoint, one image or more each.
 
-    The images are put into a random order first, so that clients of one label do not follow the order of the file.
-    `by:COLUMN` makes one client per distinct value, in sorted order, and does not look at `data.clients`. Every
-    image is given to a client, but for two cases, both with a warning: `pathological` leaves out the classes that no
-    client holds, and `shards` a remainder smaller than the number of shards, where the images cannot be
-    cut into that many shards of one size and a shorter last one.
+    The images are put into a random order first, so that clients of one label do not follow the order of the
+    file. `by:COLUMN` makes one client per distinct value, in sorted order, and does not look at
+    `data.clients`. Every image is given to a client, but for two cases, both with a warning: `pathological`
+    leaves out the classes that no client holds, and `shards` a remainder smaller than the number of shards,
+    where the images cannot be cut into that many shards of one size and a shorter last one.
 
     Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
         `data.clients` (more than images, or a client would have none), `data.classes_per_client` or
@@ -65,8 +65,8 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training, held-out) positions of one client, sorted int64; together they are `indices`.
 
-    `share` of the images, rounded to the nearest count, is held out, each class in proportion as far as the counts allow;
-    one training image stays always.
+    `share` of the images, rounded to the nearest count, is held out, each class in proportion as far as the
+    counts allow; one training image stays always.
 
     Args:
         indices: the client's positions, int64.
@@ -128,7 +128,7 @@ def _check_counts(cfg: DataConfig, keys: np.ndarray) -> None:
 def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
     """The positions in `keys` that each partition holds."""
     if cfg.partition == "dirichlet":
-        # A floor for the smallest client where there is room for one; where no draw reaches it, one image will do.
+        # A floor for the smallest client where there is room; where no draw reaches it, one image will do.
         floors = sorted({1, min(10, max(1, len(keys) // (200 * cfg.clients)))}, reverse=True)
         for least in floors:
             partitioner = _partitioner(cfg, len(keys), least)
@@ -139,8 +139,8 @@ def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
         raise ConfigError(
             "data.clients",
             cfg.clients,
-            f"dirichlet with data.dirichlet_alpha = {cfg.dirichlet_alpha:g} leaves a client without images in each of "
-            f"{11 * DIRICHLET_CALLS} draws of {len(keys)} images: fewer clients or a larger alpha",
+            f"dirichlet with data.dirichlet_alpha = {cfg.dirichlet_alpha:g} leaves a client without images "
+            f"in each of {11 * DIRICHLET_CALLS} draws of {len(keys)} images: fewer clients or a larger alpha",
         )
     partitioner = _partitioner(cfg, len(keys), 1)
     partitioner.dataset = _dataset(keys)
@@ -151,7 +151,8 @@ def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
             raise ConfigError(
                 "data.classes_per_client",
                 cfg.classes_per_client,
-                f"{cfg.clients} clients need more parts of one class than it has images: fewer classes or clients",
+                f"{cfg.clients} clients need more parts of one class than it has images: "
+                "fewer classes or clients",
             ) from None
         raise ConfigError(
             "data.clients",
@@ -185,7 +186,7 @@ def _partitioner(cfg: DataConfig, size: int, least: int) -> Partitioner:
 
 
 def _shards(clients: int, shards_per_client: int, size: int, seed: int) -> Partitioner:
-    """Exactly `shards_per_client` each: all images if one shorter shard at the end allows it, else equal shards."""
+    """Exactly `shards_per_client` each, of all images if one shorter shard allows it, else of equal size."""
     from flwr_datasets.partitioner import ShardPartitioner
 
     wanted = clients * shards_per_client
@@ -196,11 +197,11 @@ def _shards(clients: int, shards_per_client: int, size: int, seed: int) -> Parti
 
 
 def _dataset(keys: np.ndarray) -> Any:
-    """The labels as the partitioners want them, with each image's position, by which it is known afterwards."""
+    """The labels as the partitioners want them, with each image's position, to know it by afterwards."""
     import datasets
 
     class Labels(datasets.Dataset):
-        """Gives a column as a list: the lazy column of `datasets` takes half a second per 60,000, in every draw."""
+        """Gives a column as a list: a lazy one takes half a second per 60,000 labels, in every draw."""
 
         def __getitem__(self, key: Any) -> Any:
             found = super().__getitem__(key)
@@ -231,6 +232,7 @@ def _warn_of_unused_images(cfg: DataConfig, keys: np.ndarray, parts: list[np.nda
         classes = int(keys.max()) + 1 - len(np.unique(keys[held]))
         of_classes = f", {classes} classes among them" if classes else ""
         warnings.warn(
-            f"data.partition = {cfg.partition!r}: {unused} of {len(keys)} images are held by no client{of_classes}",
+            f"data.partition = {cfg.partition!r}: {unused} of {len(keys)} images are held by no client"
+            + of_classes,
             stacklevel=3,
         )

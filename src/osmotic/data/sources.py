@@ -39,9 +39,11 @@ TEST_SEED, SUBSET_SEED = 1797, 1798
 
 
 def load(cfg: DataConfig) -> Dataset:
-    """The data set in memory: channels and size converted if asked, training images cut to `max_images` at random.
+    """The data set in memory: channels and size converted if asked, training images cut to `max_images` at
+    random.
 
-    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a fixed seed.
+    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a
+    fixed seed.
 
     Raises: ConfigError naming the key or file and the rule.
     """
@@ -63,8 +65,8 @@ def load(cfg: DataConfig) -> Dataset:
 def describe(cfg: DataConfig) -> Shape:
     """What `load` would give, without decoding more than one image.
 
-    Named sets are answered from built-in figures, or from the file in OSMOTIC_DATA; `npz:` from array headers and labels;
-    `folder:` from the list of files and one image.
+    Named sets are answered from built-in figures, or from the file in OSMOTIC_DATA; `npz:` from array headers
+    and labels; `folder:` from the list of files and one image.
 
     Raises: ConfigError as `load`, as far as it can be known without reading the images.
     """

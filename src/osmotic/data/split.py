@@ -17,8 +17,9 @@ def write(
 ) -> list[Path]:
     """The files `client-000.npz`, ... in `out_dir`, each complete or absent.
 
-    Arrays: `train_images`, `train_labels`, columns as `train_COLUMN`, `class_names`, and the client's own held-out
-    images as `test_images`, `test_labels`; grey images are [N, H, W]. What the client does not have is left out.
+    Arrays: `train_images`, `train_labels`, columns as `train_COLUMN`, `class_names`, and the client's own
+    held-out images as `test_images`, `test_labels`; grey images are [N, H, W]. What the client does not have
+    is left out.
 
     Args:
         parts: per client, positions of its training images in `dataset.train`.

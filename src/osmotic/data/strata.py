@@ -8,8 +8,8 @@ import numpy as np
 def draw(labels: np.ndarray | None, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` of the positions 0..size-1, sorted int64, stratified by label (plain random if there are none).
 
-    Each class gives its quota `class size * count / size`, rounded by largest remainder; what is left over goes
-    to a class of which something remains, ties at random.
+    Each class gives its quota `class size * count / size`, rounded by largest remainder; what is left over
+    goes to a class of which something remains, ties at random.
 
     Args:
         labels: int64 [size], or None.

@@ -43,6 +43,11 @@ class Ema:
         self._mass = [0.0] * len(self.half_lives)
         self._averages: list[dict[str, np.ndarray]] = [{} for _ in self.half_lives]
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was taken in yet, so that there is no average."""
+        return not any(self._mass)
+
     def update(self, weights: Mapping[str, np.ndarray], images: int) -> None:
         """Takes in the weights after a round.
 

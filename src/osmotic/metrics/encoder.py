@@ -73,12 +73,17 @@ class Encoder:
     sha256: str
     test_accuracy: float | None
     network: nn.Module
-    head: nn.Module | None
+    head: nn.Linear | None
     prepare: Callable[[np.ndarray], Tensor]
     batch_size: int = _BATCH
     threads: int = THREADS
     device: str = "cpu"
     _known: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes it tells apart; 0 where no classes were learnt."""
+        return 0 if self.head is None else int(self.head.out_features)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features, float32 [N, D], of images uint8 or float32 in [0, 1], [N, H, W, C]."""
@@ -211,7 +216,7 @@ def build(channels: int, num_outputs: int, side: int) -> tuple[nn.Sequential, nn
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return network.to(memory_format=torch.channels_last), head
+    return network.to(memory_format=torch.channels_last), head  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 @dataclass(frozen=True)

@@ -52,16 +52,20 @@ def score_clients(
         stage: whether the model is scored before or after personalisation.
     """
     made = encoder.features(pool)
-    mixes = [client.labels for client in clients]
-    union = np.concatenate([mix for mix in mixes if mix is not None]) if None not in _kinds(mixes) else None
-    for_all = made[matching(pool_labels, union)]
-    fd_all, kid_all = _distances(reference, for_all, least=2)
+
+    def mixed_as(labels: Sequence[np.ndarray | None]) -> np.ndarray:
+        known = [some for some in labels if some is not None]
+        if pool_labels is None or len(known) < len(labels) or not known:
+            return made
+        return made[matching(pool_labels, np.concatenate(known))]
+
+    fd_all, kid_all = _distances(reference, mixed_as([client.labels for client in clients]), least=2)
     entries = []
     for client in clients:
         real = client.images if client.own_test is None or not len(client.own_test) else client.own_test
         fd_own = kid_own = None
         if len(real) >= MIN_OWN:
-            own = made[matching(pool_labels, client.labels)]
+            own = mixed_as([client.labels])
             fd_own, kid_own = _distances(encoder.features(real), own, least=MIN_OWN)
         entries.append(
             {
@@ -78,10 +82,6 @@ def score_clients(
     return entries
 
 
-def _kinds(mixes: Sequence[np.ndarray | None]) -> set[type | None]:
-    return {None if mix is None else np.ndarray for mix in mixes} or {None}
-
-
 def _distances(real: np.ndarray, made: np.ndarray, least: int) -> tuple[float | None, float | None]:
     """FD and KID; None for both where one side has fewer images than `least`."""
     if min(len(real), len(made)) < least:
@@ -89,20 +89,15 @@ def _distances(real: np.ndarray, made: np.ndarray, least: int) -> tuple[float | 
     return frechet(FeatureStatistics.of(real), FeatureStatistics.of(made)), kernel_distance(real, made)
 
 
-def matching(pool_labels: np.ndarray | None, labels: np.ndarray | None) -> np.ndarray:
+def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Sorted indices of the largest part of the pool whose classes are mixed as `labels` are; the first of each class.
 
     With shares p and pool counts P the size is the largest t with t * p_c <= P_c for every class c that both have; the
     part takes round(t * p_c) of each. A class the pool has none of cannot be matched and is left out of the mix.
     Args:
-        pool_labels: classes of the pool, int64 [M]; None, like `labels` None, takes the whole pool.
+        pool_labels: classes of the pool, int64 [M].
         labels: classes to match, int64 [N].
     """
-    if pool_labels is None:
-        raise_without_pool = "pool_labels"
-        del raise_without_pool
-    if pool_labels is None or labels is None:
-        return np.arange(0 if pool_labels is None else len(pool_labels))
     num_classes = int(max(pool_labels.max(initial=0), labels.max(initial=0))) + 1
     there = np.bincount(pool_labels, minlength=num_classes)
     wanted = np.bincount(labels, minlength=num_classes) * (there > 0)

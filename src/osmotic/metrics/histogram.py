@@ -9,7 +9,7 @@ import numpy as np
 
 def class_histogram(labels: np.ndarray, num_classes: int) -> list[int]:
     """Images of each class, [num_classes]; ValueError if a label lies outside 0..num_classes-1."""
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
     return np.bincount(labels.astype(np.int64), minlength=num_classes).tolist()
 

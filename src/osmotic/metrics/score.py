@@ -91,8 +91,6 @@ def _histograms(
     if reference.labels is None:
         return None, None
     classes = encoder.classes_of(made)
-    num_classes = int(reference.labels.max()) + 1
-    if classes is not None:
-        num_classes = max(num_classes, encoder.num_classes)
+    num_classes = max(int(reference.labels.max()) + 1, encoder.num_classes)
     data = class_histogram(reference.labels, num_classes)
     return (None if classes is None else class_histogram(classes, num_classes)), data

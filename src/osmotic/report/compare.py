@@ -90,14 +90,29 @@ class Comparison:
             "runs": [dataclasses.asdict(row) for row in self.shown()],
         }
 
+    @property
+    def conditions(self) -> str:
+        """What the scores of comparable runs were measured with; empty if nothing was scored or they differ."""
+        scored = [row for row in self.rows if row.encoder]
+        if not scored or not self.comparable:
+            return ""
+        return f"Scored with encoder {scored[0].encoder} on {words.count(scored[0].num_samples)} samples."
+
+    def columns(self) -> list[tuple[str, Any]]:
+        """(heading, Row -> text) of every column; how a run was scored is one only where runs differ in it."""
+        return [
+            c for c in headings(self.fd_name) if not self.conditions or c[0] not in ("encoder", "samples")
+        ]
+
     def table(self) -> Table:
         """The comparison as a table for a terminal."""
         from rich.markup import escape
         from rich.table import Table
 
         title = "Runs, best first" if self.comparable else "Runs, not comparable"
-        table = Table(title=title, caption=escape(" ".join(self.notes())) or None, caption_justify="left")
-        columns = headings(self.fd_name)
+        caption = escape(" ".join(part for part in (self.conditions, *self.notes()) if part))
+        table = Table(title=title, caption=caption or None, caption_justify="left")
+        columns = self.columns()
         for heading, _ in columns:
             table.add_column(heading, justify="left" if heading in ("run", "preset", "codec") else "right")
         for row in self.shown():
@@ -110,7 +125,7 @@ class Comparison:
         from osmotic.report.page import environment
 
         template = environment().get_template("compare.html.jinja")
-        columns = headings(self.fd_name)
+        columns = self.columns()
         page = template.render(
             comparison=self,
             headings=[heading for heading, _ in columns],
@@ -126,15 +141,13 @@ class Comparison:
             return []
         floors = {row.fd_floor for row in self.rows}
         floor = floors.pop() if len(floors) == 1 else None
+        named = [(row.name, run) for row, run in zip(self.rows, self.runs, strict=True)]
+        axes = (("images", "images seen"), ("bytes", "bytes up and down"), ("rounds", "rounds"))
         made = [
             plots.overlay(
-                [(r.name, *curve(r, axis)) for r in self.runs], label, self.fd_name, floor, axis == "bytes"
+                [(n, *curve(r, axis)) for n, r in named], label, self.fd_name, floor, axis == "bytes"
             )
-            for axis, label in (
-                ("images", "images seen"),
-                ("bytes", "bytes up and down"),
-                ("rounds", "rounds"),
-            )
+            for axis, label in axes
         ]
         return [drawing for drawing in made if drawing]
 
@@ -147,15 +160,17 @@ def compare(run_dirs: Sequence[Path | str]) -> Comparison:
     if not run_dirs:
         raise ConfigError("compare", None, "needs at least one run folder")
     runs = tuple(read(path) for path in run_dirs)
-    return Comparison(runs, tuple(row(run) for run in runs), differences(runs), cautions(runs))
+    names = [run.name for run in runs]
+    rows = [row(run, run.name if names.count(run.name) == 1 else str(run.path)) for run in runs]
+    return Comparison(runs, tuple(rows), differences(runs), cautions(runs))
 
 
-def row(run: Run) -> Row:
-    """The row of one run."""
+def row(run: Run, name: str) -> Row:
+    """The row of one run, called `name`."""
     s, q = run.summary, run.quality
     up, down = s.get("codec_up") or words.DASH, s.get("codec_down") or words.DASH
     return Row(
-        name=run.name,
+        name=name,
         preset=s.get("preset"),
         method=s.get("method"),
         codec=up if up == down else f"{up} up, {down} down",
@@ -187,7 +202,7 @@ def differences(runs: Sequence[Run]) -> tuple[str, ...]:
         ("the sample counts differ", lambda r: r.quality.get("num_samples")),
         ("the data differ", lambda r: r.setting("data.source")),
     )
-    out = []
+    out: list[str] = []
     for text, look in looks:
         values = list(dict.fromkeys(look(run) for run in scored))
         if len(values) > 1 and not (text.endswith("other weights") and out):
@@ -207,7 +222,7 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
         ("networks differ in size", lambda r: words.count(r.summary.get("parameters"))),
         ("splits differ", lambda r: f"{r.setting('data.partition')}, {r.summary.get('num_clients')} clients"),
     )
-    out = []
+    out: list[str] = []
     for text, look in looks:
         values = list(dict.fromkeys(v for v in map(look, runs) if v))
         if len(values) > 1:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MAX_PICTURES = 12  # sample grids on the page; more would only repeat each other
+# Fields of the scores that the first screen already tells.
+IN_TILES = {"num_samples", "nfe", "fd", "kid", "precision", "recall", "fd_floor"}
 
 
 @dataclass(frozen=True)
@@ -216,28 +218,21 @@ def drawings(run: Run, fd_name: str) -> list[str]:
 
 def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Scalar scores beside the tiles, and the means over clients, as (name, figure)."""
-    told = {
-        "encoder",
-        "encoder_sha256",
-        "num_samples",
-        "sampler",
-        "nfe",
-        "fd",
-        "kid",
-        "precision",
-        "recall",
-        "fd_floor",
-    }
-    out = [
-        (k, v)
-        for k, v in quality.items()
-        if k not in told and isinstance(v, int | float) and not isinstance(v, bool)
+    out: list[tuple[str, float | None]] = [
+        (key, value) for key, value in quality.items() if key not in IN_TILES and is_figure(value)
     ]
     for group in ("mean", "weighted", "worst"):
-        for key, value in (quality.get(group) or {}).items():
-            if value is None or isinstance(value, int | float):
-                out.append((f"{group} over clients, {key}", value))
+        over = (quality.get(group) or {}).items()
+        out += [
+            (f"{group} over clients, {key}", value)
+            for key, value in over
+            if value is None or is_figure(value)
+        ]
     return [(name, words.figure(value)) for name, value in out]
+
+
+def is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def ledger_rows(run: Run) -> list[LedgerRow]:

@@ -60,31 +60,27 @@ RC: dict[str, Any] = {
 
 def loss(rounds: Sequence[Round]) -> str | None:
     """Mean training loss per round, with the range over clients as a band; None without any loss."""
-    points = [r for r in rounds if r.loss is not None]
+    points = [(r, r.loss) for r in rounds if r.loss is not None]
     if not points:
         return None
 
     def draw(fig: Figure) -> None:
         ax = fig.subplots()
-        x = [r.number for r in points]
-        spread = [[v for v in r.client_loss.values() if v is not None] or [r.loss] for r in points]
+        x = [r.number for r, _ in points]
+        spread = [[v for v in r.client_loss.values() if v is not None] or [mean] for r, mean in points]
         if any(len(s) > 1 for s in spread):
             low, high = [min(s) for s in spread], [max(s) for s in spread]
             ax.fill_between(
                 x, low, high, color=COLOURS[0], alpha=0.16, linewidth=0, label="range over clients"
             )
-        ax.plot(x, [r.loss for r in points], color=COLOURS[0], label="mean", marker=_marker(x), markersize=4)
-        kept = [r for r in points if r.kept_old_weights]
+        ax.plot(
+            x, [mean for _, mean in points], color=COLOURS[0], label="mean", marker=_marker(x), markersize=4
+        )
+        kept = [(r.number, mean) for r, mean in points if r.kept_old_weights]
         if kept:
-            ax.plot(
-                [r.number for r in kept],
-                [r.loss for r in kept],
-                "x",
-                color=COLOURS[1],
-                markersize=8,
-                markeredgewidth=2,
-                label="old weights kept",
-            )
+            at, heights = zip(*kept, strict=True)
+            cross: dict[str, Any] = {"color": COLOURS[1], "markersize": 8, "markeredgewidth": 2}
+            ax.plot(at, heights, "x", label="old weights kept", **cross)
         ax.set_title("Training loss")
         _round_axis(ax, x)
         _legend(ax)
@@ -93,7 +89,7 @@ def loss(rounds: Sequence[Round]) -> str | None:
 
 
 def score(rounds: Sequence[Round], key: str, name: str, floor: float | None = None) -> str | None:
-    """One score of every scored round, the floor dashed; None if it was never measured.
+    """One score of every scored round, the floor dashed; None with fewer than two points.
 
     Args:
         rounds: rounds, of which those with a `quality` entry count.
@@ -102,7 +98,7 @@ def score(rounds: Sequence[Round], key: str, name: str, floor: float | None = No
         floor: the score of held-out real images, if known.
     """
     points = [(r.number, r.quality[key]) for r in rounds if r.quality and r.quality.get(key) is not None]
-    if not points:
+    if len(points) < 2:
         return None
     x, y = [n for n, _ in points], [v for _, v in points]
 
@@ -288,7 +284,9 @@ def class_histogram(
         names = [class_names[k] if k < len(class_names) else str(k) for k in range(len(data))]
         if len(names) <= 40:
             slanted = max(map(len, names)) > 3 and len(names) > 5
-            tilt = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+            tilt: dict[str, Any] = (
+                {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+            )
             ax.set_xticks(range(len(names)), [_short(n) for n in names], **tilt)
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
         ax.set_title("Share of each class")

@@ -1,0 +1,279 @@
+"""The commands: parse, call, print. No logic lives here, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from osmotic import __version__
+from osmotic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from osmotic.config import Config
+    from osmotic.progress import Progress
+    from osmotic.rundir import RunDir
+
+app = typer.Typer(
+    name="osmotic",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train one image generator on pictures that never leave their owners (federated diffusion models).\n\n"
+    "`osmotic run` alone trains on the built-in digits and leaves a report in ./runs.",
+)
+
+ConfigArg = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Run configuration; every key has a default.")
+]
+PresetOpt = Annotated[
+    str | None, typer.Option("--preset", help="Named set of choices, see `osmotic methods`.")
+]
+DataOpt = Annotated[
+    str | None, typer.Option("--data", help="Images: digits, mnist, npz:PATH, folder:PATH, hf:NAME ...")
+]
+SetOpt = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key, e.g. training.rounds=5; repeatable.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts, nothing else.")]
+RunArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+
+
+def _load(config: Path | None, preset: str | None, data: str | None, sets: list[str]) -> Config:
+    from osmotic import config as configs
+
+    return configs.load(config, preset=preset, data=data, sets=sets)
+
+
+def _say(document: dict[str, Any], json: bool, text: str) -> None:
+    print(jsonlib.dumps(document) if json else text)
+
+
+@app.command()
+def run(
+    config: ConfigArg = None,
+    preset: PresetOpt = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006 - typer reads it, nobody writes it
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder for the run; default runs/PRESET-DATA-SEED.")
+    ] = None,
+    json: JsonOpt = False,
+) -> None:
+    """Train a model, score it and write the report."""
+    cfg = _load(config, preset, data, sets)
+    folder = out or _fresh_folder(cfg)
+    from osmotic.rundir import RunDir
+
+    RunDir.new(folder)  # refused before the seconds that the imports below take
+    from osmotic import study
+
+    _train(lambda observer: study.start(cfg, folder, observer), folder, json)
+
+
+@app.command()
+def resume(directory: RunArg, json: JsonOpt = False) -> None:
+    """Go on with a run after a crash, a power cut or Ctrl-C."""
+    from osmotic.rundir import RunDir
+
+    RunDir.existing(directory)
+    from osmotic import study
+
+    _train(lambda observer: study.resume(directory, observer), directory, json)
+
+
+def _fresh_folder(cfg: Config) -> Path:
+    """runs/PRESET-DATA-SEED, with a number behind it if that is taken."""
+    source = cfg.data.source.rstrip("/").replace("\\", "/").split("/")[-1].split(":")[-1].removesuffix(".npz")
+    base = Path("runs") / f"{cfg.preset or cfg.method.name}-{source}-{cfg.seed}"
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _train(start: Any, folder: Path, json: bool) -> None:
+    from osmotic import finish
+    from osmotic.progress import Progress
+
+    opened: list[Progress] = []
+
+    def observe(run_dir: RunDir, cfg: Config) -> Progress:
+        opened.append(Progress(run_dir, cfg, quiet=json))
+        return opened[-1]
+
+    try:
+        run_dir = start(observe)
+    except KeyboardInterrupt:
+        print(f"\nosmotic: stopped; go on with: osmotic resume {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        for progress in opened:
+            progress.close()
+    finish.publish(run_dir, json)
+
+
+@app.command()
+def sample(
+    directory: RunArg,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images.")] = 100,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Class name or number; default: all classes in turn.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Sampler steps; default as scored.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", min=0, help="Classifier-free guidance; 1 is off.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
+    client: Annotated[
+        str | None, typer.Option("--client", help="Whose model, where each client has its own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the images; default DIR/samples/new-SEED.")
+    ] = None,
+    json: JsonOpt = False,
+) -> None:
+    """Draw images from a run's model: one PNG grid and one PNG per image."""
+    from osmotic import finish
+
+    made = finish.sample(directory, count, label, steps, guidance, seed, client, out)
+    _say(made, json, f"{made['count']} images in {made['folder']}\ngrid: {made['grid']}")
+
+
+@app.command()
+def evaluate(
+    directory: RunArg,
+    sets: SetOpt = [],  # noqa: B006
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Half-life in images of the average to score; 0: raw weights."),
+    ] = None,
+    json: JsonOpt = False,
+) -> None:
+    """Score a run again with other choices, e.g. --set score.sampler=ddim --set score.samples=5000."""
+    from osmotic import finish
+
+    quality = finish.evaluate(directory, sets, ema)
+    _say(quality, json, finish.quality_text(quality))
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write an HTML page with plots here.")
+    ] = None,
+    json: JsonOpt = False,
+) -> None:
+    """Set several runs side by side: scores, bytes, images."""
+    from osmotic import finish
+
+    finish.compare(directories, out, json)
+
+
+@app.command()
+def report(directory: RunArg, json: JsonOpt = False) -> None:
+    """Write report.html of a run anew."""
+    from osmotic.report import card, page
+
+    card.write(directory)
+    path = page.write(directory)
+    _say({"report": str(path)}, json, str(path))
+
+
+@app.command()
+def methods(json: JsonOpt = False) -> None:
+    """List the presets: what each exchanges, and the paper it comes from."""
+    from osmotic.presets import PRESETS
+
+    rows = [
+        {"preset": n, "exchanges": p.exchanges, "paper": p.paper or None, "keys": dict(p.keys)}
+        for n, p in PRESETS.items()
+    ]
+    if json:
+        print(jsonlib.dumps(rows))
+        return
+    width = max(len(n) for n in PRESETS)
+    for name, preset in PRESETS.items():
+        paper = f"  (arXiv {preset.paper})" if preset.paper else ""
+        print(f"{name:{width}}  {preset.exchanges}{paper}")
+
+
+@app.command()
+def plan(
+    config: ConfigArg = None,
+    preset: PresetOpt = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006
+    link: Annotated[
+        float, typer.Option("--link", min=0.001, help="Speed of a site's line in Mbit/s.")
+    ] = 100.0,
+    json: JsonOpt = False,
+) -> None:
+    """Say what a run will send and hold, before anything runs."""
+    from osmotic import plan as planning
+
+    figures = planning.plan(_load(config, preset, data, sets), link)
+    _say(figures, json, planning.text(figures))
+
+
+@app.command()
+def split(
+    config: ConfigArg = None,
+    preset: PresetOpt = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006
+    out: Annotated[Path, typer.Option("--out", help="New folder for the files.")] = Path("split"),
+    json: JsonOpt = False,
+) -> None:
+    """Write one npz file per client, as the configuration divides the images."""
+    cfg = _load(config, preset, data, sets)
+    from osmotic.data import partition, sources
+    from osmotic.data import split as splitting
+
+    dataset = sources.load(cfg.data)
+    parts = partition.partition(cfg.data, dataset.train)
+    held = [
+        partition.hold_out(part, cfg.data.holdout, dataset.train.labels, cfg.data.partition_seed + i)
+        for i, part in enumerate(parts)
+    ]
+    paths = splitting.write(dataset, [t for t, _ in held], [o for _, o in held], out)
+    _say({"files": [str(p) for p in paths]}, json, "\n".join(map(str, paths)))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"osmotic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit code 2."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        f"osmotic: warning: {message}", file=sys.stderr
+    )
+    try:
+        app()
+    except ConfigError as error:
+        print(f"osmotic: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Decisions that the server makes and `osmotic plan` replays: who takes part, what is expected back, what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from osmotic import seeds
+from osmotic.config import Config
+from osmotic.messages import Client, Phase, Spec, Task
+
+
+def choose(config: Config, phase: Phase, clients: list[Client]) -> list[Client]:
+    """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
+    share = 1.0 if phase.everybody else config.training.fraction_train
+    count = max(1, round(share * len(clients)))
+    rng = seeds.rng(config.seed, seeds.SAMPLING, phase.server_round)
+    return [clients[i] for i in sorted(rng.choice(len(clients), size=count, replace=False))]
+
+
+def expected_tensors(
+    layout: Mapping[str, tuple[int, ...]], part_names: Mapping[str, list[str]], task: Task
+) -> dict[str, Spec]:
+    """What the gate must see in the answer to a task: changes of the parts asked for, and the extras expected."""
+    names = [n for part in task.returns for n in part_names[part]]
+    return {f"model/{n}": Spec(layout[n]) for n in names} | dict(task.expects)
+
+
+def conveyed(
+    task: Task, layout: Mapping[str, tuple[int, ...]], part_names: Mapping[str, list[str]]
+) -> tuple[int, int]:
+    """Weights a task sends and asks back, one per weight whatever the codec; control variates count, images do not."""
+
+    def weights(parts: tuple[str, ...]) -> int:
+        return sum(int(np.prod(layout[n])) for part in parts for n in part_names[part])
+
+    sent = sum(int(t.size) for n, t in task.extras.items() if n.startswith("control/"))
+    asked = sum(int(np.prod(s.shape)) for n, s in task.expects.items() if n.startswith("control/"))  # type: ignore[arg-type]
+    return weights(task.send) + sent, weights(task.returns) + asked

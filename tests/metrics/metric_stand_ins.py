@@ -1,0 +1,58 @@
+"""Small data sets and encoders for the tests of the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from osmotic.metrics.encoder import Encoder, to_unit
+
+
+@dataclass(frozen=True)
+class Split:
+    images: np.ndarray
+    labels: np.ndarray | None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...] = ()
+
+
+def bars(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> Split:
+    """Noisy images with one bright bar: class 0 across the top, class 1 down the left."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (count, side, side, channels), dtype=np.uint8)
+    labels = np.arange(count) % 2
+    images[labels == 0, : side // 4] += 180
+    images[labels == 1, :, : side // 4] += 180
+    return Split(images, labels.astype(np.int64))
+
+
+def unlabelled(split: Split) -> Split:
+    return Split(split.images, None)
+
+
+class FourPixels(nn.Module):
+    """Features are the first four pixels' values, in [0, 255]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 255.0 * x.flatten(1)[:, :4]
+
+
+def pixel_encoder(num_classes: int = 0) -> Encoder:
+    """An encoder whose features can be written down by hand; its class is the brightest of the first pixels."""
+    head = None
+    if num_classes:
+        head = nn.Linear(4, num_classes, bias=False)
+        with torch.no_grad():
+            head.weight.copy_(torch.eye(num_classes, 4))
+        head.requires_grad_(False)
+    return Encoder("pixels", "0" * 64, None, FourPixels(), head, to_unit, threads=1)
