@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from osmotic import seeds
 from osmotic.client import to_uint8
-from osmotic.diffusion import sampler
+from osmotic.data.dataset import Split
+from osmotic.diffusion import facts, sampler
 from osmotic.messages import Client, Tensors
 from osmotic.metrics import encoder as encoders
-from osmotic.metrics import federated
+from osmotic.metrics import federated, score
 from osmotic.report import pictures
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:
-    from osmotic.study import Study
+    from osmotic.study import Holding, Study
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
+NOT_WITHOUT_GLOBAL_MODEL = (
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "fd_floor",
+    "fd_at_floor",
+    "floor_samples",
+    "class_histogram",
+    "class_histogram_data",
+)
 
 
 class Scoring:
@@ -33,6 +45,7 @@ class Scoring:
         self.study, self.run = study, run
         self._models: list[torch.nn.Module] = []
         self._encoder: encoders.Encoder | None = None
+        self._reference: Split | None = None
 
     @property
     def encoder(self) -> encoders.Encoder:
@@ -112,12 +125,71 @@ class Scoring:
             if name in pools:
                 per_client += self._per_client(pools[name], labels, [holding], stage)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
-        from osmotic.diffusion import facts
-
-        empty = dict.fromkeys(("fd", "kid", "precision", "recall", "class_histogram", "class_histogram_data"))
+        empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
         described = self._described(facts.nfe(cfg.score.steps, cfg.score.guidance))
-        floor = {"fd_floor": self._floor()}
-        return {**described, **empty, **floor, **federated.aggregate(per_client), "per_client": per_client}
+        return {**described, **empty, **federated.aggregate(per_client), "per_client": per_client}
+
+    def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
+        """Scores of one pool under the summary's names."""
+        measured = score.score(images, self.reference, self.study.dataset.test, self.encoder)
+        found = {
+            "fd": measured.fd,
+            "kid": measured.kid,
+            "precision": measured.precision,
+            "recall": measured.recall,
+            "fd_floor": measured.fd_floor,
+            "fd_at_floor": measured.fd_at_floor,
+            "floor_samples": measured.m,
+            "class_histogram": measured.class_histogram,
+            "class_histogram_data": measured.class_histogram_data,
+        }
+        return self._described(nfe) | found
+
+    def _described(self, nfe: int) -> dict[str, Any]:
+        score_cfg = self.study.config.score
+        return {
+            "encoder": self.encoder.name,
+            "encoder_sha256": self.encoder.sha256,
+            "encoder_accuracy": self.encoder.test_accuracy,
+            "num_samples": score_cfg.samples,
+            "sampler": score_cfg.sampler,
+            "nfe": nfe,
+        }
+
+    @property
+    def reference(self) -> Split:
+        """All images that clients train on."""
+        rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
+        train = self.study.dataset.train
+        if self._reference is None:
+            same = len(rows) == len(train)
+            self._reference = (
+                train
+                if same
+                else Split(train.images[rows], None if train.labels is None else train.labels[rows])
+            )
+        return self._reference
+
+    def _per_client(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        holdings: Sequence[Holding],
+        stage: Literal["before", "after"],
+    ) -> list[dict[str, Any]]:
+        train = self.study.dataset.train
+        clients = [
+            federated.ClientImages(
+                h.client.name,
+                h.client.client_id,
+                train.images[h.train],
+                None if train.labels is None else train.labels[h.train],
+                train.images[h.own_test] if len(h.own_test) else None,
+            )
+            for h in holdings
+        ]
+        features = self.encoder.features_once(self.reference.images)
+        return federated.score_clients(images, labels, self.encoder, features, clients, stage)
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
         """PNG grid of the first images of each class, or of the first hundred."""

@@ -38,7 +38,7 @@ from osmotic.messages import (
     gate,
 )
 from osmotic.models import parts as network_parts
-from osmotic.protocol import choose, expected_tensors
+from osmotic.protocol import choose, conveyed, expected_tensors
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:

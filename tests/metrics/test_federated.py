@@ -62,6 +62,16 @@ def test_own_scores_compare_only_pool_images_of_the_client_s_classes():
     assert entry["fd_all"] == frechet_distance(encoder.features(images(90, 3)), encoder.features(pool))
 
 
+def test_a_client_scored_alone_keeps_the_label_mix_of_all_for_fd_all():
+    encoder, pool, reference = pixel_encoder(), images(100, 0), images(90, 3)
+    client = ClientImages("client-000", 0, images(60, 1), np.zeros(60, dtype=np.int64))
+    args = (pool, np.repeat([0, 1], 50), encoder, encoder.features(reference), [client])
+    (entry,) = score_clients(*args, union_labels=np.array([0, 1]))
+    assert entry["fd_all"] == frechet_distance(encoder.features(reference), encoder.features(pool))
+    (alone,) = score_clients(*args)
+    assert alone["fd_all"] == frechet_distance(encoder.features(reference), encoder.features(pool[:50]))
+
+
 def test_a_client_s_held_out_images_come_before_its_training_images():
     encoder, pool = pixel_encoder(), images(100, 0)
     test = images(55, 1)

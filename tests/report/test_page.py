@@ -86,6 +86,12 @@ def test_the_score_is_told_with_encoder_samples_sampler_and_floor(run_folder: Ma
     assert tile.detail == "encoder classifier-digits · 1,000 samples · dpm-solver++, 20 evaluations each"
 
 
+def test_the_floor_stands_beside_the_score_of_as_many_images(run_folder: MakeRun) -> None:
+    path = run_folder(rounds=2, clients=2)
+    edit(path, "summary.json", lambda s: s["quality"].update(fd_at_floor=7.5, floor_samples=360))
+    assert page.tiles(rundir.read(path))[0].detail.endswith("at the floor's 360 images: 7.500")
+
+
 def test_fid_is_said_only_of_inception(run_folder: MakeRun) -> None:
     path = run_folder()
     assert "FID" not in text_of(path)

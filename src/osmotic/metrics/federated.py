@@ -39,6 +39,7 @@ def score_clients(
     reference: np.ndarray,
     clients: Sequence[ClientImages],
     stage: Literal["before", "after"] = "after",
+    union_labels: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """One entry of `summary.quality.per_client` for each client, all from one pool of generated images.
 
@@ -50,6 +51,7 @@ def score_clients(
         pool_labels: the class each was generated for, int64 [M]; None takes the whole pool for every client.
         reference: features of the training split, [N, D].
         stage: whether the model is scored before or after personalisation.
+        union_labels: classes of the images of all clients, where `clients` are only some of them (one pool each).
     """
     made = encoder.features(pool)
 
@@ -59,7 +61,8 @@ def score_clients(
             return made
         return made[matching(pool_labels, np.concatenate(known))]
 
-    fd_all, kid_all = _distances(reference, mixed_as([client.labels for client in clients]), least=2)
+    union = [client.labels for client in clients] if union_labels is None else [union_labels]
+    fd_all, kid_all = _distances(reference, mixed_as(union), least=2)
     entries = []
     for client in clients:
         real = client.images if client.own_test is None or not len(client.own_test) else client.own_test

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 MAX_PICTURES = 12  # sample grids on the page; more would only repeat each other
 # Fields of the scores that the first screen already tells.
-IN_TILES = {"num_samples", "nfe", "fd", "kid", "precision", "recall", "fd_floor"}
+IN_TILES = {
+    "num_samples",
+    "nfe",
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "fd_floor",
+    "fd_at_floor",
+    "floor_samples",
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,11 @@ def tiles(run: Run) -> list[Tile]:
     if q and fd is None:
         conditions = "not measured: no global model was scored · " + conditions
     beside = f"floor of held-out real images {words.figure(floor)}" if q else ""
+    if q.get("fd_at_floor") is not None and q.get("floor_samples") is not None:
+        # An FD depends on the number of images, so only this one may be set against the floor.
+        conditions += (
+            f" · at the floor's {words.count(q['floor_samples'])} images: {words.figure(q['fd_at_floor'])}"
+        )
     out = [Tile(f"{name}, lower is better", words.figure(fd), conditions, beside, wide=True)]
     if q.get("kid") is not None or fd is not None:
         out.append(Tile("KID, lower is better", words.figure(q.get("kid"))))

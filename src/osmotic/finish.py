@@ -1,0 +1,219 @@
+"""What is done with a finished run: publish its report, draw more images, score it again, compare it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osmotic import checkpoint, config
+from osmotic.errors import ConfigError
+from osmotic.rundir import RunDir
+
+
+def publish(run: RunDir, json: bool) -> None:
+    """Writes model card and report of a finished run, and prints its table, or with `json` its summary."""
+    from osmotic.report import card, page
+
+    card.write(run.path)
+    path = page.write(run.path)
+    summary = jsonlib.loads(run.summary.read_text())
+    if json:
+        print(jsonlib.dumps(summary))
+        return
+    _table(summary)
+    grids = sorted(run.samples.glob("round-*.png"))
+    print(f"samples  {grids[-1]}" if grids else "samples  none")
+    print(f"model    {run.model}")
+    print(f"report   {path}")
+
+
+def _table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from osmotic.report.words import DASH, count, duration, fd_name, figure, size
+
+    quality = summary["quality"] or {}
+    table = Table(
+        title=f"{summary['preset']}: {summary['num_clients']} clients, {summary['rounds']} rounds",
+        show_header=False,
+    )
+    fd = fd_name(quality.get("encoder"))
+    conditions = f"{count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations"
+    rows = [
+        (f"{fd} ({quality.get('encoder', DASH)}; {conditions})", figure(quality.get("fd"))),
+        (
+            f"  with {count(quality.get('floor_samples'))} samples, and the floor of as many real images",
+            f"{figure(quality.get('fd_at_floor'))}, {figure(quality.get('fd_floor'))}",
+        ),
+        ("KID", figure(quality.get("kid"))),
+        ("precision, recall", f"{figure(quality.get('precision'))}, {figure(quality.get('recall'))}"),
+        (f"{fd} per client: mean, worst", f"{figure((quality.get('mean') or {}).get('fd_own'))}, {figure((quality.get('worst') or {}).get('fd_own'))}"),
+        ("bytes up, down", f"{size(summary['bytes_up'])}, {size(summary['bytes_down'])}"),
+        ("images seen, optimiser steps", f"{count(summary['images_seen'])}, {count(summary['client_steps'])}"),
+        ("failures", count(len(summary["failures"]))),
+        ("time", duration(summary["wall_seconds"])),
+    ]  # fmt: skip
+    for left, right in rows:
+        table.add_row(left, right)
+    Console().print(table)
+
+
+def _finished(directory: Path) -> RunDir:
+    run = RunDir.existing(directory)
+    if not run.summary.is_file():
+        raise ConfigError(
+            str(directory), None, f"is not finished yet; go on with `osmotic resume {directory}`"
+        )
+    return run
+
+
+def sample(
+    directory: Path,
+    count: int,
+    label: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    client: str | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Draws `count` images from the saved pipeline; returns folder, grid and count.
+
+    Raises: ConfigError for an unknown label or client, or a folder that is not empty.
+    """
+    run = _finished(directory)
+    folder = out or run.samples / f"new-{seed}"
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError("--out", str(folder), "must be a new or empty folder")
+    model = _model_folder(run, client)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from osmotic.report import pictures
+
+    names = jsonlib.loads((run.path / "partition.json").read_text())["class_names"]
+    conditional = "class_names" in jsonlib.loads((model / "model_index.json").read_text())
+    labels = _labels(label, names, count, conditional)
+    pipeline = DiffusionPipeline.from_pretrained(
+        model, custom_pipeline=str(model) if conditional else None, trust_remote_code=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [
+        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+        for i in range(count)
+    ]
+    options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
+    if conditional:
+        options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
+    elif guidance is not None:
+        raise ConfigError("--guidance", guidance, "needs a conditional model")
+    images = pipeline(batch_size=count, generator=generators, output_type="np", **options).images
+    pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    for i, image in enumerate(pixels):
+        name = f"{i:05d}" + (f"-{names[labels[i]]}" if labels is not None else "")
+        pictures.save_png(folder / f"{name.replace('/', '_')}.png", image)
+    scale = max(1, 64 // pixels.shape[1])
+    pictures.save_png(folder / "grid.png", pictures.grid(pixels, 10, scale=scale))
+    return {"folder": str(folder), "grid": str(folder / "grid.png"), "count": count}
+
+
+def _model_folder(run: RunDir, client: str | None) -> Path:
+    if (run.model / "model_index.json").is_file():
+        if client is not None:
+            raise ConfigError("--client", client, "this run has one global model: leave it out")
+        return run.model
+    clients = sorted(p.parent.name for p in run.model.glob("*/model_index.json"))
+    if client is None or client not in clients:
+        raise ConfigError(
+            "--client", client, "must be one of " + ", ".join(clients), config.nearest(client or "", clients)
+        )
+    return run.model / client
+
+
+def _labels(label: str | None, names: list[str], count: int, conditional: bool) -> list[int] | None:
+    if not conditional:
+        if label is not None:
+            raise ConfigError("--label", label, "needs a conditional model")
+        return None
+    if label is None:
+        return [i % len(names) for i in range(count)]
+    if label in names:
+        return [names.index(label)] * count
+    if label.isdigit() and int(label) < len(names):
+        return [int(label)] * count
+    raise ConfigError("--label", label, "must be one of " + ", ".join(names), config.nearest(label, names))
+
+
+def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[str, Any]:
+    """Quality of a run's global model with other `score.` keys, or another average; the run itself is not changed.
+
+    Args:
+        ema: half-life in images; 0 for the raw weights, None for the one the run scored.
+    Raises: ConfigError for keys outside `score.`, a half-life that was not kept, or a run without a global model.
+    """
+    run = _finished(directory)
+    for text in sets:
+        key = config.parse_set(text)[0]
+        if not key.startswith("score."):
+            raise ConfigError("--set", text, "only keys of [score] can change after training")
+    cfg = config.load(run.config, sets=sets)
+    kept = cfg.recipe.ema_half_lives
+    if ema is not None and ema != 0 and ema not in kept:
+        raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
+    from osmotic import study
+    from osmotic.diffusion.ema import Ema
+    from osmotic.scoring import Scoring
+
+    made = study.prepare(cfg)
+    if not made.method.global_model:
+        raise ConfigError(str(directory), None, f"method {cfg.method.name} has no global model to score")
+    study.make_deterministic(made)
+    _, tensors, notes = checkpoint.load_latest(run.checkpoints)
+    groups: dict[str, dict[str, np.ndarray]] = {"weights": {}, "ema": {}}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    weights = groups["weights"]
+    half_life = ema if ema is not None else (kept[0] if kept else 0)
+    if half_life:
+        averages = Ema(kept)
+        averages.restore(groups["ema"], notes["ema"])
+        weights = averages.average(half_life)
+    quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
+    return {"half_life": half_life, **quality}
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """The scores for a person."""
+    from osmotic.report.words import fd_name, figure
+
+    name = fd_name(quality["encoder"])
+    return (
+        f"{name} {figure(quality['fd'])}  (at {quality['floor_samples']} samples {figure(quality['fd_at_floor'])}, "
+        f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  precision {figure(quality['precision'])}  "
+        f"recall {figure(quality['recall'])}\n{quality['num_samples']} samples, {quality['sampler']}, "
+        f"{quality['nfe']} evaluations, encoder {quality['encoder']}, average over {quality['half_life']:g} images"
+    )
+
+
+def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
+    """Prints the runs side by side, and writes the page if asked to."""
+    from rich.console import Console
+
+    from osmotic.report.compare import compare as side_by_side
+
+    comparison = side_by_side(directories)
+    if out is not None:
+        comparison.write_html(out)
+    if json:
+        print(jsonlib.dumps(comparison.as_dicts()))
+        return
+    Console().print(comparison.table())
+    if out is not None:
+        print(out)
