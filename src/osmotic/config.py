@@ -170,7 +170,7 @@ class Config:
     track: TrackConfig = TrackConfig()
 
 
-SECTIONS = {
+SECTIONS: dict[str, Any] = {
     f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)
 }
 
@@ -280,7 +280,8 @@ def build(flat: Mapping[str, Any]) -> Config:
         else:
             top[name] = checked(name, value, _hints(Config)[name], _meta(Config, name))
     sections["method"]["options"] = options
-    return Config(**top, **{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
+    made: dict[str, Any] = {name: cls(**sections[name]) for name, cls in SECTIONS.items()}
+    return Config(**top, **made)
 
 
 def checked(name: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
@@ -337,7 +338,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _meta(cls: type, leaf: str) -> Mapping[str, Any]:
-    return next(f.metadata for f in dataclasses.fields(cls) if f.name == leaf)  # type: ignore[arg-type]
+    return next(f.metadata for f in dataclasses.fields(cls) if f.name == leaf)
 
 
 def nearest(name: str, valid: Iterable[Any]) -> str | None:

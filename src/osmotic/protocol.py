@@ -36,5 +36,7 @@ def conveyed(
         return sum(int(np.prod(layout[n])) for part in parts for n in part_names[part])
 
     sent = sum(int(t.size) for n, t in task.extras.items() if n.startswith("control/"))
-    asked = sum(int(np.prod(s.shape)) for n, s in task.expects.items() if n.startswith("control/"))  # type: ignore[arg-type]
+    asked = sum(
+        int(np.prod([k or 0 for k in s.shape])) for n, s in task.expects.items() if n.startswith("control/")
+    )
     return weights(task.send) + sent, weights(task.returns) + asked

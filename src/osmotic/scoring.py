@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated, score
 from osmotic.report import pictures
 from osmotic.rundir import RunDir
+from osmotic.server import Stage
 
 if TYPE_CHECKING:
     from osmotic.study import Holding, Study
@@ -115,7 +116,7 @@ class Scoring:
         }
 
     def score_personal(
-        self, pools: Mapping[str, np.ndarray], stage: str, server_round: int
+        self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
     ) -> dict[str, Any]:
         """Quality where every client has its own model and no global one exists: the global fields are null."""
         cfg, labels = self.study.config, self.labels()
@@ -175,7 +176,7 @@ class Scoring:
         images: np.ndarray,
         labels: np.ndarray | None,
         holdings: Sequence[Holding],
-        stage: Literal["before", "after"],
+        stage: Stage,
     ) -> list[dict[str, Any]]:
         train = self.study.dataset.train
         clients = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from osmotic.methods import Method
 
 PARTS = ("encoder", "bottleneck", "decoder")
+Stage = Literal["before", "after"]
 
 
 class Lab(Protocol):
@@ -68,7 +69,7 @@ class Scorer(Protocol):
     def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]: ...
     def wanted(self, client: Client) -> Mapping[str, Any]: ...
     def score_personal(
-        self, pools: Mapping[str, np.ndarray], stage: str, server_round: int
+        self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
     ) -> dict[str, Any]: ...
 
 
@@ -347,7 +348,7 @@ class Server:
     def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
         """Ledger and failures. Of a round that does not count, bytes were spent but no work was done."""
         if not quorum:
-            unused = {"status": "unused", "images": 0, "steps": 0, "flops": 0}
+            unused: dict[str, Any] = {"status": "unused", "images": 0, "steps": 0, "flops": 0}
             tally.entries = [
                 replace(e, **unused, parameters=e.parameters if e.direction == "down" else 0)
                 if e.status == "counted"

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up; the others assume nothing more.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-all check format benchmark clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and pinned: a range would fetch gigabytes of another build.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/osmotic run --preset fedavg --data digits
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One operator thread per test: two on a busy machine can be many times slower.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-all: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(STAMP)
+	for script in overhead step aggregate; do $(BIN)/python benchmarks/$$script.py; done
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build
