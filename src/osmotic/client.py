@@ -251,7 +251,9 @@ class Trainer:
             state |= trained
             down, up = self._codecs(state)
         received = receive(header["down"], blobs, down, state, self.shapes)
-        self.load({**self.initial, **under(state, "personal"), **received})
+        # Images are drawn from the average of a personal model, training goes on from the weights themselves.
+        own = under(state, "personal") | (under(state, "average") if header["action"] == "sample" else {})
+        self.load({**self.initial, **own, **received})
         local = Local(
             site.client,
             server_round,
@@ -369,7 +371,6 @@ class Trainer:
 
         control, score = header["control"], self.config.score
         labels = None if control.get("labels") is None else torch.tensor(control["labels"])
-        self.load({**self.initial, **under(state, "personal"), **under(state, "average")})
         images, nfe = sample(
             self.model,
             self.process,

@@ -61,6 +61,7 @@ class Lab(Protocol):
         learning_rate: float,
         seed: int,
     ) -> Tensors: ...
+    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray: ...
 
 
 class Scorer(Protocol):
@@ -341,9 +342,8 @@ class Server:
             self.counted[name] = phase.server_round
             if state := tally.answers[name].get("state_sha256"):
                 self.state_hashes[name] = str(state)
-        images = sum(int(m.get("images", 0)) for m in tally.answers.values())
-        if self.method.global_model:
-            self.ema.update(self.weights, images)
+        if self.method.global_model and phase.name == "train":
+            self.ema.update(self.weights, sum(int(m.get("images", 0)) for m in tally.answers.values()))
 
     def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
         """Ledger and failures. Of a round that does not count, bytes were spent but no work was done."""
@@ -424,6 +424,13 @@ class Server:
         seed = seeds.integer(self.config.seed, seeds.METHOD, phase.server_round)
         self.weights = self.lab.fit(self.weights, images, labels, steps, learning_rate, seed)
         self.server_steps += steps
+
+    def sample(
+        self, weights: Tensors, labels: np.ndarray | None, samples: int, phase: Phase, client: str = ""
+    ) -> np.ndarray:
+        """Images drawn on the server from any weights of the network, uint8 [samples, H, W, C]."""
+        seed = seeds.integer(self.config.seed, seeds.METHOD, phase.server_round, client)
+        return self.lab.sample(weights, labels, samples, seed)
 
     def scored_weights(self) -> Tensors:
         """The average of the first half-life, or the raw weights where there is none."""

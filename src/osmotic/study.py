@@ -15,7 +15,7 @@ import torch
 
 from osmotic import __version__, config, methods, models, seeds
 from osmotic.atomic import write_text
-from osmotic.client import Images, Site, Trainer, fit
+from osmotic.client import Images, Site, Trainer, fit, to_uint8
 from osmotic.config import Config
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset
@@ -231,7 +231,8 @@ class ServerLab:
     """Training on the server, through the same loop as the clients'."""
 
     def __init__(self, study: Study, make_trainer: Callable[[], Trainer]) -> None:
-        self.study, self._make, self._trainer = study, make_trainer, None
+        self.study, self._make = study, make_trainer
+        self._trainer: Trainer | None = None
 
     def fit(
         self,
@@ -243,9 +244,7 @@ class ServerLab:
         seed: int,
     ) -> Tensors:
         """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`."""
-        trainer: Trainer = self._trainer or self._make()
-        self._trainer = trainer  # type: ignore[assignment]
-        trainer.load(weights)
+        trainer = self._loaded(weights)
         data = Images.of(images, labels if self.study.spec.num_classes else None, self.study.device)
         fit(
             trainer.model,
@@ -257,6 +256,29 @@ class ServerLab:
             rng=np.random.default_rng(seed),
         )
         return trainer.weights()
+
+    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
+        """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
+        from osmotic.diffusion import sampler
+
+        study, score = self.study, self.study.config.score
+        images, _ = sampler.sample(
+            self._loaded(weights).model,
+            study.process,
+            None if labels is None else torch.from_numpy(labels),
+            (samples, study.spec.channels, study.spec.image_size, study.spec.image_size),
+            score.sampler,
+            score.steps,
+            seed,
+            score.guidance,
+            device=study.device,
+        )
+        return to_uint8(images)
+
+    def _loaded(self, weights: Tensors) -> Trainer:
+        self._trainer = self._trainer or self._make()
+        self._trainer.load(weights)
+        return self._trainer
 
 
 def flops_per_image(study: Study) -> int:
