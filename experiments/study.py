@@ -14,11 +14,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("method", "seed", "rounds", "images_seen", "client_steps", "bytes_up", "bytes_down", "wall_seconds", "weights_sha256")
-SCORES = ("encoder", "num_samples", "sampler", "nfe", "fd", "kid", "precision", "recall", "fd_floor", "fd_at_floor")
+SHOWN = (
+    "method",
+    "seed",
+    "rounds",
+    "images_seen",
+    "client_steps",
+    "bytes_up",
+    "bytes_down",
+    "wall_seconds",
+    "weights_sha256",
+)
+SCORES = (
+    "encoder",
+    "num_samples",
+    "sampler",
+    "nfe",
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "fd_floor",
+    "fd_at_floor",
+)
 
 
-def run_all(folder: Path, cases: Mapping[str, Sequence[str]], runs: Path | None = None) -> list[dict[str, Any]]:
+def run_all(
+    folder: Path, cases: Mapping[str, Sequence[str]], runs: Path | None = None
+) -> list[dict[str, Any]]:
     """Every case as `osmotic run` with these arguments; returns the rows of results.jsonl.
 
     Args:
@@ -28,7 +51,9 @@ def run_all(folder: Path, cases: Mapping[str, Sequence[str]], runs: Path | None 
     """
     runs = runs or Path("runs") / folder.name
     results = folder / "results.jsonl"
-    rows = {r["case"]: r for r in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
+    rows = (
+        {r["case"]: r for r in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
+    )
     for case, arguments in cases.items():
         if case in rows:
             continue
@@ -38,7 +63,9 @@ def run_all(folder: Path, cases: Mapping[str, Sequence[str]], runs: Path | None 
         else:
             command = ["run", *arguments, "--out", str(out)]
         print(f"{case}: osmotic {' '.join(command)}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "osmotic.cli", *command, "--json"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "osmotic.cli", *command, "--json"], check=True, stdout=subprocess.DEVNULL
+        )
         rows[case] = row(case, arguments, json.loads((out / "summary.json").read_text()))
         results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
     return [rows[case] for case in cases]
@@ -59,5 +86,8 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), name)
+        name = next(
+            (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line),
+            name,
+        )
     return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"

@@ -379,7 +379,7 @@ class Trainer:
             score.sampler,
             score.steps,
             int(control["seed"]),
-            score.guidance,
+            float(control["guidance"]),
         )
         return {"image/samples": to_uint8(images)}, {"nfe": nfe}
 

@@ -134,7 +134,12 @@ class ScoreConfig:
     )
     steps: int = key(20, "sampler steps", 1, 10_000)
     encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
-    guidance: float = key(1.0, "classifier-free guidance scale; 1 is off", 0, 100)
+    guidance: float | Literal["auto"] = key(
+        "auto",
+        "classifier-free guidance scale; 1 is off, auto is 2 where the model is told the class",
+        0,
+        100,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,12 +319,13 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             name, value, "must be one of " + ", ".join(map(str, choices)), nearest(str(value), choices)
         )
     if origin in (types.UnionType, typing.Union):
-        if isinstance(value, bool):
+        kind, word = (a for a in typing.get_args(hint))
+        if value in typing.get_args(word) and isinstance(value, str):
             return value
-        raise_or = [a for a in typing.get_args(hint) if a is not bool]
-        if value in typing.get_args(raise_or[0]):
-            return value
-        raise ConfigError(name, value, "must be true, false or auto")
+        try:
+            return _typed(name, value, kind)
+        except ConfigError as error:
+            raise ConfigError(name, value, f"{error.rule} or {typing.get_args(word)[0]}") from None
     if origin is tuple:
         inner = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):

@@ -88,9 +88,9 @@ def _process(config: Config) -> None:
         raise ConfigError("score.sampler", sampler, reason)
     if reason := facts.steps_fit(sampler, steps, config.model.timesteps):
         raise ConfigError("score.steps", steps, reason)
-    if config.score.guidance != 1.0 and config.model.conditional is False:
+    if config.score.guidance not in (1.0, "auto") and config.model.conditional is False:
         raise ConfigError("score.guidance", config.score.guidance, "needs a conditional model")
-    if config.score.guidance != 1.0 and config.recipe.label_dropout == 0:
+    if config.score.guidance not in (1.0, "auto") and config.recipe.label_dropout == 0:
         raise ConfigError(
             "score.guidance", config.score.guidance, "needs recipe.label_dropout > 0 in training"
         )

@@ -91,7 +91,7 @@ class Scoring:
             cfg.score.sampler,
             cfg.score.steps,
             self.seed,
-            cfg.score.guidance,
+            study.guidance,
             threads=cfg.engine.threads,
             device=study.device,
         )
@@ -113,6 +113,7 @@ class Scoring:
             "samples": self.study.config.score.samples,
             "labels": None if labels is None else labels.tolist(),
             "seed": self.seed,
+            "guidance": self.study.guidance,
         }
 
     def score_personal(
@@ -127,7 +128,7 @@ class Scoring:
                 per_client += self._per_client(pools[name], labels, [holding], stage)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
-        described = self._described(facts.nfe(cfg.score.steps, cfg.score.guidance))
+        described = self._described(facts.nfe(cfg.score.steps, self.study.guidance))
         return {**described, **empty, **federated.aggregate(per_client), "per_client": per_client}
 
     def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
@@ -154,6 +155,7 @@ class Scoring:
             "encoder_accuracy": self.encoder.test_accuracy,
             "num_samples": score_cfg.samples,
             "sampler": score_cfg.sampler,
+            "guidance": self.study.guidance,
             "nfe": nfe,
         }
 

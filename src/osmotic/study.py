@@ -58,6 +58,14 @@ class Study:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(asked or (1 if self.device.type == "cuda" else cores), len(self.holdings))
 
+    @property
+    def guidance(self) -> float:
+        """Classifier-free guidance scale; "auto" is 2 where the network is told the class and saw dropped labels."""
+        asked = self.config.score.guidance
+        if asked != "auto":
+            return asked
+        return 2.0 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
+
     def contract(self) -> dict[str, Any]:
         """What server and clients must agree on before round 1."""
         return {
@@ -80,6 +88,10 @@ def prepare(cfg: Config) -> Study:
     size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
     spec = models.resolve(cfg.model.network, size, channels, num_classes, cfg.recipe.dropout)
     method = methods.make(cfg.method.name, dict(cfg.method.options))
+    if num_classes == 0 and cfg.score.guidance not in (1.0, "auto"):
+        raise ConfigError(
+            "score.guidance", cfg.score.guidance, f"needs labels, and {cfg.data.source} has none"
+        )
     return Study(
         cfg,
         dataset,
@@ -270,7 +282,7 @@ class ServerLab:
             score.sampler,
             score.steps,
             seed,
-            score.guidance,
+            study.guidance,
             device=study.device,
         )
         return to_uint8(images)

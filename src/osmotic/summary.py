@@ -71,6 +71,7 @@ QUALITY = (
     "encoder_accuracy",
     "num_samples",
     "sampler",
+    "guidance",
     "nfe",
     "fd",
     "kid",
