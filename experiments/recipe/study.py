@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from study import machine, run_all  # noqa: E402
+from study import machine, run_all
 
 HALF_LIVES = (0, 1000, 2000, 5000, 10000)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)

@@ -192,7 +192,10 @@ class Scoring:
             for h in holdings
         ]
         features = self.encoder.features_once(self.reference.images)
-        return federated.score_clients(images, labels, self.encoder, features, clients, stage)
+        union = self.reference.labels
+        return federated.score_clients(
+            images, labels, self.encoder, features, clients, stage, union_labels=union
+        )
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
         """PNG grid of the first images of each class, or of the first hundred."""

@@ -108,7 +108,7 @@ def save_models(study: Study, server: Server, run: RunDir) -> str:
 
     def save(folder: Any, weights: Tensors) -> None:
         pipeline.save(
-            folder, study.spec, weights, contract, names, steps=score.steps, guidance=score.guidance
+            folder, study.spec, weights, contract, names, steps=score.steps, guidance=study.guidance
         )
 
     if study.method.global_model:

@@ -1,0 +1,150 @@
+"""Every hook that the papers need, used once, with a crash in between: the run after it is the unbroken one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from seam_methods import SEAMS, TrainedCodec
+
+from osmotic import codecs, methods
+from osmotic.summary import weights_sha256
+
+SLIM = ("training.rounds=2", "data.max_images=60", "data.clients=3")
+
+
+class Crash(Exception):
+    """Plays a killed process: nothing after it runs."""
+
+
+@pytest.fixture(autouse=True)
+def seams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, cls in SEAMS.items():
+        monkeypatch.setitem(methods.METHODS, name, cls)
+    monkeypatch.setitem(codecs.CODECS, "trained", TrainedCodec)
+
+
+def crash_at(phase_number: int, answers: int) -> Any:
+    """Dies in the phase of this number after so many clients have done their step."""
+    seen = {"phase": 0, "answered": 0}
+
+    def at(event: str, value: Any) -> None:
+        if event == "phase":
+            seen["phase"], seen["answered"] = seen["phase"] + 1, 0
+        elif event == "answered":
+            seen["answered"] += 1
+            if (seen["phase"], seen["answered"]) == (phase_number, answers):
+                raise Crash
+
+    return at
+
+
+def outcome(server: Any) -> dict[str, Any]:
+    """All that a run leaves, but for the time."""
+    ledger = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
+    return {
+        "weights": weights_sha256(server.weights, server.state_hashes),
+        "totals": vars(server.totals),
+        "failures": server.failures,
+        "counted": server.counted,
+        "ledger": ledger,
+        "server_steps": server.server_steps,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SEAMS))
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_crash_in_mid_round_changes_nothing(make_server: Any, name: str, phase: int) -> None:
+    settings = (f"method.name={name}", *SLIM)
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    with pytest.raises(Crash):
+        make_server(*settings, name="broken", at=crash_at(phase, answers=2)).run()
+    resumed = make_server(*settings, name="broken", resume=True)
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+
+
+CODED = ("codec.up=trained", "codec.down=trained", "training.fraction_train=0.67", "training.rounds=4")
+
+
+def test_a_trained_codec_with_memory_survives_a_crash(make_server: Any) -> None:
+    settings = (*SLIM, *CODED)
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    assert unbroken.codec_round == 4 and unbroken.codec_memory, "the codec was refreshed and remembers"
+    with pytest.raises(Crash):
+        make_server(*settings, name="broken", at=crash_at(3, answers=1)).run()
+    resumed = make_server(*settings, name="broken", resume=True)
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+
+
+def test_a_trained_codec_loses_no_more_than_rounding(make_server: Any) -> None:
+    plain, coded = make_server(*SLIM, name="plain"), make_server(*SLIM, *CODED[:2], name="coded")
+    plain.run()
+    coded.run()
+    # x / 2^k * 2^k is exact; adding and taking away half of the last packet rounds once at its size (below 2),
+    # four packets and two directions long; then the difference has trained on.
+    worst = max(float(np.abs(plain.weights[n] - coded.weights[n]).max()) for n in plain.weights)
+    assert worst < 1e-3
+
+
+def test_different_clients_may_return_different_parts(make_server: Any) -> None:
+    server = make_server("method.name=pairs", *SLIM, "training.rounds=1")
+    before = dict(server.weights)
+    server.run()
+    moved = {n for n in before if not np.array_equal(before[n], server.weights[n])}
+    parts = {n.split(".")[0] for n in moved}
+    assert {"down_blocks", "up_blocks"} <= parts
+    # Three clients: positions 0 and 2 return encoders, 1 the decoder.
+    encoder = sum(server.weights[n].size for n in server.part_names["encoder"])
+    bottleneck = sum(server.weights[n].size for n in server.part_names["bottleneck"])
+    decoder = sum(server.weights[n].size for n in server.part_names["decoder"])
+    assert server.totals.parameters_up - 2 * encoder - decoder in (0, bottleneck, 2 * bottleneck)
+
+
+def test_personal_parts_stay_on_the_client(make_server: Any) -> None:
+    server = make_server("method.name=personal-encoder", *SLIM)
+    start = {n: w.copy() for n, w in server.weights.items()}
+    server.run()
+    for n in server.part_names["encoder"] + server.part_names["bottleneck"]:
+        assert np.array_equal(server.weights[n], start[n])
+    assert len(set(server.state_hashes.values())) == 3, "each client has a state of its own"
+    decoder = sum(start[n].size for n in server.part_names["decoder"])
+    whole = sum(w.size for w in start.values())
+    # papers.md 1.2: K P down at first contact, then K U per round; up K U per round. The phase after is not counted.
+    assert server.totals.parameters_down == 3 * whole + 3 * decoder
+    assert server.totals.parameters_up == 2 * 3 * decoder
+    phases = {json.loads(line)["phase"] for line in server.run_dir.log("ledger").read_text().splitlines()}
+    assert {"train", "personalise"} <= phases
+
+
+def test_the_server_trains_after_the_average(make_server: Any) -> None:
+    server = make_server("method.name=auxiliary", *SLIM)
+    server.run()
+    assert server.server_steps == 2 * 2
+    assert all(
+        pixels.dtype == np.uint8 and pixels.shape == (8, 8, 8, 1) for pixels in server.method.images.values()
+    )
+    assert [p.server_round for p in server.phases] == [-1, 1, 2]
+
+
+def test_variates_travel_and_are_counted(make_server: Any) -> None:
+    server = make_server("method.name=variates", *SLIM)
+    server.run()
+    whole = sum(w.size for w in server.weights.values())
+    assert server.totals.parameters_up == server.totals.parameters_down == 2 * 3 * (whole + 1)
+    assert np.abs(server.method.common["c"]).max() > 0
+
+
+def test_frozen_parts_do_not_move(make_server: Any, tmp_path: Path) -> None:
+    server = make_server("method.name=decoder-only", *SLIM, "training.rounds=1")
+    start = dict(server.weights)
+    server.run()
+    for n in server.part_names["encoder"]:
+        assert np.array_equal(server.weights[n], start[n])
+    assert any(not np.array_equal(server.weights[n], start[n]) for n in server.part_names["decoder"])
