@@ -21,9 +21,9 @@ def cores() -> int:
 def describe() -> dict[str, Any]:
     """The machine a figure was measured on, load included: a busy machine explains a bad figure."""
     found: dict[str, Any] = {
-        "cpu": _proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": cores(),
-        "memory_gib": round(int((_proc("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
+        "memory_gib": round(int((proc("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
     return found
 
 
-def _proc(path: str, key: str) -> str | None:
+def proc(path: str, key: str) -> str | None:
     """Value of the first line `key : value` of a file in /proc, or None."""
     if Path(path).is_file():
         for line in Path(path).read_text().splitlines():
