@@ -93,14 +93,22 @@ def sample(
     model = _model_folder(run, client)
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar
 
     from osmotic.report import pictures
 
+    disable_progress_bar()
     names = jsonlib.loads((run.path / "partition.json").read_text())["class_names"]
-    conditional = "class_names" in jsonlib.loads((model / "model_index.json").read_text())
+    index = jsonlib.loads((model / "model_index.json").read_text())
+    own_class, conditional = "class_names" in index, bool(index.get("class_names"))
     labels = _labels(label, names, count, conditional)
+    if guidance is not None and not conditional:
+        raise ConfigError("--guidance", guidance, "needs a conditional model")
     pipeline = DiffusionPipeline.from_pretrained(
-        model, custom_pipeline=str(model) if conditional else None, trust_remote_code=True
+        model,
+        custom_pipeline=str(model) if own_class else None,
+        trust_remote_code=True,
+        low_cpu_mem_usage=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     generators = [
@@ -108,10 +116,8 @@ def sample(
         for i in range(count)
     ]
     options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
-    if conditional:
+    if own_class:
         options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
-    elif guidance is not None:
-        raise ConfigError("--guidance", guidance, "needs a conditional model")
     images = pipeline(batch_size=count, generator=generators, output_type="np", **options).images
     pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels

@@ -29,6 +29,7 @@ class Row:
     clients: int | None
     parameters: int | None
     fd: float | None
+    fd_clients: float | None
     fd_floor: float | None
     kid: float | None
     bytes_up: int | None
@@ -105,18 +106,19 @@ class Comparison:
         ]
 
     def table(self) -> Table:
-        """The comparison as a table for a terminal."""
+        """The comparison as a table for a terminal, a column per run: a few runs fit into 80 characters."""
         from rich.markup import escape
         from rich.table import Table
 
         title = "Runs, best first" if self.comparable else "Runs, not comparable"
         caption = escape(" ".join(part for part in (self.conditions, *self.notes()) if part))
         table = Table(title=title, caption=caption or None, caption_justify="left")
-        columns = self.columns()
-        for heading, _ in columns:
-            table.add_column(heading, justify="left" if heading in ("run", "preset", "codec") else "right")
-        for row in self.shown():
-            table.add_row(*(escape(cell(row)) for _, cell in columns))
+        rows, (first, *columns) = self.shown(), self.columns()
+        table.add_column(first[0])
+        for row in rows:
+            table.add_column(escape(first[1](row)), justify="right", overflow="fold")
+        for heading, cell in columns:
+            table.add_row(heading, *(escape(cell(row)) for row in rows))
         return table
 
     def write_html(self, path: Path | str) -> Path:
@@ -179,6 +181,7 @@ def row(run: Run, name: str) -> Row:
         clients=s.get("num_clients"),
         parameters=s.get("parameters"),
         fd=q.get("fd"),
+        fd_clients=(q.get("mean") or {}).get("fd_all"),
         fd_floor=q.get("fd_floor"),
         kid=q.get("kid"),
         bytes_up=s.get("bytes_up"),
@@ -243,6 +246,7 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
         ("seed", lambda r: text(r.seed)),
         ("rounds", lambda r: words.count(r.rounds)),
         (fd_name, lambda r: words.figure(r.fd)),
+        (f"{fd_name}, mean of clients", lambda r: words.figure(r.fd_clients)),
         ("floor", lambda r: words.figure(r.fd_floor)),
         ("KID", lambda r: words.figure(r.kid)),
         ("up", lambda r: words.size(r.bytes_up)),
