@@ -5,7 +5,7 @@ Question: which share of the fp32 rate that `torch.mm` reaches here does a train
 Method. The step is forward, weighted loss, backward, clipping (as in the recipe), AdamW, on a channels-last network and
 fixed inputs drawn once: noisy images, timesteps, labels, goals. Its floating-point operations are counted by torch's
 FlopCounterMode over one real step, backward included (matrix products and convolutions only; on the CPU the counter
-does not know fused attention, whose share is below 1 % here, so the rate is a lower bound). The yardstick is `torch.mm` of two
+does not know fused attention, below 1 % of `unet-8`, so the rate is a lower bound). The yardstick is `torch.mm` of two
 square float32 matrices on the same threads, timed in turn with the step in the same run; the figure is the median of
 the ratios of neighbours. `fit` is the training loop that clients really run, `osmotic.client.fit`, batches, noise and
 labels included.

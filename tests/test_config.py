@@ -169,8 +169,8 @@ WRONG_TYPES = [
     ("engine.deterministic=1", "engine.deterministic", 1, "true or false"),
     ("data.source=3", "data.source", 3, "a text"),
     ("method.name=[1]", "method.name", [1], "a text"),
-    ("model.conditional=1", "model.conditional", 1, "true, false or auto"),
-    ("model.conditional=maybe", "model.conditional", "maybe", "true, false or auto"),
+    ("model.conditional=1", "model.conditional", 1, "auto"),
+    ("model.conditional=maybe", "model.conditional", "maybe", "auto"),
     ("recipe.ema_half_lives=3", "recipe.ema_half_lives", 3, "a list"),
     ("recipe.ema_half_lives=['a']", "recipe.ema_half_lives", "a", "a number"),
     ("track.backends=wandb", "track.backends", "wandb", "a list"),
@@ -296,7 +296,7 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
     """Values of a key that the rules between keys leave alone."""
     section, _, leaf = key.rpartition(".")
     cls = config.SECTIONS[section] if section else Config
-    hint, meta = config._hints(cls)[leaf], config._meta(cls, leaf)
+    hint, meta = hint_of(key), config._meta(cls, leaf)
     low, high = meta.get("low"), meta.get("high")
     match key:
         case "data.source":
@@ -319,15 +319,20 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
     return st.booleans()
 
 
+DRAWN_APART = ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives")
+BOUND_TO_OTHERS = ("model.timesteps", "codec.error_feedback", "score.guidance")
+
+
+def hint_of(key: str) -> Any:
+    section, _, leaf = key.rpartition(".")
+    return config._hints(config.SECTIONS[section] if section else Config)[leaf]
+
+
 FREE = [
     key
     for key in config.valid_keys()
-    if key not in ("preset", "model.timesteps", "model.conditional", "codec.error_feedback", "score.guidance")
-    and (key in ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives") or "." in key or key == "seed")
-    and config._hints(config.SECTIONS[key.split(".")[0]] if "." in key else Config)[key.split(".")[-1]]
-    in (int, float, bool)
-    or key in ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives")
-]  # fmt: skip
+    if key in DRAWN_APART or (hint_of(key) in (int, float, bool) and key not in BOUND_TO_OTHERS)
+]
 
 
 @settings(max_examples=60, deadline=None)

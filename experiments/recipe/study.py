@@ -14,6 +14,7 @@ from study import machine, run_all
 
 HALF_LIVES = (0, 1000, 2000, 5000, 10000)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
+BASE = "v-cosine-snr5"  # scored with every average and guidance, the others with two of each
 CASES = {
     "v-cosine-snr5": [],
     "v-cosine-snr0": ["recipe.min_snr=0"],
@@ -52,8 +53,8 @@ def score(folder: Path) -> None:
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     seen = {(r["case"], r["half_life"], r["guidance"]) for r in done}
     for case in CASES:
-        for half_life in HALF_LIVES:
-            for guidance in GUIDANCE:
+        for half_life in HALF_LIVES if case == BASE else (0, 2000):
+            for guidance in GUIDANCE if case == BASE else (1.0, 2.0):
                 if (case, half_life, guidance) in seen or not (
                     Path("runs/recipe") / case / "summary.json"
                 ).exists():

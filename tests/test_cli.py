@@ -1,0 +1,335 @@
+"""The commands: help, machine-readable answers, and one line with exit code 2 for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import types
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import osmotic
+from osmotic import cli, config, finish, presets
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+class Command:
+    """`osmotic ARGUMENTS` in this process, in an empty working folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path):
+        self.monkeypatch, self.capsys, self.folder = monkeypatch, capsys, folder
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def __call__(self, *arguments: str) -> Done:
+        self.monkeypatch.setattr(sys, "argv", ["osmotic", *arguments])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = self.capsys.readouterr()
+        return Done(int(caught.value.code or 0), out, err)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def osm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return Command(monkeypatch, capsys, folder)
+
+
+def is_refused(done: Done, *words: str) -> None:
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.lines) == 1, done.err
+    assert done.lines[0].startswith("osmotic: error: ")
+    for word in words:
+        assert word in done.lines[0]
+
+
+COMMANDS = ["run", "resume", "sample", "evaluate", "compare", "report", "methods", "plan", "split"]
+
+
+def test_the_commands_are_those_of_the_contract():
+    assert sorted(c.name or c.callback.__name__ for c in cli.app.registered_commands) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_its_options(osm: Command, command: str):
+    done = osm(command, "--help")
+    assert done.code == 0
+    assert f"osmotic {command}" in done.out
+    callback = next(
+        c.callback for c in cli.app.registered_commands if c.callback and c.callback.__name__ == command
+    )
+    assert (callback.__doc__ or "").split(":")[0].split(",")[0] in done.out
+    assert "--json" in done.out
+
+
+def test_help_lists_every_command(osm: Command):
+    done = osm("--help")
+    assert done.code == 0
+    assert all(command in done.out for command in COMMANDS)
+
+
+def test_the_version_is_printed(osm: Command):
+    done = osm("--version")
+    assert (done.code, done.out) == (0, f"osmotic {osmotic.__version__}\n")
+
+
+def test_methods_lists_every_preset_for_people_and_for_scripts(osm: Command):
+    done = osm("methods")
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()] == list(presets.PRESETS)
+    rows = json.loads(osm("methods", "--json").out)
+    assert [r["preset"] for r in rows] == list(presets.PRESETS)
+    assert rows[0]["paper"] == "1602.05629"
+    assert rows[1]["paper"] is None
+    assert all(r["exchanges"] and r["keys"] for r in rows)
+
+
+def test_plan_prints_one_document_with_the_names_of_the_summary(osm: Command):
+    done = osm("plan", "--json", "--preset", "fedavg", "--set", "training.rounds=2", "--link", "10")
+    assert (done.code, done.err) == (0, "")
+    figures = json.loads(done.out)
+    # 2 rounds of 10 clients and 702,753 weights, each way.
+    assert figures["parameters_up"] == figures["parameters_down"] == 2 * 10 * 702_753
+    assert figures["rounds"] == 2
+    assert figures["link_mbit"] == 10
+    assert len(figures["sites"]) == 10
+
+
+def test_plan_reads_a_file_and_says_it_in_words(osm: Command):
+    (osm.folder / "c.toml").write_text('[training]\nrounds = 3\n[codec]\nup = "int8"\n')
+    done = osm("plan", "c.toml")
+    assert done.code == 0
+    assert "3 rounds" in done.out
+    assert "codec int8 up" in done.out
+
+
+BAD = {
+    "unknown key": (["--set", "traning.rounds=5"], ["traning.rounds = 5", "unknown key", "training.rounds"]),
+    "wrong type": (["--set", "training.rounds=many"], ["training.rounds = 'many'", "whole number"]),
+    "out of range": (["--set", "training.rounds=0"], ["training.rounds = 0", ">= 1"]),
+    "impossible together": (
+        ["--set", "codec.error_feedback=true"],
+        ["codec.error_feedback = True", "fp32 is exact"],
+    ),
+    "no choice": (["--set", "model.target=noise"], ["model.target = 'noise'", "must be one of epsilon"]),
+    "unknown preset": (["--preset", "fedavgg"], ["preset = 'fedavgg'", "(nearest valid key: fedavg)"]),
+    "unknown source": (["--data", "digit"], ["data.source = 'digit'", "(nearest valid key: digits)"]),
+    "no value": (["--set", "training.rounds"], ["--set = 'training.rounds'", "section.key=value"]),
+    "no such file": (["none.toml"], ["none.toml", "cannot be read"]),
+    "no such npz": (["--data", "npz:none.npz"], ["none.npz"]),
+    "no such folder": (["--data", "folder:none"], ["none"]),
+    "size that no network halves": (["--set", "data.image_size=9"], ["data.image_size = 9", "multiple of 2"]),
+    "more clients than images": (["--set", "data.clients=1438"], ["data.clients = 1438", "1437"]),
+}
+
+
+SHORT = ["--set", "training.fraction_train=0.001"]  # an answer where none is due should not take minutes
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_plan_refuses_bad_input_in_one_line(osm: Command, case: str):
+    arguments, words = BAD[case]
+    is_refused(osm("plan", *arguments, *SHORT), *words)
+
+
+@pytest.mark.parametrize("case", [c for c in BAD if c not in ("no such npz", "no such folder")])
+def test_run_refuses_bad_input_in_one_line_and_leaves_no_folder(osm: Command, case: str):
+    arguments, words = BAD[case]
+    is_refused(osm("run", *arguments), *words)
+    assert not (osm.folder / "runs").exists()
+
+
+def test_bad_toml_is_told_with_its_file(osm: Command):
+    (osm.folder / "c.toml").write_text("[training\n")
+    is_refused(osm("run", "c.toml"), "c.toml", "not valid TOML")
+
+
+FLAGS = [
+    (["plan", "--link", "fast"], "--link"),
+    (["plan", "--link", "0"], "--link"),
+    (["plan", "--fast"], "--fast"),
+    (["sample", "x", "--count", "0"], "--count"),
+    (["sample", "x", "--seed", "-1"], "--seed"),
+    (["trian"], "trian"),
+    (["resume"], "DIR"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), FLAGS)
+def test_a_wrong_flag_is_told_in_one_line_too(osm: Command, arguments: list[str], word: str):
+    done = osm(*arguments)
+    assert done.code == 2
+    assert word in done.err
+    assert len(done.lines) == 1, done.err
+
+
+@pytest.mark.parametrize("command", ["resume", "sample", "evaluate", "compare", "report"])
+def test_a_folder_that_is_no_run_is_refused(osm: Command, command: str):
+    (osm.folder / "empty").mkdir()
+    for name in ("empty", "none"):
+        is_refused(osm(command, name), name)
+
+
+def test_a_run_that_is_not_finished_is_not_sampled_or_scored(osm: Command):
+    (osm.folder / "half").mkdir()
+    (osm.folder / "half" / "config.toml").write_text(config.to_toml(config.load()))
+    for command in ("sample", "evaluate"):
+        is_refused(osm(command, "half"), "half", "not finished", "osmotic resume half")
+
+
+def test_only_score_keys_can_change_after_training(osm: Command):
+    (osm.folder / "done").mkdir()
+    (osm.folder / "done" / "config.toml").write_text(config.to_toml(config.load()))
+    (osm.folder / "done" / "summary.json").write_text("{}")
+    is_refused(osm("evaluate", "done", "--set", "training.rounds=3"), "training.rounds=3", "[score]")
+    is_refused(osm("evaluate", "done", "--set", "score.step=3"), "score.step = 3", "score.steps")
+    is_refused(osm("evaluate", "done", "--ema", "3"), "--ema = 3.0", "0 or one of")
+
+
+@pytest.mark.parametrize("command", ["run", "split"])
+def test_a_folder_that_is_not_empty_is_never_written_into(osm: Command, command: str):
+    (osm.folder / "taken").mkdir()
+    (osm.folder / "taken" / "note.txt").write_text("mine")
+    is_refused(osm(command, "--out", "taken"), "--out = 'taken'", "empty")
+    assert [p.name for p in (osm.folder / "taken").iterdir()] == ["note.txt"]
+
+
+def picture(path: Path, *shape: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+
+
+def broken(folder: Path) -> None:
+    picture(folder / "a" / "1.png", 8, 8)
+    (folder / "a" / "2.png").write_bytes((folder / "a" / "1.png").read_bytes()[:30])
+
+
+def empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def mixed_sizes(folder: Path) -> None:
+    for i in range(8):
+        picture(folder / "a" / f"{i}.png", *((8, 8) if i < 4 else (16, 16)))
+
+
+def mixed_channels(folder: Path) -> None:
+    for i in range(8):
+        picture(folder / "a" / f"{i}.png", *((8, 8) if i < 4 else (8, 8, 3)))
+
+
+def mixed_pair(folder: Path) -> None:
+    picture(folder / "a" / "1.png", 8, 8)
+    picture(folder / "a" / "2.png", 16, 16)
+
+
+def flat(folder: Path) -> None:
+    for i in range(6):
+        picture(folder / f"{i}.png", 8, 8)
+
+
+FOLDERS = [
+    (broken, ["2.png"]),
+    (empty, ["pictures"]),
+    (mixed_sizes, [".png", "same size", "data.image_size"]),
+    (mixed_channels, [".png", "same channels", "data.channels"]),
+    (mixed_pair, [".png", "same size"]),
+    (flat, ["data.partition", "needs labels"]),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), FOLDERS)
+def test_bad_images_are_told_with_file_and_rule(osm: Command, make: Any, words: list[str]):
+    make(osm.folder / "pictures")
+    is_refused(osm("split", "--data", "folder:pictures", "--set", "data.clients=2", "--out", "o"), *words)
+    assert not (osm.folder / "o").exists()
+
+
+def test_an_error_is_answered_within_two_seconds(tmp_path: Path):
+    script = "import sys; sys.argv = ['osmotic', 'run', '--set', 'traning.rounds=5']; from osmotic import cli; cli.main()"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    # Far above the 0.2 s it takes, so that a busy machine does not fail it; torch and diffusers alone take longer.
+    assert time.monotonic() - started < 2 * 3
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass
+class FakeStudy:
+    """Stands in for training; `fails` is raised, after the configuration was written or before."""
+
+    fails: BaseException | None = None
+    written: bool = True
+
+    def start(self, cfg: config.Config, folder: Path, observer: Any) -> Any:
+        self.cfg, self.folder = cfg, folder
+        if self.written:
+            (folder / "config.toml").write_text(config.to_toml(cfg))
+        if self.fails is not None:
+            raise self.fails
+        return folder
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
+    fake = FakeStudy()
+    module = types.ModuleType("osmotic.study")
+    module.start = fake.start  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "osmotic.study", module)
+    monkeypatch.setattr(osmotic, "study", module, raising=False)
+    monkeypatch.setattr(finish, "publish", lambda run, json: print(f"published {run} {json}"))
+    return fake
+
+
+def test_run_hands_on_what_was_typed_and_publishes_the_result(osm: Command, study: FakeStudy):
+    done = osm("run", "--preset", "local", "--set", "seed=7", "--out", "x/y", "--json")
+    assert done.code == 0
+    assert done.out == "published x/y True\n"
+    assert study.cfg == config.load(preset="local", sets=["seed=7"])
+
+
+def test_without_a_folder_runs_are_named_and_never_overwritten(osm: Command, study: FakeStudy):
+    folders = []
+    for _ in range(3):
+        assert osm("run", "--data", "npz:some/pics.npz", "--set", "seed=4").code == 0
+        folders.append(str(study.folder))
+    assert folders == ["runs/fedavg-pics-4", "runs/fedavg-pics-4-2", "runs/fedavg-pics-4-3"]
+
+
+def test_a_stopped_run_says_how_to_go_on(osm: Command, study: FakeStudy):
+    study.fails = KeyboardInterrupt()
+    done = osm("run", "--out", "x")
+    assert done.code == 130
+    assert done.err.strip() == "osmotic: stopped; go on with: osmotic resume x"
+
+
+def test_a_run_stopped_before_anything_was_written_promises_no_resume(osm: Command, study: FakeStudy):
+    study.fails, study.written = KeyboardInterrupt(), False
+    done = osm("run", "--out", "x")
+    assert done.code == 130
+    assert "osmotic resume" not in done.err or osm("resume", "x").code == 0

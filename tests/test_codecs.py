@@ -1,0 +1,364 @@
+"""Codecs: one contract table for all, then each one's own numbers."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osmotic.codecs import CODECS, BadPacket, Codec, make
+from osmotic.codecs.base import HEAD, MAGIC
+
+ALL = [(name, feedback) for name in CODECS for feedback in (False, True)]
+table = pytest.mark.parametrize(("name", "feedback"), ALL)
+
+
+def example(seed: int = 0) -> dict[str, np.ndarray]:
+    """A kernel, a matrix, a vector, a scalar, empty tensors, and payloads that are no floats."""
+    rng = np.random.default_rng(seed)
+    return {
+        "model/conv.weight": rng.normal(size=(4, 3, 2, 2)).astype(np.float32),
+        "model/linear.weight": (1e-3 * rng.normal(size=(5, 7))).astype(np.float32),
+        "model/bias": rng.normal(size=5).astype(np.float32),
+        "model/scalar": np.array(0.75, np.float32),
+        "model/empty": np.zeros((0, 3), np.float32),
+        "model/hollow": np.zeros((3, 0), np.float32),
+        "image/samples": rng.integers(0, 256, (2, 4, 4, 1)).astype(np.uint8),
+        "control/steps": np.array([-1, 2**31], np.int64),
+        "control/ids": np.array([[3, -4]], np.int32),
+        "control/signs": np.array([[-128], [127]], np.int8),
+        "control/half": np.array([1.5, -2.0], np.float16),
+    }
+
+
+def bound(name: str, tensor: np.ndarray) -> np.ndarray:
+    """Largest error a codec may make, from its definition."""
+    if name == "fp16":  # 11 significant bits, steps of 2**-24 near zero
+        return np.maximum(np.abs(tensor) * 2.0**-11, 2.0**-25)
+    if name == "int8" and tensor.ndim >= 2 and tensor.size:
+        # Half a step, of at most peak / 127 rounded up to 11 bits, or 2**-24.
+        peak = np.abs(tensor).reshape(len(tensor), -1).max(1, initial=0.0)
+        step = np.maximum(peak / 127 * (1 + 2.0**-10), peak / 127 + 2.0**-24)
+        return np.broadcast_to(0.5 * (1 + 1e-6) * step.reshape(-1, *[1] * (tensor.ndim - 1)), tensor.shape)
+    return np.zeros(tensor.shape)
+
+
+def decoded(codec: Codec, data: bytes) -> dict[str, np.ndarray]:
+    return dict(codec.decode(data, {}))
+
+
+def specs(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {n: (t.dtype.name, t.shape) for n, t in tensors.items()}
+
+
+@table
+def test_names_shapes_and_dtypes_come_back_in_sorted_order(name: str, feedback: bool):
+    sent = example()
+    got = decoded(make(name, feedback), make(name, feedback).encode(sent, {}))
+    assert list(got) == sorted(sent)
+    assert specs(got) == specs({n: sent[n] for n in sorted(sent)})
+
+
+@table
+def test_the_error_stays_within_the_bound(name: str, feedback: bool):
+    sent = example()
+    got = decoded(make(name, feedback), make(name, feedback).encode(sent, {}))
+    for key, tensor in sent.items():
+        if tensor.dtype == np.float32:
+            assert np.all(np.abs(got[key] - tensor) <= bound(name, tensor)), key
+
+
+@table
+def test_what_is_no_float32_comes_back_untouched(name: str, feedback: bool):
+    sent = {n: t for n, t in example().items() if t.dtype != np.float32}
+    got = decoded(make(name, feedback), make(name, feedback).encode(sent, {}))
+    assert all(np.array_equal(got[n], t) for n, t in sent.items())
+
+
+@table
+def test_the_length_is_known_before_the_data(name: str, feedback: bool):
+    for tensors in (example(), {"w": np.ones((2, 2), np.float32)}, {"größe": np.array(1, np.int64)}, {}):
+        codec = make(name, feedback)
+        assert not codec.bounded
+        assert codec.packet_bytes(specs(tensors)) == len(codec.encode(tensors, {}))
+
+
+@table
+def test_the_same_tensors_give_the_same_bytes_in_any_order_of_names(name: str, feedback: bool):
+    sent = example()
+    turned = {n: sent[n] for n in reversed(list(sent))}
+    assert make(name, feedback).encode(sent, {}) == make(name, feedback).encode(turned, {})
+
+
+@table
+def test_a_strided_or_big_endian_array_is_sent_as_its_values(name: str, feedback: bool):
+    plain = np.arange(6, dtype=np.float32).reshape(2, 3)
+    codec = make(name, feedback)
+    assert codec.encode({"w": np.asfortranarray(plain)}, {}) == codec.encode({"w": plain}, {})
+    assert codec.encode({"w": plain.astype(">f4")}, {}) == make(name, feedback).encode({"w": plain}, {})
+
+
+@table
+def test_decoded_tensors_may_be_changed(name: str, feedback: bool):
+    got = decoded(make(name, feedback), make(name, feedback).encode(example(), {}))
+    for tensor in got.values():
+        tensor[...] = 0
+
+
+@table
+def test_encoding_leaves_the_tensors_as_they_were(name: str, feedback: bool):
+    sent, before = example(), example()
+    make(name, feedback).encode(sent, {})
+    assert all(np.array_equal(sent[n], before[n]) for n in before)
+
+
+@table
+def test_a_dtype_that_cannot_be_sent_is_refused_by_name(name: str, feedback: bool):
+    with pytest.raises(ValueError, match="w: dtype float64 cannot be sent"):
+        make(name, feedback).encode({"w": np.zeros(2)}, {})
+
+
+@table
+def test_a_torn_packet_is_refused_at_every_length(name: str, feedback: bool):
+    codec = make(name, feedback)
+    data = codec.encode({"w": np.ones((2, 3), np.float32), "n": np.array([7], np.int64)}, {})
+    for length in range(len(data)):
+        with pytest.raises(BadPacket):
+            decoded(codec, data[:length])
+    with pytest.raises(BadPacket):
+        decoded(codec, data + b"\0")
+
+
+@table
+def test_a_packet_of_another_codec_is_refused(name: str, feedback: bool):
+    for other in CODECS:
+        if other != name:
+            with pytest.raises(BadPacket, match="coded with"):
+                decoded(make(name, feedback), make(other).encode({"w": np.ones((2, 2), np.float32)}, {}))
+
+
+@pytest.mark.parametrize("name", CODECS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_altered_byte_is_noticed(name: str, data: st.DataObject):
+    packet = bytearray(
+        make(name).encode({"w": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}, {})
+    )
+    place = data.draw(st.integers(0, len(packet) - 1))
+    packet[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BadPacket):
+        decoded(make(name), bytes(packet))
+
+
+@pytest.mark.parametrize("name", CODECS)
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_packet(name: str, data: bytes):
+    with pytest.raises(BadPacket):
+        decoded(make(name), data)
+    with pytest.raises(BadPacket):
+        decoded(make(name), MAGIC + data)
+
+
+def forged(header: object, body: bytes = b"") -> bytes:
+    """A packet whose checksum is right: what a hostile sender could make."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return HEAD.pack(MAGIC, zlib.crc32(text + body), len(text)) + text + body
+
+
+def forged_tensor(codec: str, dtype: object, shape: object, form: object, body: bytes = b"") -> bytes:
+    return forged({"codec": codec, "tensors": [["w", dtype, shape, form]]}, body)
+
+
+def test_a_forged_packet_with_a_true_header_is_read():
+    got = decoded(make("fp32"), forged_tensor("fp32", "float32", [1], "raw", b"\0\0\x80?"))
+    assert got["w"].tolist() == [1.0]
+
+
+HOSTILE = {
+    "larger than the packet": forged_tensor("fp32", "float32", [10**12], "raw"),
+    "larger than any memory": forged_tensor("fp32", "float32", [2**40, 2**20], "raw"),
+    "product wraps to zero": forged_tensor("fp32", "float32", [2**32, 2**32], "raw"),
+    "product wraps to one": forged_tensor("fp32", "float32", [2**63 + 1, 3, 0], "raw"),
+    "axis beyond 64 bits": forged_tensor("fp32", "float32", [2**70], "raw"),
+    "axis infinite": forged(b'{"codec":"fp32","tensors":[["w","float32",[Infinity],"raw"]]}'),
+    "axis not a number": forged(b'{"codec":"fp32","tensors":[["w","float32",[NaN],"raw"]]}'),
+    "axis negative": forged_tensor("fp32", "float32", [-1], "raw"),
+    "two negative axes": forged_tensor("fp32", "float32", [-1, -1], "raw", b"abcd"),
+    "more axes than arrays have": forged_tensor("fp32", "float32", [1] * 70, "raw", b"abcd"),
+    "dtype unknown": forged_tensor("fp32", "float99", [1], "raw", b"abcd"),
+    "dtype object": forged_tensor("fp32", "object", [1], "raw", b"abcdefgh"),
+    "form of another codec": forged_tensor("fp32", "float32", [2, 1], "i8", b"abcdefgh"),
+    "name twice": forged({"codec": "fp32", "tensors": [["w", "int8", [1], "raw"]] * 2}, b"ab"),
+    "no tensors key": forged({"codec": "fp32"}),
+    "header a list": forged([1, 2]),
+    "header not JSON": forged(b"{"),
+    "header not text": forged(b"\xff\xfe"),
+    "header nested without end": forged(b"[" * 100_000),
+    "shape nested without end": forged(b'{"codec":"fp32","tensors":' + b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_packet_is_refused_as_bad(case: str):
+    with pytest.raises(BadPacket) as caught:
+        decoded(make("fp32"), HOSTILE[case])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_header_length_beyond_the_packet_is_refused():
+    with pytest.raises(BadPacket, match="does not fit"):
+        decoded(make("fp32"), HEAD.pack(MAGIC, 0, 2**32 - 1) + b"{}")
+
+
+def test_an_fp32_packet_is_head_header_and_the_numbers_themselves():
+    # Head 4 + 4 + 4 = 12; header as below; 2 * 4 bytes of floats. 1.0 is 0x3f800000, -2.0 is 0xc0000000.
+    data = make("fp32").encode({"w": np.array([1.0, -2.0], np.float32)}, {})
+    header = b'{"codec":"fp32","tensors":[["w","float32",[2],"raw"]]}'
+    body = header + bytes.fromhex("0000803f000000c0")
+    assert data == b"OSM1" + zlib.crc32(body).to_bytes(4, "little") + len(header).to_bytes(4, "little") + body
+
+
+def test_fp32_keeps_every_bit_also_of_odd_values():
+    odd = np.array([np.nan, np.inf, -0.0, 1e-45, 3.4e38], np.float32)
+    assert decoded(make("fp32"), make("fp32").encode({"w": odd}, {}))["w"].tobytes() == odd.tobytes()
+
+
+def test_fp16_rounds_to_the_nearest_even_neighbour():
+    # Between 1 and 2 the step is 2**-10: 1 + 2**-11 is a tie and goes to 1, 1 + 3 * 2**-11 to 1 + 2**-9.
+    sent = np.array([1 + 2**-11, 1 + 3 * 2**-11, 2.0**-24, 2.0**-26], np.float32)
+    got = decoded(make("fp16"), make("fp16").encode({"w": sent}, {}))["w"]
+    assert got.tolist() == [1.0, 1 + 2**-9, 2.0**-24, 0.0]
+
+
+@pytest.mark.parametrize("bad", [65505.0, -1e30, np.inf, np.nan])
+def test_fp16_refuses_what_does_not_fit(bad: float):
+    assert len(make("fp16").encode({"w": np.array([65504.0], np.float32)}, {})) > 0
+    with pytest.raises(ValueError, match="w: a value is outside the fp16 range"):
+        make("fp16").encode({"w": np.array([1.0, bad], np.float32)}, {})
+
+
+def int8_parts(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and codes as they stand in the packet."""
+    data = make("int8").encode({"w": tensor}, {})
+    codes = np.frombuffer(data[-tensor.size :], np.int8).reshape(tensor.shape)
+    return np.frombuffer(data[-tensor.size - 2 * len(tensor) : -tensor.size], "<f2"), codes
+
+
+def test_int8_by_hand():
+    # Row 1: peak 127 / 64, scale 1 / 64, codes x * 64 = 127, -64, 1, 0 (0.4 rounds down).
+    # Row 2: peak 254, scale 2, codes x / 2 = -127, 0 (0.5 to even), 2 (1.5 to even), 50.
+    w = np.array([[127 / 64, -1.0, 1 / 64, 0.4 / 64], [-254.0, 1.0, 3.0, 100.0]], np.float32)
+    scales, codes = int8_parts(w)
+    assert scales.tolist() == [1 / 64, 2.0]
+    assert codes.tolist() == [[127, -64, 1, 0], [-127, 0, 2, 50]]
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
+    assert got.tolist() == [[127 / 64, -1.0, 1 / 64, 0.0], [-254.0, 0.0, 4.0, 100.0]]
+
+
+def test_int8_length_by_hand():
+    # 3 channels of 2 x 2: 3 scales of 2 bytes + 12 codes = 18; bias 3 * 4 = 12.
+    header = b'{"codec":"int8","tensors":[["b","float32",[3],"raw"],["w","float32",[3,2,2],"i8"]]}'
+    sent = {"w": np.ones((3, 2, 2), np.float32), "b": np.ones(3, np.float32)}
+    assert len(make("int8").encode(sent, {})) == 12 + len(header) + 18 + 12
+
+
+def test_int8_sends_vectors_and_scalars_exactly():
+    sent = {"b": np.array([1e-9, 12345.678], np.float32), "s": np.array(1e-30, np.float32)}
+    got = decoded(make("int8"), make("int8").encode(sent, {}))
+    assert all(got[n].tobytes() == t.tobytes() for n, t in sent.items())
+
+
+CHANNELS = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(CHANNELS)
+def test_int8_is_off_by_at_most_half_a_scale_in_every_channel(rows: list[list[float]]):
+    w = np.array(rows, np.float32)
+    scales, codes = int8_parts(w)
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"].astype(np.float64)
+    half = scales.astype(np.float64)[:, None] / 2
+    assert np.all(np.abs(got - w) <= half * (1 + 1e-5))
+    assert np.all(np.abs(codes.astype(int)) <= 127)
+    # Not wider than needed: the next smaller fp16 scale could not reach the peak.
+    peak = np.abs(w).max(1).astype(np.float64)
+    assert np.all(np.nextafter(scales, np.float16(0)).astype(np.float64) * 127 <= peak + 1e-45)
+
+
+def test_int8_of_a_zero_channel_is_zero_and_does_not_touch_its_neighbour():
+    w = np.array([[0.0, -0.0], [1.0, 0.5]], np.float32)
+    scales, codes = int8_parts(w)
+    assert scales[0] == 0 and codes[0].tolist() == [0, 0]
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
+    assert got[0].tolist() == [0.0, 0.0]
+    assert abs(got[1, 0] - 1) < 1e-3
+
+
+def test_int8_pays_for_an_outlier_in_its_own_channel_only():
+    # Channel 1: scale 12700 / 127 = 100, so 1.0 is lost. Channel 2 keeps scale 1 / 127.
+    w = np.array([[12700.0, 1.0], [1.0, 0.5]], np.float32)
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
+    assert got[0].tolist() == [12700.0, 0.0]
+    assert abs(got[1, 1] - 0.5) <= 0.5 / 127 * 1.001
+
+
+def test_int8_of_denormals_is_within_half_the_least_scale():
+    w = np.array([[1e-40, -1e-45], [1e-8, 5e-8]], np.float32)
+    scales, _ = int8_parts(w)
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
+    assert scales.tolist() == [2.0**-24, 2.0**-24]
+    assert np.all(np.abs(got - w) <= 2.0**-25)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 65504.0 * 128])
+def test_int8_refuses_what_no_scale_can_hold(bad: float):
+    assert int8_parts(np.array([[65504.0 * 127]], np.float32))[0].tolist() == [65504.0]
+    with pytest.raises(ValueError, match="w: a value is not finite or too large"):
+        make("int8").encode({"w": np.array([[0.0, bad]], np.float32)}, {})
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_with_feedback_what_was_sent_and_what_is_left_make_up_what_was_meant(name: str):
+    rng = np.random.default_rng(3)
+    codec, memory = make(name, error_feedback=True), {}
+    meant, sent = np.zeros((4, 6)), np.zeros((4, 6))
+    for _ in range(20):
+        update = rng.normal(size=(4, 6)).astype(np.float32)
+        got = decoded(codec, codec.encode({"w": update}, memory))["w"]
+        meant += update
+        sent += got
+        # Twenty float32 additions of numbers below 8 err by at most 2**-22 each.
+        np.testing.assert_allclose(sent + memory["residual/w"], meant, rtol=0, atol=20 * 2.0**-22)
+    assert np.all(np.abs(memory["residual/w"]) <= bound(name, np.full((4, 6), 8.0, np.float32)))
+
+
+def test_feedback_brings_through_what_a_plain_codec_loses_for_ever():
+    # Scale 1: 0.25 rounds to 0 every time. With feedback 0.25, 0.5 (to even: 0), 0.75 (to 1): 1 - 0.75 = 0.25 is owed.
+    update = np.array([[127.0, 0.25]], np.float32)
+    plain, codec, memory = make("int8"), make("int8", error_feedback=True), {}
+    lost = [decoded(plain, plain.encode({"w": update}, {}))["w"][0, 1] for _ in range(4)]
+    kept = [decoded(codec, codec.encode({"w": update}, memory))["w"][0, 1] for _ in range(4)]
+    assert lost == [0, 0, 0, 0]
+    assert kept == [0, 0, 1, 0]
+    assert memory["residual/w"].tolist() == [[0.0, 0.0]]
+
+
+def test_feedback_keeps_its_residual_when_a_packet_is_refused():
+    codec, memory = make("int8", error_feedback=True), {}
+    codec.encode({"w": np.array([[127.0, 0.25]], np.float32)}, memory)
+    before = memory["residual/w"].copy()
+    with pytest.raises(ValueError):
+        codec.encode({"w": np.array([[np.nan, 0.0]], np.float32)}, memory)
+    assert np.array_equal(memory["residual/w"], before)
+
+
+def test_feedback_leaves_payloads_that_are_no_floats_alone():
+    memory: dict[str, np.ndarray] = {}
+    make("int8", error_feedback=True).encode({"i": np.array([3], np.uint8)}, memory)
+    assert memory == {}
