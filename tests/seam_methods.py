@@ -46,7 +46,7 @@ class PersonalEncoder(Method):
 
     def finish(self, server: Any, phase: Phase) -> dict[str, float]:
         if phase.name == "train":
-            server.apply(server.sum.mean())
+            server.apply(server.sum.drain())
         return {}
 
 
@@ -81,7 +81,7 @@ class Auxiliary(Method):
 
     def finish(self, server: Any, phase: Phase) -> dict[str, float]:
         if phase.name == "train":
-            server.apply(server.sum.mean())
+            server.apply(server.sum.drain())
             pool = np.concatenate([self.images[n] for n in sorted(self.images)])
             server.train(pool, np.arange(len(pool)) % 8 % 10, 2, 1e-3, phase)
         return {"auxiliary_images": float(sum(map(len, self.images.values())))}
@@ -133,8 +133,9 @@ class Variates(Method):
 
     def finish(self, server: Any, phase: Phase) -> dict[str, float]:
         mean = server.sum.mean()
-        server.apply(mean)
-        self.restore({"c": self.common["c"] + mean[f"control/{self.NAME}"]})
+        moved = mean.pop(f"control/{self.NAME}")
+        server.apply(mean.items())
+        self.restore({"c": self.common["c"] + moved})
         return {}
 
     def state(self) -> Tensors:
@@ -164,7 +165,7 @@ class DecoderOnly(Method):
         return loss + 0.5 * pull
 
     def keep(self) -> tuple[str, ...]:
-        return ()
+        return ()  # what is not returned is the server's, unchanged
 
     def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         for client in clients:

@@ -32,12 +32,12 @@ def test_no_sum_of_accepted_replies_can_wrap_and_no_bit_is_wasted(total: int, mo
 
 
 def test_a_value_is_held_as_rounded_fixed_point():
-    # total 1, max 2**60: 62 - 60 = 2 bits, steps of a quarter; 0.3 * 4 = 1.2 -> 1, 0.625 * 4 = 2.5 -> 2 (to even).
+    # total 1, max 2**60: 62 - 60 = 2 bits, steps of a quarter; 0.45 * 4 = 1.8 -> 2, 0.625 * 4 = 2.5 -> 2 (to even).
     acc = Accumulator(1, 2.0**60)
-    acc.add({"w": f32(0.3, 0.625, -0.3)}, 1)
+    acc.add({"w": f32(0.45, 0.625, -0.45)}, 1)
     assert acc.scale_bits == 2
-    assert acc.sums["w"].tolist() == [1, 2, -1]
-    assert acc.mean()["w"].tolist() == [0.25, 0.5, -0.25]
+    assert acc.sums["w"].tolist() == [2, 2, -2]
+    assert acc.mean()["w"].tolist() == [0.5, 0.5, -0.5]
 
 
 def test_the_mean_weighs_every_client_by_its_images():

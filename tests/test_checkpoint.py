@@ -6,6 +6,7 @@ import ast
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -136,6 +137,39 @@ def test_nothing_in_the_package_pickles():
                     assert attr not in ("save", "load"), path
                 case ast.keyword(arg="allow_pickle"):
                     assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+def test_a_write_that_fails_before_the_rename_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save(tmp_path, 1)
+    before = checkpoint.path_of(tmp_path, 1).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 1, {"w": np.zeros(9, np.float32)}, {}, 2)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+def test_file_then_rename_then_folder_are_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def renamed(old: str, new: Path) -> None:
+        done.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    save(tmp_path, 1)
+    assert done == ["file", "rename", "folder"]
 
 
 WRITER = """

@@ -104,13 +104,6 @@ def test_a_strided_or_big_endian_array_is_sent_as_its_values(name: str, feedback
 
 
 @table
-def test_decoded_tensors_may_be_changed(name: str, feedback: bool):
-    got = decoded(make(name, feedback), make(name, feedback).encode(example(), {}))
-    for tensor in got.values():
-        tensor[...] = 0
-
-
-@table
 def test_encoding_leaves_the_tensors_as_they_were(name: str, feedback: bool):
     sent, before = example(), example()
     make(name, feedback).encode(sent, {})
@@ -184,7 +177,7 @@ HOSTILE = {
     "larger than the packet": forged_tensor("fp32", "float32", [10**12], "raw"),
     "larger than any memory": forged_tensor("fp32", "float32", [2**40, 2**20], "raw"),
     "product wraps to zero": forged_tensor("fp32", "float32", [2**32, 2**32], "raw"),
-    "product wraps to one": forged_tensor("fp32", "float32", [2**63 + 1, 3, 0], "raw"),
+    "axis beyond 64 bits in an empty tensor": forged_tensor("fp32", "float32", [2**63 + 1, 3, 0], "raw"),
     "axis beyond 64 bits": forged_tensor("fp32", "float32", [2**70], "raw"),
     "axis infinite": forged(b'{"codec":"fp32","tensors":[["w","float32",[Infinity],"raw"]]}'),
     "axis not a number": forged(b'{"codec":"fp32","tensors":[["w","float32",[NaN],"raw"]]}'),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,13 +43,18 @@ class Accumulator:
 
     def check(self, tensors: Mapping[str, np.ndarray], weight: int) -> None:
         """Raises OutOfRange if any tensor could not be added; nothing is changed. Call before `add`."""
+        self.check_weight(tensors, weight)
         for name, tensor in tensors.items():
-            if self.weights.get(name, 0) + weight > self.total_weight:
-                raise OutOfRange(f"{name}: weights would sum above the announced {self.total_weight}")
             low, high = _extent(tensor)
             if not (-self.max_abs <= low and high <= self.max_abs):  # also false for NaN
                 worst = low if abs(low) > abs(high) else high
                 raise OutOfRange(f"{name}: value {worst:g} is outside +-{self.max_abs:g}")
+
+    def check_weight(self, names: Iterable[str], weight: int) -> None:
+        """The part of `check` that the gate has not done: the weight sum of every tensor stays within the announced."""
+        for name in names:
+            if self.weights.get(name, 0) + weight > self.total_weight:
+                raise OutOfRange(f"{name}: weights would sum above the announced {self.total_weight}")
 
     def add(self, tensors: Mapping[str, np.ndarray], weight: int) -> None:
         """Adds one checked reply.
@@ -80,6 +86,13 @@ class Accumulator:
         """Weighted mean of every tensor that somebody sent, float32: sum / weight sum, computed in float64."""
         return {name: self._mean(name) for name in sorted(self.sums)}
 
+    def drain(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`mean` one tensor at a time, each sum given up as its mean is taken: half the memory at the peak."""
+        for name in sorted(self.sums):
+            mean = self._mean(name)
+            del self.sums[name]
+            yield name, mean
+
     def _mean(self, name: str) -> np.ndarray:
         divisor = 2.0**self.scale_bits * self.weights[name]
         total, out = self.sums[name], np.empty(self.sums[name].shape, np.float32)
@@ -89,8 +102,13 @@ class Accumulator:
         return out
 
 
+_scratch = threading.local()  # a thread's two buffers: allocating them per tensor costs as much as the sum
+
+
 def _add_scaled(values: np.ndarray, total: np.ndarray, factor: float) -> None:
-    buffer, integers = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.int64)
+    if not hasattr(_scratch, "buffer"):
+        _scratch.buffer, _scratch.integers = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.int64)
+    buffer, integers = _scratch.buffer, _scratch.integers
     for i in range(0, values.size, CHUNK):
         part = values[i : i + CHUNK]
         scaled, whole = buffer[: part.size], integers[: part.size]

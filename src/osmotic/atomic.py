@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`; a process killed at any moment leaves the old file or the new one, never a torn one.
+    """Writes `data` to `path`, as `write_chunks` does."""
+    write_chunks(path, [data])
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes `chunks` one after the other to `path`; a process killed at any moment leaves the old file or the new one, never a torn one.
 
     Raises: OSError as the file system gives it (disk full, no permission); the old file is then untouched.
     """
@@ -17,7 +23,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp gives 0600, which would hide a report from colleagues

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -69,3 +70,18 @@ def load_latest(folder: Path) -> tuple[int, Tensors, dict[str, Any]]:
         return step, tensors, state
     reason = "holds no checkpoint" if not found else "holds no undamaged checkpoint"
     raise ConfigError(str(folder), None, f"{reason}; start the run anew in another folder")
+
+
+def damaged(folder: Path) -> bool:
+    """Whether a checkpoint was found damaged here before."""
+    return any(Path(folder).glob("checkpoint-*.damaged"))
+
+
+def counted(folder: Path) -> dict[int, dict[str, int]]:
+    """For every whole checkpoint: the round in which each client was last counted."""
+    found: dict[int, dict[str, int]] = {}
+    for step in steps(folder):
+        # A damaged older one is no use to resume from, so nothing needs to be kept for it.
+        with contextlib.suppress(StateLost):
+            found[step] = load(folder, step)[1]["counted"]
+    return found

@@ -22,14 +22,14 @@ app = typer.Typer(
     name="osmotic",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Train one image generator on pictures that never leave their owners (federated diffusion models).\n\n"
     "`osmotic run` alone trains on the built-in digits and leaves a report in ./runs.",
 )
 
 ConfigArg = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Run configuration; every key has a default.")
+    Path | None, typer.Argument(metavar="CONFIG", help="Configuration in TOML; every key has a default.")
 ]
 PresetOpt = Annotated[
     str | None, typer.Option("--preset", help="Named set of choices, see `osmotic methods`.")
@@ -70,7 +70,7 @@ def run(
     folder = out or _fresh_folder(cfg)
     from osmotic.rundir import RunDir
 
-    RunDir.new(folder)  # refused before the seconds that the imports below take
+    RunDir.refuse_used(folder)  # before the seconds that the imports below take
     from osmotic import study
 
     _train(lambda observer: study.start(cfg, folder, observer), folder, json)
@@ -110,7 +110,9 @@ def _train(start: Any, folder: Path, json: bool) -> None:
     try:
         run_dir = start(observe)
     except KeyboardInterrupt:
-        print(f"\nosmotic: stopped; go on with: osmotic resume {folder}", file=sys.stderr)
+        started = (folder / "config.toml").is_file()
+        told = f"go on with: osmotic resume {folder}" if started else "nothing was begun"
+        print(f"\nosmotic: stopped; {told}", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
         for progress in opened:

@@ -218,7 +218,8 @@ class Trainer:
     ) -> None:
         self.config, self.spec, self.method, self.process, self.model = config, spec, method, process, model
         self.initial, self.contract, self.stop = initial, contract, stop or threading.Event()
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self.named = dict(model.named_parameters())  # walking the modules takes a millisecond
+        self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
         self.part_names = {
             part: network_parts.names(self.shapes, [part]) for part in ("encoder", "bottleneck", "decoder")
         }
@@ -246,7 +247,9 @@ class Trainer:
         state = site.store.load(counted) if self.stateful else {}
         down, up = self._codecs(state)
         blobs = list(packet.blobs)
-        extras = dict(codecs.make("fp32").decode(blobs.pop(), {})) if header["extras"] else {}
+        extras = (
+            {n: t.copy() for n, t in codecs.make("fp32").decode(blobs.pop(), {})} if header["extras"] else {}
+        )
         if trained := {n: t for n, t in extras.items() if n.startswith("codec/")}:
             state |= trained
             down, up = self._codecs(state)
@@ -304,15 +307,14 @@ class Trainer:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Copies weights into the network."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self.named.items():
                 parameter.copy_(torch.from_numpy(weights[name]))
 
     def weights(self, names: list[str] | None = None) -> Tensors:
         """Copies of the network's weights, all or those named, float32."""
-        named = dict(self.model.named_parameters())
         return {
-            n: named[n].detach().cpu().contiguous().numpy().copy()
-            for n in sorted(names if names is not None else named)
+            n: self.named[n].detach().cpu().contiguous().numpy().copy()
+            for n in sorted(self.named if names is None else names)
         }
 
     def _train(
@@ -321,7 +323,7 @@ class Trainer:
         """Local training; returns the change of the parts asked for, and what the method adds."""
         training = self.config.training
         local.model = self.model
-        local.received = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        local.received = {n: p.detach().clone() for n, p in self.named.items()}
         self.method.begin(local)
         moments = under(state, "optimizer") if self.keeps_moments else None
         rng = seeds.rng(self.config.seed, seeds.TRAINING, local.server_round, site.client.name)
@@ -347,7 +349,10 @@ class Trainer:
         state |= {f"personal/{n}": t for n, t in self.weights(kept).items()}
         self._average(state, seen)
         asked = [n for part in header["returns"] for n in self.part_names[part]]
-        update = {f"model/{n}": t - local.received[n].cpu().numpy() for n, t in self.weights(asked).items()}
+        update = {
+            f"model/{n}": (self.named[n].detach() - local.received[n]).cpu().contiguous().numpy()
+            for n in sorted(asked)
+        }
         return {**update, **added}, {"loss": loss, "images": seen, "steps": steps}
 
     def _average(self, state: Tensors, images: int) -> None:

@@ -194,14 +194,21 @@ def load(
     """
     typed = flatten(read_toml(path)) if path else {}
     origin = str(typed.pop("preset", "")) if path else ""
-    chosen = preset or origin
+    overrides = dict(parse_set(s) for s in sets)
+    chosen = preset or str(overrides.pop("preset", "")) or origin
     if chosen and chosen not in PRESETS:
         raise ConfigError("preset", chosen, "must be one of " + ", ".join(PRESETS), nearest(chosen, PRESETS))
     # A resolved file already holds its preset's keys, and they come later in precedence anyway.
     named = dict(PRESETS[chosen].keys) if chosen else {}
     if data is not None:
         typed["data.source"] = data
-    overrides = dict(parse_set(s) for s in sets)
+    method = typed.get("method.name")
+    if preset and method is not None and method != named.get("method.name"):
+        raise ConfigError(
+            "--preset",
+            preset,
+            f"the file {path} sets method.name = {method!r}, which the preset would not change",
+        )
     merged: dict[str, Any] = {}
     recipe = {**named, **typed, **overrides}.get("recipe.name", "default")
     if recipe not in RECIPES:
@@ -213,7 +220,10 @@ def load(
             # Options belong to the method that they were written for.
             merged = {k: v for k, v in merged.items() if not k.startswith("method.")}
         merged.update(layer)
-    config = build({**merged, "preset": chosen or str(merged.get("method.name", "fedavg"))})
+    method = str(merged.get("method.name", "fedavg"))
+    # A preset whose method was changed is no longer that preset.
+    label = chosen if chosen and named.get("method.name", "fedavg") == method else method
+    config = build({**merged, "preset": label})
     from osmotic.rules import check  # rules know every registry; the dataclasses above know none
 
     check(config)

@@ -85,6 +85,10 @@ class DownLink:
             blobs += payload
         return entries, blobs
 
+    def release(self) -> None:
+        """Nobody will ask for this phase's packets any more; what `commit` needs stays."""
+        self._full = {}
+
     def commit(self, counted: Mapping[str, Iterable[str]], server_round: int) -> None:
         """The phase counts: `counted` names the clients whose reply was summed and the parts each was sent."""
         if not self.codec.absolute:
@@ -167,7 +171,7 @@ def receive(
         part, base = str(entry["part"]), entry["base"]
         payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
         if base is None:
-            got = dict(make("fp32").decode(payload[0], {}))
+            got = {n: t.copy() for n, t in make("fp32").decode(payload[0], {})}
         else:
             heard = state.get(f"heard/{part}")
             if heard is None or int(heard[0]) != base:

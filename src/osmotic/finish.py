@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from osmotic import checkpoint, config
 from osmotic.errors import ConfigError
 from osmotic.rundir import RunDir
+
+if TYPE_CHECKING:
+    from osmotic.study import Study
 
 
 def publish(run: RunDir, json: bool) -> None:
@@ -157,11 +160,11 @@ def _labels(label: str | None, names: list[str], count: int, conditional: bool) 
 
 
 def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[str, Any]:
-    """Quality of a run's global model with other `score.` keys, or another average; the run itself is not changed.
+    """Quality of a run's models with other `score.` keys, or another average; the run itself is not changed.
 
     Args:
         ema: half-life in images; 0 for the raw weights, None for the one the run scored.
-    Raises: ConfigError for keys outside `score.`, a half-life that was not kept, or a run without a global model.
+    Raises: ConfigError for keys outside `score.`, or a half-life that was not kept.
     """
     run = _finished(directory)
     for text in sets:
@@ -173,26 +176,50 @@ def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[st
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
     from osmotic import study
-    from osmotic.diffusion.ema import Ema
     from osmotic.scoring import Scoring
 
     made = study.prepare(cfg)
-    if not made.method.global_model:
-        raise ConfigError(str(directory), None, f"method {cfg.method.name} has no global model to score")
     study.make_deterministic(made)
     _, tensors, notes = checkpoint.load_latest(run.checkpoints)
-    groups: dict[str, dict[str, np.ndarray]] = {"weights": {}, "ema": {}}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    weights = groups["weights"]
     half_life = ema if ema is not None else (kept[0] if kept else 0)
-    if half_life:
-        averages = Ema(kept)
-        averages.restore(groups["ema"], notes["ema"])
-        weights = averages.average(half_life)
-    quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
+    if made.method.global_model:
+        weights = _averaged(tensors, notes, kept, half_life)
+        quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
+    elif ema is not None:
+        raise ConfigError(
+            "--ema", ema, f"method {cfg.method.name} has no global model; a client keeps one average"
+        )
+    else:
+        quality = _personal(made, notes["counted"], run)
     return {"half_life": half_life, **quality}
+
+
+def _averaged(
+    tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any], kept: tuple[float, ...], half_life: float
+) -> dict[str, np.ndarray]:
+    """The server's weights in a checkpoint, averaged over this half-life; 0 gives them as they are."""
+    from osmotic.client import under
+    from osmotic.diffusion.ema import Ema
+
+    if not half_life:
+        return under(tensors, "weights")
+    averages = Ema(kept)
+    averages.restore(under(tensors, "ema"), notes["ema"])
+    return averages.average(half_life)
+
+
+def _personal(made: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Any]:
+    """Scores of every client's own model, as it stood after its last training."""
+    from osmotic.scoring import Scoring
+    from osmotic.summary import personal_weights
+
+    scoring = Scoring(made, None)
+    labels, samples = scoring.labels(), made.config.score.samples
+    models = personal_weights(made, counted, run)
+    pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}
+    return scoring.score_personal(
+        pools, "before" if made.method.shared else "after", made.config.training.rounds
+    )
 
 
 def quality_text(quality: dict[str, Any]) -> str:
@@ -200,10 +227,17 @@ def quality_text(quality: dict[str, Any]) -> str:
     from osmotic.report.words import fd_name, figure
 
     name = fd_name(quality["encoder"])
+    if quality["fd"] is None:
+        mean, worst = quality["mean"], quality["worst"]
+        first = f"{name} of the clients' own models: mean {figure(mean['fd_all'])}, worst {figure(worst['fd_all'])}"
+    else:
+        first = (
+            f"{name} {figure(quality['fd'])}  (at {quality['floor_samples']} samples {figure(quality['fd_at_floor'])}, "
+            f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  "
+            f"precision {figure(quality['precision'])}  recall {figure(quality['recall'])}"
+        )
     return (
-        f"{name} {figure(quality['fd'])}  (at {quality['floor_samples']} samples {figure(quality['fd_at_floor'])}, "
-        f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  precision {figure(quality['precision'])}  "
-        f"recall {figure(quality['recall'])}\n{quality['num_samples']} samples, {quality['sampler']}, "
+        f"{first}\n{quality['num_samples']} samples, {quality['sampler']}, guidance {quality['guidance']:g}, "
         f"{quality['nfe']} evaluations, encoder {quality['encoder']}, average over {quality['half_life']:g} images"
     )
 

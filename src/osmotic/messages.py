@@ -172,7 +172,7 @@ def gate(
         fits = len(tensor.shape) == len(spec.shape) and all(
             want is None or want == got for want, got in zip(spec.shape, tensor.shape, strict=True)
         )
-        if tensor.dtype.name != spec.dtype or not fits:
+        if tensor.dtype != np.dtype(spec.dtype) or not fits:
             raise Refused(
                 "bad",
                 f"{name} is {tensor.dtype.name} {list(tensor.shape)}, not {spec.dtype} {list(spec.shape)}",
@@ -185,3 +185,20 @@ def gate(
         if max(-low, high) > max_abs:
             raise Refused("range", f"{name} holds {low if -low > high else high:g}, outside +-{max_abs:g}")
     return num_examples
+
+
+def gate_metrics(metrics: object) -> dict[str, Any]:
+    """The figures beside a reply: finite numbers by name, and the hash of the client's state.
+
+    Raises: Refused with kind "bad" for anything else.
+    """
+    if not isinstance(metrics, Mapping):
+        raise Refused("bad", "metrics are not a table")
+    for name, value in metrics.items():
+        if name == "state_sha256":
+            fits = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+        else:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+        if not fits:
+            raise Refused("bad", f"metric {str(name)[:40]} is not a finite number")
+    return dict(metrics)

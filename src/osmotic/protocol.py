@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from osmotic import seeds
 from osmotic.config import Config
@@ -33,10 +32,10 @@ def conveyed(
     """Weights a task sends and asks back, one per weight whatever the codec; control variates count, images do not."""
 
     def weights(parts: tuple[str, ...]) -> int:
-        return sum(int(np.prod(layout[n])) for part in parts for n in part_names[part])
+        return sum(math.prod(layout[n]) for part in parts for n in part_names[part])
 
     sent = sum(int(t.size) for n, t in task.extras.items() if n.startswith("control/"))
     asked = sum(
-        int(np.prod([k or 0 for k in s.shape])) for n, s in task.expects.items() if n.startswith("control/")
+        math.prod(k or 0 for k in s.shape) for n, s in task.expects.items() if n.startswith("control/")
     )
     return weights(task.send) + sent, weights(task.returns) + asked

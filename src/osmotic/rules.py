@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any
 
 from osmotic import trackers
 from osmotic.codecs import CODECS
-from osmotic.config import Config, nearest
+from osmotic.config import Config, checked, nearest
 from osmotic.data import partition, sources
 from osmotic.diffusion import facts
 from osmotic.errors import ConfigError
@@ -54,6 +55,7 @@ def _method(config: Config) -> None:
                 else f"method {name} has no keys of its own"
             )
             raise ConfigError(key, value, rule, nearest(option, known))
+        checked(key, value, typing.get_type_hints(cls)[option], known[option].metadata)
     try:
         made = cls(**config.method.options)
     except (TypeError, ValueError) as error:

@@ -19,14 +19,20 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
-    @classmethod
-    def new(cls, path: Path) -> RunDir:
-        """A fresh run folder. Raises ConfigError if something is there already: nothing is ever overwritten."""
+    @staticmethod
+    def refuse_used(path: Path) -> None:
+        """Raises ConfigError if something is there already: nothing is ever overwritten."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
                 "--out", str(path), "must be a new or empty folder; `osmotic resume` continues a run"
             )
+
+    @classmethod
+    def new(cls, path: Path) -> RunDir:
+        """A fresh run folder. Raises ConfigError if it is in use or cannot be made."""
+        path = Path(path)
+        cls.refuse_used(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -44,6 +50,11 @@ class RunDir:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.toml"
+
+    @property
+    def partition(self) -> Path:
+        """partition.json: who holds how many images of which class."""
+        return self.path / "partition.json"
 
     @property
     def checkpoints(self) -> Path:

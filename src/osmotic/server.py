@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from osmotic import checkpoint, codecs, ledger, seeds
+from osmotic import books, checkpoint, codecs, ledger, seeds
 from osmotic.aggregate import Accumulator, OutOfRange
+from osmotic.books import Tally
 from osmotic.codecs.base import BadPacket
 from osmotic.config import Config
 from osmotic.diffusion.ema import Ema
 from osmotic.downlink import DownLink
+from osmotic.errors import ConfigError
 from osmotic.interrupts import Interrupts
 from osmotic.messages import (
     Answer,
@@ -36,6 +37,7 @@ from osmotic.messages import (
     Task,
     Tensors,
     gate,
+    gate_metrics,
 )
 from osmotic.models import parts as network_parts
 from osmotic.protocol import choose, conveyed, expected_tensors
@@ -80,18 +82,6 @@ class Observer(Protocol):
     def phase_started(self, phase: Phase, index: int, count: int) -> None: ...
     def answered(self, client: str) -> None: ...
     def phase_done(self, line: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class Tally:
-    """What one phase has seen so far; thrown away if the phase does not count."""
-
-    asked: dict[str, Sent] = field(default_factory=dict)
-    answers: dict[str, Mapping[str, float]] = field(default_factory=dict)  # metrics of counted clients
-    weights: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
-    entries: list[ledger.Entry] = field(default_factory=list)
-    memories: dict[str, Tensors] = field(default_factory=dict)
 
 
 class Server:
@@ -184,19 +174,31 @@ class Server:
             tasks = self._post(phase, self.method.tasks(self, phase, chosen), tally, *trained)
             for answer in self.engine.exchange(tasks, 0.0):
                 self._take(phase, answer, tally)
+                del answer  # or its packet would lie beside the next one
         except BaseException:
             self._undo(*before)
             raise
         with interrupts.held():
             old, quorum = self.weights, self._quorum(tally)
+            self.down.release()
             metrics = self.method.finish(self, phase) if quorum else {}
+            self.sum = Accumulator(1, 1.0)
             if quorum:
                 self._commit(phase, tally, *trained)
             else:
                 self._undo(*before)
             self._book(tally, phase, quorum)
             quality = self._score(phase) if self._due(phase) else None
-            line = self._line(phase, tally, quorum, old, metrics, quality, time.perf_counter() - started)
+            line = books.line(
+                phase,
+                tally,
+                self.totals,
+                quorum=quorum,
+                update_norm=books.distance(self.weights, old) if self.method.global_model else None,
+                metrics=metrics,
+                quality=quality,
+                seconds=time.perf_counter() - started,
+            )
             self.step += 1
             self.run_dir.append("metrics", [line])
             self.run_dir.append_text("ledger", ledger.lines(tally.entries))
@@ -240,9 +242,8 @@ class Server:
                 "returns": list(task.returns),
                 "control": dict(task.control),
             }
-            sent = Sent(task, Packet(header, tuple(blobs)))
-            tally.asked[name] = sent
-            yield sent
+            tally.asked[name] = task
+            yield Sent(task, Packet(header, tuple(blobs)))
 
     def _durable(self, name: str) -> int | None:
         """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""
@@ -257,9 +258,7 @@ class Server:
         if failure is None and answer.packet is not None:
             try:
                 reply, memory = self._decode(task, answer.packet)
-                self.sum.check(
-                    {n: t for n, t in reply.tensors.items() if t.dtype == np.float32}, reply.weight
-                )
+                self.sum.check_weight(reply.tensors, reply.weight)
                 self.method.fold(self, reply)
                 self.codec.observe(reply.tensors)
                 tally.memories[name], metrics = memory, dict(reply.metrics)
@@ -275,6 +274,20 @@ class Server:
         tally.entries += self._entries(phase, answer, failure, metrics)
         self.observer.answered(name)
 
+    def _entries(
+        self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, Any]
+    ) -> list[ledger.Entry]:
+        weights = conveyed(answer.sent.task, self.layout, self.part_names)
+        return books.entries(
+            phase,
+            answer,
+            failure,
+            metrics,
+            weights=weights,
+            travels=self.method.travels,
+            flops_per_image=self.flops_per_image,
+        )
+
     def _decode(self, task: Task, packet: Packet) -> tuple[Reply, Tensors]:
         memory = {n: t.copy() for n, t in self.codec_memory.get(task.client.name, {}).items()}
         tensors: Tensors = {}
@@ -287,51 +300,17 @@ class Server:
             task.client.num_examples,
             self.config.training.max_abs_update,
         )
-        return Reply(task, tensors, weight, packet.header.get("metrics", {})), memory
-
-    def _entries(
-        self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, float]
-    ) -> list[ledger.Entry]:
-        task, name = answer.sent.task, answer.sent.task.client.name
-        down, up = conveyed(task, self.layout, self.part_names)
-        came = answer.packet.num_bytes if answer.packet is not None else 0
-        status = "counted" if failure is None else "refused" if came else "lost"
-        steps, images = int(metrics.get("steps", 0)), int(metrics.get("images", 0))
-        common = {"round": phase.server_round, "phase": phase.name, "client": name, "total": phase.totals}
-        traffic = self.method.travels
-        return [
-            ledger.Entry(
-                **common,  # type: ignore[arg-type]
-                direction="down",
-                parameters=down if traffic else 0,
-                bytes=answer.sent.packet.num_bytes if traffic else 0,
-                status=status,
-            ),
-            ledger.Entry(
-                **common,  # type: ignore[arg-type]
-                direction="up",
-                parameters=up if traffic and failure is None else 0,
-                bytes=came if traffic else 0,
-                status=status,
-                images=images,
-                steps=steps,
-                flops=images * self.flops_per_image,
-            ),
-        ]
+        return Reply(task, tensors, weight, gate_metrics(packet.header.get("metrics", {}))), memory
 
     def _quorum(self, tally: Tally) -> bool:
-        """Whether enough clients, and enough images, stand behind this phase."""
-        training, asked = self.config.training, [sent.task.client for sent in tally.asked.values()]
-        if not asked:
-            return True  # a phase of the server alone
-        share = sum(tally.weights.values()) / sum(c.num_examples for c in asked)
-        return (
-            len(tally.weights) >= min(training.quorum_clients, len(asked)) and share >= training.quorum_weight
-        )
+        """Whether enough clients, and enough images, stand behind this phase; one that asks nobody always counts."""
+        training = self.config.training
+        enough = len(tally.weights) >= min(training.quorum_clients, len(tally.asked))
+        return enough and tally.share() >= training.quorum_weight
 
     def _commit(self, phase: Phase, tally: Tally, codec_weights: Tensors, codec_round: int | None) -> None:
         """The phase counts: only here does anything move that the next phase builds on."""
-        sent = {name: tally.asked[name].task.send for name in tally.answers}
+        sent = {name: tally.asked[name].send for name in tally.answers}
         self.down.commit(sent, phase.server_round)
         self.codec_weights, self.codec_round = codec_weights, codec_round
         for name in sorted(tally.answers):
@@ -346,68 +325,21 @@ class Server:
             self.ema.update(self.weights, sum(int(m.get("images", 0)) for m in tally.answers.values()))
 
     def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
-        """Ledger and failures. Of a round that does not count, bytes were spent but no work was done."""
+        """Adds a phase to totals and failures."""
         if not quorum:
-            unused: dict[str, Any] = {"status": "unused", "images": 0, "steps": 0, "flops": 0}
-            tally.entries = [
-                replace(e, **unused, parameters=e.parameters if e.direction == "down" else 0)
-                if e.status == "counted"
-                else e
-                for e in tally.entries
-            ]
+            tally.entries = [books.without_quorum(e) for e in tally.entries]
         self.totals.add(tally.entries)
-        for name in sorted(tally.failures):
-            client, failure = tally.asked[name].task.client, tally.failures[name]
-            self.failures.append(
-                {
-                    "round": phase.server_round,
-                    "client_id": client.client_id,
-                    "kind": failure.kind,
-                    "reason": failure.reason,
-                }
-            )
-
-    def _line(
-        self,
-        phase: Phase,
-        tally: Tally,
-        quorum: bool,
-        old: Tensors,
-        metrics: Mapping[str, float],
-        quality: dict[str, Any] | None,
-        seconds: float,
-    ) -> dict[str, Any]:
-        """One line of metrics.jsonl; sums run over clients sorted by name."""
-        names = sorted(tally.answers)
-        losses = {n: float(tally.answers[n]["loss"]) for n in names if "loss" in tally.answers[n]}
-        weight = sum(tally.weights[n] for n in losses)
-        moved = sum(float(np.square(self.weights[n] - old[n], dtype=np.float64).sum()) for n in old)
-        return {
-            "round": phase.server_round,
-            "phase": phase.name,
-            "loss": sum(losses[n] * tally.weights[n] for n in losses) / weight if weight else None,
-            "client_loss": losses,
-            "images_seen": self.totals.images_seen,
-            "client_steps": self.totals.client_steps,
-            "num_counted": len(tally.answers),
-            "num_failed": len(tally.failures),
-            "kept_old_weights": not quorum,
-            "update_norm": moved**0.5 if self.method.global_model else None,
-            "wall_seconds": round(seconds, 3),
-            **metrics,
-            "quality": quality,
-        }
+        self.failures += tally.failed(phase)
 
     # --- what methods may use ---
 
-    def apply(self, change: Mapping[str, np.ndarray], step_size: float = 1.0) -> None:
-        """Moves the global weights by `change` ("model/NAME" -> float32); names not in it stay."""
-        moved = {
-            n: self.weights[n] + np.float32(step_size) * change[f"model/{n}"]
-            for n in self.weights
-            if f"model/{n}" in change
-        }
-        self.weights = {**self.weights, **moved}
+    def apply(self, changes: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Moves the global weights by ("model/NAME", float32 change) pairs, one at a time; the others stay."""
+        moved = dict(self.weights)
+        for key, change in changes:
+            name = key.removeprefix("model/")
+            moved[name] = moved[name] + change
+        self.weights = moved
 
     def learning_rate(self, server_round: int) -> float:
         """Local learning rate of a round: constant, or half a cosine over the rounds of the run."""
@@ -453,7 +385,7 @@ class Server:
         return {k: v for k, v in quality.items() if k != "per_client"}
 
     def _score_personal(self, phase: Phase) -> dict[str, Any]:
-        """Every client samples from its own model; the images come back outside the four totals."""
+        """Every client that has trained samples from its own model; the images come back outside the four totals."""
         scoring = Phase("score", phase.server_round, totals=False, everybody=True)
         tally, pools = Tally(), {}
         size = self.config.score.samples
@@ -465,6 +397,7 @@ class Server:
                 expects={"image/samples": Spec((size, None, None, None), "uint8")},
             )
             for client in self.clients
+            if client.name in self.counted
         )
         for answer in self.engine.exchange(self._post(scoring, tasks, tally, {}, None), 0.0):
             name, failure = answer.sent.task.client.name, answer.failure
@@ -472,14 +405,18 @@ class Server:
                 try:
                     reply, _ = self._decode(answer.sent.task, answer.packet)
                     pools[name] = reply.tensors["image/samples"]
-                except (Refused, BadPacket) as error:
+                except Refused as error:
+                    failure = Failure(error.kind, str(error))
+                except BadPacket as error:
                     failure = Failure("bad", str(error))
             if failure is not None:
                 tally.failures[name] = failure
             tally.entries += self._entries(scoring, answer, failure, {})
         self._book(tally, scoring, True)
         self.run_dir.append_text("ledger", ledger.lines(tally.entries))
-        return self.scorer.score_personal(pools, "after", phase.server_round)
+        # A client's model stands as it left its last training, before the last average of shared parts is merged.
+        stage: Stage = "before" if self.method.shared else "after"
+        return self.scorer.score_personal(pools, stage, phase.server_round)
 
     # --- the checkpoint ---
 
@@ -520,7 +457,17 @@ class Server:
 
     def restore(self) -> None:
         """Goes back to the newest whole checkpoint and cuts the run's files back to it."""
+        if not checkpoint.steps(self.run_dir.checkpoints) and not checkpoint.damaged(
+            self.run_dir.checkpoints
+        ):
+            return  # stopped before its first checkpoint: nothing was trained yet
         step, tensors, notes = checkpoint.load_latest(self.run_dir.checkpoints)
+        if notes["contract"] != self.contract:
+            raise ConfigError(
+                str(self.run_dir.path),
+                None,
+                "was started with another network, process or image shape; nothing was changed",
+            )
 
         def group(name: str) -> Tensors:
             return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
@@ -541,8 +488,5 @@ class Server:
         self.server_steps, self.wall_seconds = notes["server_steps"], notes["wall_seconds"]
         self.last_quality = notes["last_quality"]
         self.run_dir.cut(notes["files"])
-        older = [s for s in checkpoint.steps(self.run_dir.checkpoints) if s < step]
-        for s in older:  # their `counted` still decides what clients may delete
-            self.kept[s] = checkpoint.load(self.run_dir.checkpoints, s)[1]["counted"]
-        self.kept[step] = dict(self.counted)
+        self.kept = checkpoint.counted(self.run_dir.checkpoints)  # decides what clients may delete
         self._clock = time.perf_counter()

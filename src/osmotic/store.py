@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from osmotic.atomic import write_bytes
+from osmotic.atomic import write_chunks
 
 Tensors = dict[str, np.ndarray]
 
@@ -77,14 +80,48 @@ def write_checked(
     path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None
 ) -> str:
     """Atomic safetensors file that carries the SHA-256 of its tensors and of its notes; returns the tensors' SHA-256."""
-    from safetensors.numpy import save
-
     found = digest(tensors)
     notes = dict(notes or {})
     seal = hashlib.sha256("".join(f"{k}={notes[k]};" for k in sorted(notes)).encode()).hexdigest()
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, {**notes, "sha256": found, "notes_sha256": seal}))
+    write_chunks(path, safetensors_chunks(tensors, {**notes, "sha256": found, "notes_sha256": seal}))
     return found
+
+
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+}
+
+
+def safetensors_chunks(
+    tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The safetensors format piece by piece: the library builds the whole file in memory, twice the server's weights.
+
+    Layout: u64 header length, JSON header padded to 8 bytes, then the tensors, larger item sizes first for alignment.
+    """
+    names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
+    header: dict[str, Any] = {"__metadata__": dict(notes)}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        yield np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).tobytes()
 
 
 def read_checked(path: Path) -> Tensors:

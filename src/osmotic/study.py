@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -154,7 +155,7 @@ def start(cfg: Config, out: Path, observer: Callable[[RunDir, Config], Observer]
         run.config,
         f"# osmotic {__version__}; `osmotic run config.toml` repeats this run\n" + config.to_toml(cfg),
     )
-    write_text(run.path / "partition.json", json.dumps(describe_partition(study)))
+    write_text(run.partition, json.dumps(describe_partition(study)))
     return _finish(study, run, observer(run, cfg), resume=False)
 
 
@@ -162,6 +163,15 @@ def resume(path: Path, observer: Callable[[RunDir, Config], Observer]) -> RunDir
     """Goes on from the newest whole checkpoint; a finished run is only summed up again."""
     run = RunDir.existing(path)
     study = prepare(config.load(run.config))
+    described = describe_partition(study)
+    if not run.partition.exists():  # stopped between the two files
+        write_text(run.partition, json.dumps(described))
+    elif json.loads(run.partition.read_text())["sha256"] != described["sha256"]:
+        raise ConfigError(
+            "data.source",
+            study.config.data.source,
+            f"holds other images, or others at other clients, than when {path} began",
+        )
     return _finish(study, run, observer(run, study.config), resume=True)
 
 
@@ -307,6 +317,18 @@ def flops_per_image(study: Study) -> int:
     return 3 * int(counter.get_total_flops())
 
 
+def data_sha256(study: Study) -> str:
+    """Hash of all training images and labels, and of who holds which: what a resumed run must find again."""
+    train, total = study.dataset.train, hashlib.sha256()
+    total.update(np.ascontiguousarray(train.images).data)
+    if train.labels is not None:
+        total.update(np.ascontiguousarray(train.labels, "<i8").data)
+    for holding in study.holdings:
+        total.update(f"{holding.client.name}:".encode())
+        total.update(np.ascontiguousarray(holding.train, "<i8").data)
+    return total.hexdigest()
+
+
 def describe_partition(study: Study) -> dict[str, Any]:
     """partition.json: who holds how many images of which class."""
     names = list(study.dataset.class_names)
@@ -320,4 +342,5 @@ def describe_partition(study: Study) -> dict[str, Any]:
         "counts": counts,
         "sizes": [len(h.train) for h in study.holdings],
         "holdout_sizes": [len(h.own_test) for h in study.holdings],
+        "sha256": data_sha256(study),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "wall_seconds": round(server.wall_seconds, 3),
         "weights_sha256": weights_sha256(server.weights, server.state_hashes),
         "scored_weights_sha256": scored_hash,
-        "auxiliary": None,
+        "auxiliary": study.method.auxiliary(),
         "quality": quality,
         "failures": server.failures,
     }
@@ -116,13 +117,13 @@ def save_models(study: Study, server: Server, run: RunDir) -> str:
         save(run.model, weights)
         return weights_sha256(weights)
     total = hashlib.sha256()
-    for name, weights in personal_weights(study, server, run).items():
+    for name, weights in personal_weights(study, server.counted, run).items():
         save(run.model / name, weights)
         total.update(bytes.fromhex(weights_sha256(weights)))
     return total.hexdigest()
 
 
-def personal_weights(study: Study, server: Server, run: RunDir) -> dict[str, Tensors]:
+def personal_weights(study: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Tensors]:
     """The scored model of every client that trained, by name: its average, or its weights where there is none."""
     from osmotic.client import under
     from osmotic.store import Store
@@ -130,7 +131,7 @@ def personal_weights(study: Study, server: Server, run: RunDir) -> dict[str, Ten
     found: dict[str, Tensors] = {}
     for holding in study.holdings:
         name = holding.client.name
-        if name in server.counted:
-            state = Store(run.client(name)).load(server.counted[name])
-            found[name] = under(state, "average") or {**server.weights, **under(state, "personal")}
+        if name in counted:
+            state = Store(run.client(name)).load(counted[name])
+            found[name] = under(state, "average") or under(state, "personal")
     return found

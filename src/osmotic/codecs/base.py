@@ -1,6 +1,6 @@
 """What a codec is, and the byte form that all of them share: a checked header, then raw sections.
 
-Packet layout (little-endian): b"OSM1" | u32 CRC-32 of everything after it | u16 header length | header JSON | sections.
+Packet layout (little-endian): b"OSM1" | u32 CRC-32 of everything after it | u32 header length | header JSON | sections.
 The header lists codec, and for each tensor its name, dtype and shape; section sizes follow from these alone, so that a
 reader knows every size before it allocates.
 """
@@ -8,6 +8,7 @@ reader knows every size before it allocates.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -41,7 +42,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 class Codec(ABC):
@@ -72,7 +73,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
-        """One section as a new array of entry.shape and entry.dtype."""
+        """One section as an array of entry.shape and entry.dtype; it may be a read-only view of `data`."""
 
     # --- exchanges; a wrapper such as error feedback overrides these ---
     def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
@@ -195,7 +196,6 @@ def encode_raw(tensor: np.ndarray) -> bytes:
 
 
 def decode_raw(entry: Entry, data: memoryview) -> np.ndarray:
-    """The inverse of `encode_raw`, as an array of its own."""
-    return (
-        np.frombuffer(data, np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape).astype(entry.dtype)
-    )
+    """The inverse of `encode_raw`: a read-only view of the packet, which a fold needs no copy of."""
+    array = np.frombuffer(data, np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+    return array.astype(entry.dtype, copy=False)

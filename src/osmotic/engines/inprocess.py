@@ -59,8 +59,8 @@ class InProcess:
                     if not pending:
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
+                    while done:  # a loop variable would keep a reply alive while the next one arrives
+                        yield done.pop().result()
             except BaseException:
                 self.stop.set()
                 raise

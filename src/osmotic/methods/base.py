@@ -57,7 +57,7 @@ class Method:
 
     def finish(self, server: Server, phase: Phase) -> dict[str, float]:
         """After the last reply: moves the global weights, trains on the server, decides. Returns further metrics."""
-        server.apply(server.sum.mean())
+        server.apply(server.sum.drain())
         return {}
 
     def state(self) -> Tensors:
@@ -66,6 +66,10 @@ class Method:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`."""
+
+    def auxiliary(self) -> dict[str, Any] | None:
+        """{"images", "filtered", "sha256"} of synthetic images the method made, for the summary; None without any."""
+        return None
 
     # --- client half: bends the one training loop of client.py ---
     def trainable(self, local: Local) -> set[str] | None:
@@ -87,12 +91,8 @@ class Method:
         return {}
 
     def keep(self) -> tuple[str, ...]:
-        """Parts that stay on the client from round to round."""
-        return tuple(p for p in PARTS if p not in self.shared)
+        """Parts that stay on the client from round to round: what is not shared, or all where no global model exists.
 
-
-def options(cls: type[Method]) -> dict[str, Any]:
-    """Option names of a method with their defaults."""
-    import dataclasses
-
-    return {f.name: f.default for f in dataclasses.fields(cls)}
+        What the server sends comes over them, so a client's own model is always the one it trained last.
+        """
+        return tuple(p for p in PARTS if p not in self.shared or not self.global_model)
