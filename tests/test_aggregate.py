@@ -175,7 +175,7 @@ def test_a_total_below_one_is_refused():
         Accumulator(0, 8.0)
 
 
-@pytest.mark.parametrize("most", [1e-300, 1e6])
+@pytest.mark.parametrize("most", [1e-6, 1e6])
 def test_every_range_that_a_configuration_may_set_can_be_summed(most: float):
     acc = Accumulator(10, most)
     acc.add({"w": f32(0.0)}, 10)

@@ -289,6 +289,7 @@ class FakeStudy:
     def start(self, cfg: config.Config, folder: Path, observer: Any) -> Any:
         self.cfg, self.folder = cfg, folder
         if self.written:
+            folder.mkdir(parents=True)
             (folder / "config.toml").write_text(config.to_toml(cfg))
         if self.fails is not None:
             raise self.fails

@@ -320,7 +320,7 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
 
 
 DRAWN_APART = ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives")
-BOUND_TO_OTHERS = ("model.timesteps", "codec.error_feedback", "score.guidance")
+BOUND_TO_OTHERS = ("model.timesteps", "codec.error_feedback", "score.guidance", "training.quorum_clients")
 
 
 def hint_of(key: str) -> Any:

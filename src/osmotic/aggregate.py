@@ -25,7 +25,7 @@ class Accumulator:
     """Sum of `weight * update` over replies, per tensor, with one weight sum per tensor.
 
     A value x is held as round(weight * x * 2**scale_bits). `scale_bits` is the largest exponent with
-    total_weight * max_abs * 2**scale_bits < 2**62, so that no sum of accepted replies can wrap.
+    total_weight * max_abs * 2**scale_bits <= 2**62, so that no sum of accepted replies can wrap.
 
     Args:
         total_weight: sum of the weights of all replies that may come, >= 1.

@@ -40,6 +40,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Deletes what killed writers left unfinished in a folder that nobody else is writing to."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)

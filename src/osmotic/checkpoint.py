@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from osmotic.atomic import clear_leftovers
 from osmotic.errors import ConfigError
 from osmotic.store import StateLost, Tensors, read_with_notes, write_checked
 
@@ -27,6 +29,7 @@ def save(
 
     Returns: the steps whose checkpoints are still there, ascending.
     """
+    clear_leftovers(folder)
     write_checked(path_of(folder, step), tensors, {"state": json.dumps(state, sort_keys=True)})
     found = steps(folder)
     for old in found[:-keep]:
@@ -36,9 +39,10 @@ def save(
 
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint file, ascending."""
-    return sorted(
-        int(p.stem.removeprefix("checkpoint-")) for p in Path(folder).glob("checkpoint-*.safetensors")
+    found = (
+        re.fullmatch(r"checkpoint-(\d{6,})\.safetensors", p.name) for p in Path(folder).glob("checkpoint-*")
     )
+    return sorted(int(match[1]) for match in found if match)
 
 
 def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:

@@ -65,7 +65,7 @@ def run(
     ] = None,
     json: JsonOpt = False,
 ) -> None:
-    """Train a model, score it and write the report."""
+    """Train a model, score it and write the report. CONFIG is a TOML file; every key has a default."""
     cfg = _load(config, preset, data, sets)
     folder = out or _fresh_folder(cfg)
     from osmotic.rundir import RunDir
@@ -78,7 +78,7 @@ def run(
 
 @app.command()
 def resume(directory: RunArg, json: JsonOpt = False) -> None:
-    """Go on with a run after a crash, a power cut or Ctrl-C."""
+    """Go on with the run in folder DIR after a crash, a power cut or Ctrl-C."""
     from osmotic.rundir import RunDir
 
     RunDir.existing(directory)
@@ -142,7 +142,7 @@ def sample(
     ] = None,
     json: JsonOpt = False,
 ) -> None:
-    """Draw images from a run's model: one PNG grid and one PNG per image."""
+    """Draw images from the model of the run in folder DIR: one PNG grid and one PNG per image."""
     from osmotic import finish
 
     made = finish.sample(directory, count, label, steps, guidance, seed, client, out)
@@ -159,7 +159,7 @@ def evaluate(
     ] = None,
     json: JsonOpt = False,
 ) -> None:
-    """Score a run again with other choices, e.g. --set score.sampler=ddim --set score.samples=5000."""
+    """Score the run in folder DIR again, e.g. with --set score.sampler=ddim --set score.samples=5000."""
     from osmotic import finish
 
     quality = finish.evaluate(directory, sets, ema)
@@ -174,7 +174,7 @@ def compare(
     ] = None,
     json: JsonOpt = False,
 ) -> None:
-    """Set several runs side by side: scores, bytes, images."""
+    """Set the runs in several folders side by side: scores, bytes, images."""
     from osmotic import finish
 
     finish.compare(directories, out, json)
@@ -182,7 +182,7 @@ def compare(
 
 @app.command()
 def report(directory: RunArg, json: JsonOpt = False) -> None:
-    """Write report.html of a run anew."""
+    """Write report.html and the model card of the run in folder DIR anew."""
     from osmotic.report import card, page
 
     card.write(directory)
@@ -219,7 +219,7 @@ def plan(
     ] = 100.0,
     json: JsonOpt = False,
 ) -> None:
-    """Say what a run will send and hold, before anything runs."""
+    """Say what a run will send and hold, before anything runs. CONFIG is a TOML file."""
     from osmotic import plan as planning
 
     figures = planning.plan(_load(config, preset, data, sets), link)
@@ -235,7 +235,7 @@ def split(
     out: Annotated[Path, typer.Option("--out", help="New folder for the files.")] = Path("split"),
     json: JsonOpt = False,
 ) -> None:
-    """Write one npz file per client, as the configuration divides the images."""
+    """Write one npz file per client, divided as CONFIG (a TOML file) and the options say."""
     cfg = _load(config, preset, data, sets)
     from osmotic.data import partition, sources
     from osmotic.data import split as splitting
@@ -270,11 +270,20 @@ def main() -> None:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(
         f"osmotic: warning: {message}", file=sys.stderr
     )
+    from click.exceptions import Abort, ClickException
+
     try:
-        app()
+        code = app(standalone_mode=False)
     except ConfigError as error:
-        print(f"osmotic: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        told, code = str(error), 2
+    except ClickException as error:  # a wrong flag or word; click itself would print several lines
+        told, code = error.format_message().replace("\n", " "), error.exit_code
+    except Abort:
+        told, code = "stopped", 130
+    else:
+        raise SystemExit(code if isinstance(code, int) else 0)
+    print(f"osmotic: error: {told}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ class Trainer:
         memory = under(state, "memory")
         blob = up.encode(tensors, memory) if tensors else b""
         state |= {f"memory/{k}": v for k, v in memory.items()}
-        if self.stateful and header["action"] == "train":
+        if self.stateful and header["phase"] != "score":  # scoring changes nothing that the server counts
             durable = header["durable_round"]
             metrics["state_sha256"] = site.store.save(state, server_round, durable)
         return Packet({"num_examples": len(site.images), "metrics": metrics}, (blob,) if blob else ())

@@ -99,7 +99,7 @@ class TrainingConfig:
     quorum_clients: int = key(1, "a round counts only with at least so many good answers", 1)
     quorum_weight: float = key(0.0, "and only with at least this share of the asked images", 0, 1)
     max_abs_update: float = key(
-        8.0, "largest change of one weight in a round; more is refused as `range`", 0, 1e6, above=True
+        8.0, "largest change of one weight in a round; more is refused as `range`", 1e-6, 1e6
     )
 
 
@@ -195,7 +195,10 @@ def load(
     typed = flatten(read_toml(path)) if path else {}
     origin = str(typed.pop("preset", "")) if path else ""
     overrides = dict(parse_set(s) for s in sets)
-    chosen = preset or str(overrides.pop("preset", "")) or origin
+    named_by_set = str(overrides.pop("preset", ""))
+    if preset and named_by_set and preset != named_by_set:
+        raise ConfigError("--set", f"preset={named_by_set}", f"contradicts --preset {preset}")
+    chosen = preset or named_by_set or origin
     if chosen and chosen not in PRESETS:
         raise ConfigError("preset", chosen, "must be one of " + ", ".join(PRESETS), nearest(chosen, PRESETS))
     # A resolved file already holds its preset's keys, and they come later in precedence anyway.
@@ -211,7 +214,7 @@ def load(
         )
     merged: dict[str, Any] = {}
     recipe = {**named, **typed, **overrides}.get("recipe.name", "default")
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ConfigError(
             "recipe.name", recipe, "must be one of " + ", ".join(RECIPES), nearest(str(recipe), RECIPES)
         )
@@ -265,7 +268,7 @@ def parse_set(text: str) -> tuple[str, Any]:
         raise ConfigError("--set", text, "must be section.key=value")
     try:
         return name, tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         return name, raw.strip("'\"")
 
 
@@ -342,7 +345,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(name, value, "must be a list, e.g. [a, b]")
         return tuple(_typed(name, item, inner) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(name, "a number of very many digits", "must be finite") from None
     if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
         raise ConfigError(name, value, f"must be {kind}")

@@ -114,18 +114,19 @@ class DownLink:
             data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
             change = dict(self.codec.decode(data, {}))
             chain = [*old.chain, (old.round, server_round, data)]
-            self.trim(chain, names, weights)
+            self.trim(chain, self.fp32_bytes(names, weights))
             moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
         self._next[part] = moved
         return moved
 
+    def fp32_bytes(self, names: list[str], weights: Mapping[str, np.ndarray]) -> int:
+        """Length of the full replica's packet."""
+        return self._fp32.packet_bytes({n: ("float32", weights[n].shape) for n in names})
+
     @staticmethod
-    def trim(
-        chain: list[tuple[int, int, bytes]], names: list[str], weights: Mapping[str, np.ndarray]
-    ) -> None:
+    def trim(chain: list[tuple[int, int, bytes]], full: int) -> None:
         """Drops the oldest packets of a chain: what together outweighs the full replica would never be sent."""
-        limit = sum(4 * weights[n].size for n in names)
-        while sum(len(data) for _, _, data in chain) > limit:
+        while sum(len(data) for _, _, data in chain) > full:
             chain.pop(0)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
@@ -181,12 +182,17 @@ def receive(
             got = {}
             for data in payload:
                 for name, change in codec.decode(data, {}):
+                    _check(name, change, shapes)  # before the sum, which would broadcast a wrong shape
                     got[name] = got.get(name, state[f"replica/{name}"]) + change
         for name, tensor in got.items():
-            if name not in shapes or tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
-                raise BadPacket(f"{name} {list(tensor.shape)} is not in the network")
+            _check(name, tensor, shapes)
         if not codec.absolute:
             state |= {f"replica/{n}": t for n, t in got.items()}
             state[f"heard/{part}"] = np.array([entry["round"]], np.int64)
         weights |= got
     return weights
+
+
+def _check(name: str, tensor: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if name not in shapes or tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
+        raise BadPacket(f"{name} {tensor.dtype.name} {list(tensor.shape)} is not in the network")

@@ -57,7 +57,7 @@ class Task:
 
     Args:
         client: who.
-        action: "train", "sample", or "fetch" (return parts as they are).
+        action: "train" or "sample".
         send: parts of the global model to send ("encoder", "bottleneck", "decoder").
         returns: parts whose change is wanted back.
         extras: further tensors to send, named "control/...", "image/..." or "codec/...".

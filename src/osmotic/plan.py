@@ -6,8 +6,9 @@ size formulas. No image is read, no network built, torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from osmotic import codecs, methods, models
 from osmotic.config import Config
 from osmotic.data import sources
 from osmotic.downlink import DownLink, Stream
+from osmotic.errors import ConfigError
 from osmotic.messages import Client, Spec, Task
 from osmotic.models import parts as network_parts
 from osmotic.protocol import choose, conveyed, expected_tensors
@@ -39,29 +41,47 @@ def sized(length: int) -> Sized:
     return packet
 
 
+class Sizes:
+    """Lengths of packets, each worked out once: plans of thousands of clients ask for the same few again and again."""
+
+    def __init__(self, layout: Mapping[str, tuple[int, ...]]) -> None:
+        self.layout = layout
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def weights(self, codec: codecs.Codec, names: list[str]) -> int:
+        """Length of the packet of these weights of the network."""
+        return self.once(
+            (codec.name, names[0], len(names)),
+            lambda: codec.packet_bytes({n: ("float32", self.layout[n]) for n in names}),
+        )
+
+    def __contains__(self, asked: tuple[Any, ...]) -> bool:
+        return asked in self._known
+
+    def once(self, asked: tuple[Any, ...], work: Callable[[], int]) -> int:
+        """The figure asked for, worked out the first time."""
+        if asked not in self._known:
+            self._known[asked] = work()
+        return self._known[asked]
+
+
 class SizedDownLink(DownLink):
     """The down-link with packets that are only lengths; who is sent what is decided by the same code."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Sizes
 
     def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
-        return sized(packet_bytes(codecs.make("fp32"), {n: Spec(self.shapes[n]) for n in self.names[part]}))
+        return sized(self.sizes.weights(codecs.make("fp32"), self.names[part]))
 
     def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
         if part not in self._next:
             old, names = self.streams[part], self.names[part]
             chain = list(old.chain)
             if old.round is not None:
-                change = packet_bytes(self.codec, {n: Spec(self.shapes[n]) for n in names})
-                chain.append((old.round, server_round, sized(change)))
-                self.trim(chain, names, weights)
+                chain.append((old.round, server_round, sized(self.sizes.weights(self.codec, names))))
+                self.trim(chain, self.sizes.weights(codecs.make("fp32"), names))
             self._next[part] = Stream(server_round, {}, {}, chain)
         return self._next[part]
-
-
-def packet_bytes(codec: codecs.Codec, specs: Mapping[str, Spec]) -> int:
-    """Length of the packet of tensors of these shapes; axes that are open count as 1."""
-    return codec.packet_bytes({n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in specs.items()})
 
 
 @dataclass
@@ -112,6 +132,10 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
         classes(config, shape.num_classes),
         config.recipe.dropout,
     )
+    if not config.data.partition.startswith("by:") and config.data.clients > shape.num_train:
+        raise ConfigError(
+            "data.clients", config.data.clients, f"must be at most the {shape.num_train} training images"
+        )
     layout = models.layout(spec)
     method = methods.make(config.method.name, dict(config.method.options))
     count = 1 if method.pools_data else num_clients(config)
@@ -121,6 +145,7 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
     parameters = models.count(layout)
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
     full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
+    full = full and config.data.partition not in ("pathological", "shards")  # these may leave images out
     whole = float(config.training.local_epochs).is_integer()
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
     made = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
@@ -154,7 +179,9 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
 
 
 def classes(config: Config, num_classes: int) -> int:
-    """Classes the network is conditioned on."""
+    """Classes the network is conditioned on. Raises ConfigError if it should be told the class and there are none."""
+    if config.model.conditional is True and num_classes == 0:
+        raise ConfigError("model.conditional", True, f"needs labels, and {config.data.source} has none")
     return num_classes if config.model.conditional in ("auto", True) else 0
 
 
@@ -171,29 +198,40 @@ def rehearse(
     config: Config, method: methods.Method, layout: Mapping[str, tuple[int, ...]], clients: list[Client]
 ) -> dict[str, Cost]:
     """Cost of every site over all phases that count in the totals."""
-    server = Rehearsal(config, layout, clients)
-    up, down = codecs.make(config.codec.up), codecs.make(config.codec.down)
-    link = SizedDownLink(down, server.part_names)
-    link.shapes = layout
+    server, sizes = Rehearsal(config, layout, clients), Sizes(layout)
+    up, raw = codecs.make(config.codec.up), codecs.make("fp32")
+    link = SizedDownLink(codecs.make(config.codec.down), server.part_names)
+    link.sizes = sizes
     sites = {c.name: Cost() for c in clients}
+    weights: dict[tuple[Any, ...], tuple[int, int]] = {}
     method.start(server)  # type: ignore[arg-type]
     for phase in method.phases(config.training.rounds):
-        chosen = choose(config, phase, clients)
-        asked: list[Task] = list(method.tasks(server, phase, chosen))  # type: ignore[arg-type]
+        asked: list[Task] = list(method.tasks(server, phase, choose(config, phase, clients)))  # type: ignore[arg-type]
         for task in asked:
             _, blobs = link.message(task.client.name, task.send, phase.server_round, server.weights)
-            bytes_down = sum(len(b) for b in blobs)
-            if task.extras:
-                extras = {n: Spec(t.shape, t.dtype.name) for n, t in task.extras.items()}
-                bytes_down += packet_bytes(codecs.make("fp32"), extras)
-            expected = expected_tensors(layout, server.part_names, task)
-            bytes_up = packet_bytes(up, expected) if expected else 0
-            if phase.totals and method.travels:
-                weights = conveyed(task, layout, server.part_names)
-                sites[task.client.name].add(*weights, bytes_down, bytes_up)
+            if not (phase.totals and method.travels):
+                continue
+            extras = {n: (t.dtype.name, t.shape) for n, t in task.extras.items()}
+            expected = {n: (s.dtype, s.shape) for n, s in task.expects.items()}
+            kind = (task.send, task.returns, tuple(extras.items()), tuple(expected.items()))
+            if kind not in weights:
+                weights[kind] = conveyed(task, layout, server.part_names)
+            down = sum(len(b) for b in blobs)
+            down += sizes.once(("extras", kind), partial(raw.packet_bytes, extras)) if extras else 0
+            answer = (
+                expected_tensors(layout, server.part_names, task) if ("answer", kind) not in sizes else {}
+            )
+            back = sizes.once(("answer", kind), partial(reply_bytes, up, answer))
+            sites[task.client.name].add(*weights[kind], down, back)
         link.commit({t.client.name: t.send for t in asked}, phase.server_round)
         server.counted |= {t.client.name: phase.server_round for t in asked}
     return sites
+
+
+def reply_bytes(codec: codecs.Codec, expected: Mapping[str, Spec]) -> int:
+    """Length of an answer; an axis that is open counts as 1, and nothing is sent where nothing is expected."""
+    shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in expected.items()}
+    return codec.packet_bytes(shapes) if shapes else 0
 
 
 def memory(config: Config, method: methods.Method, parameters: int) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -21,6 +22,7 @@ def check(config: Config) -> None:
     _names(config)
     _method(config)
     _process(config)
+    _training(config)
     sources.check(config.data)
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
@@ -96,3 +98,17 @@ def _process(config: Config) -> None:
         raise ConfigError(
             "score.guidance", config.score.guidance, "needs recipe.label_dropout > 0 in training"
         )
+
+
+def _training(config: Config) -> None:
+    lives = config.recipe.ema_half_lives
+    if len(set(lives)) != len(lives):
+        raise ConfigError("recipe.ema_half_lives", list(lives), "must all differ")
+    asked = max(1, round(config.training.fraction_train * config.data.clients))
+    federated = not METHODS[config.method.name].pools_data and not config.data.partition.startswith("by:")
+    if federated and config.training.quorum_clients > asked:
+        rule = f"must be at most the {asked} clients asked each round"
+        raise ConfigError("training.quorum_clients", config.training.quorum_clients, rule)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
+        rule, known = "must be auto, cpu, cuda or cuda:N", ("auto", "cpu", "cuda")
+        raise ConfigError("engine.device", config.engine.device, rule, nearest(config.engine.device, known))

@@ -104,11 +104,13 @@ class RunDir:
 
         Raises: ConfigError if a log is shorter than that: then lines are missing that nobody can bring back.
         """
+        present = self.sizes()
         for name, size in sizes.items():
-            found = self.log(name).stat().st_size if self.log(name).exists() else 0
+            found = present[name]
             if found < size:
                 raise ConfigError(
                     str(self.log(name)), found, f"must have at least the {size} bytes of the checkpoint"
                 )
-            if found > size:
+        for name, size in sizes.items():
+            if present[name] > size:
                 os.truncate(self.log(name), size)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.atomic import write_chunks
+from osmotic.atomic import clear_leftovers, write_chunks
 
 Tensors = dict[str, np.ndarray]
 
@@ -50,6 +50,7 @@ class Store:
 
         `durable_round` is the oldest round the server could still go back to: that version and all after it stay.
         """
+        clear_leftovers(self.folder)
         digest = write_checked(self._path(server_round), tensors)
         if durable_round is not None:
             for number, path in self._versions().items():
@@ -70,8 +71,8 @@ def digest(tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over sorted names, dtypes, shapes and little-endian bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        total.update(f"{name}|{array.dtype.name}|{list(array.shape)}|".encode())
+        shape, array = list(tensors[name].shape), np.ascontiguousarray(tensors[name])
+        total.update(f"{name}|{array.dtype.name}|{shape}|".encode())
         total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
     return total.hexdigest()
 

@@ -107,7 +107,7 @@ OK: dict[str, Any] = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labe
         (OK | {"train_site": np.arange(4)}, r"\[train_site\] = .4,.: a column must have one row for each of the 6"),
         (OK | {"train_site": np.array([None] * 6)}, r"\[train_site\]: holds pickled objects, which are never loaded"),
         (OK | {"test_images": np.zeros((2, 5, 5), np.uint8), "test_labels": np.zeros(2, int)},
-         "test split.* = '5x5': all images must have the same size .*the training split is 4x4"),
+         "test_images\\] = '5x5': all images must have the same size .*the training split is 4x4"),
     ],
 )  # fmt: skip
 def test_bad_archives_are_told_in_one_line(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 MAGIC = b"OSM1"
 HEAD = struct.Struct("<4sII")
 MAX_HEADER = 64 * 2**20
+MAX_AXES, MAX_AXIS = 32, 2**31
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
 
 Tensors = dict[str, np.ndarray]
@@ -164,17 +165,19 @@ def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
         entries = [
             Entry(str(n), str(d), tuple(int(k) for k in s), str(f)) for n, d, s, f in header["tensors"]
         ]
+        if any(len(e.shape) > MAX_AXES or not all(0 <= n < MAX_AXIS for n in e.shape) for e in entries):
+            raise ValueError
         lengths = (
             [int(n) for n in header["lengths"]]
             if codec.bounded
             else [codec.section_bytes(e) for e in entries]
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BadPacket(f"header cannot be read ({type(error).__name__})") from None
     if name != codec.name:
         raise BadPacket(f"is coded with {name!r}, expected {codec.name!r}")
     for e in entries:
-        if e.dtype not in DTYPES or any(n < 0 for n in e.shape) or codec.entry(e.name, e.dtype, e.shape) != e:
+        if e.dtype not in DTYPES or codec.entry(e.name, e.dtype, e.shape) != e:
             raise BadPacket(
                 f"{e.name}: form {e.form!r} of {e.dtype} {list(e.shape)} is not one of codec {codec.name}"
             )

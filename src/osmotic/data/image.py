@@ -104,14 +104,24 @@ def fitted_shape(where: str, shape: tuple[int, int, int], image_size: int, chann
     return image_size or height, channels or depth
 
 
-def stack(images: Iterable[tuple[str, np.ndarray]], count: int, image_size: int, channels: int) -> np.ndarray:
+def stack(
+    images: Iterable[tuple[str, np.ndarray]],
+    count: int,
+    image_size: int,
+    channels: int,
+    like: np.ndarray | None = None,
+) -> np.ndarray:
     """`count` named images [H, W, C] as one array [count, side, side, channels], converted one by one.
+
+    `like`: images of the training split, which those of the test split must resemble.
 
     Raises: ConfigError naming the first image that is not square, or that differs from the first one in
         size (unless `image_size` is set), channels (unless `channels` is set) or depth.
     """
     out: np.ndarray | None = None
-    first = ""
+    first = "the training split"
+    if like is not None:
+        out = np.empty((count, *like.shape[1:]), like.dtype)
     for i, (where, image) in enumerate(images):
         side, depth = fitted_shape(where, image.shape, image_size, channels)
         if out is None:

@@ -54,11 +54,7 @@ def load(cfg: DataConfig) -> Dataset:
         rng = np.random.default_rng(SUBSET_SEED)
         train_rows = np.sort(rng.choice(train_rows, cfg.max_images, replace=False))
     train = _read(source.train, train_rows, cfg)
-    test = _read(source.test or source.train, test_rows, cfg)
-    if (train.images.shape[1:], train.images.dtype) != (test.images.shape[1:], test.images.dtype):
-        (side, _, depth), (test_side, _, test_depth) = train.images.shape[1:], test.images.shape[1:]
-        found, expected = (test_side, test_depth, test.images.dtype), (side, depth, train.images.dtype)
-        raise image.mixed(f"{cfg.source} (test split)", found, "the training split", expected)
+    test = _read(source.test or source.train, test_rows, cfg, like=train.images)
     return Dataset(source.name, train, test, source.class_names)
 
 
@@ -94,7 +90,7 @@ def check(cfg: DataConfig) -> None:
     rule = f"must be one of {', '.join(NAMED)}, npz:PATH, folder:PATH, hf:NAME"
     if colon and kind in (*PREFIXES, "hf"):
         raise ConfigError("data.source", cfg.source, "must name what comes after the colon")
-    if cfg.source.endswith(".npz"):
+    if cfg.source.endswith(".npz") and not colon:
         raise ConfigError("data.source", cfg.source, rule, f"npz:{cfg.source}")
     if cfg.source and Path(cfg.source).is_dir():
         raise ConfigError("data.source", cfg.source, rule, f"folder:{cfg.source}")
@@ -160,7 +156,7 @@ def _rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(size), test), test
 
 
-def _read(stored: StoredSplit, rows: np.ndarray, cfg: DataConfig) -> Split:
-    images = image.stack(stored.read(rows), len(rows), cfg.image_size, cfg.channels)
+def _read(stored: StoredSplit, rows: np.ndarray, cfg: DataConfig, like: np.ndarray | None = None) -> Split:
+    images = image.stack(stored.read(rows), len(rows), cfg.image_size, cfg.channels, like)
     labels = None if stored.labels is None else stored.labels[rows]
     return Split(images, labels, {name: column[rows] for name, column in stored.columns.items()})
