@@ -23,12 +23,10 @@ CASES = {
     "sample-cosine-snr5": ["model.target=sample"],
     "sample-cosine-snr0": ["model.target=sample", "recipe.min_snr=0"],
     "edm": ["model.target=edm", "score.sampler=edm-dpm-solver++"],
-    "v-linear-snr5": ["model.schedule=linear"],
-    "epsilon-linear-snr0": ["model.target=epsilon", "model.schedule=linear", "recipe.min_snr=0"],
-    "v-cosine-huber": ["recipe.loss=huber"],
-    "v-cosine-lr1e-3": ["training.learning_rate=1e-3"],
-    "v-cosine-lr4e-3": ["training.learning_rate=4e-3"],
     "v-cosine-lr-cosine": ["training.lr_schedule=cosine"],
+    "v-cosine-lr4e-3": ["training.learning_rate=4e-3"],
+    "v-cosine-huber": ["recipe.loss=huber"],
+    "v-linear-snr5": ["model.schedule=linear"],
 }
 
 

@@ -38,11 +38,11 @@ def _table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from osmotic.report.words import DASH, count, duration, fd_name, figure, size
+    from osmotic.report.words import DASH, count, duration, fd_name, figure, plural, size
 
     quality = summary["quality"] or {}
     table = Table(
-        title=f"{summary['preset']}: {summary['num_clients']} clients, {summary['rounds']} rounds",
+        title=f"{summary['preset']}: {plural(summary['num_clients'], 'client')}, {plural(summary['rounds'], 'round')}",
         show_header=False,
     )
     fd = fd_name(quality.get("encoder"))
