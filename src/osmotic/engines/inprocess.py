@@ -1,7 +1,7 @@
 """Clients in this process: threads that train one client after another, each with one network that it reuses.
 
-A task runs when the next answer is asked for, so at most `workers` replies exist at a time, whatever the number of
-clients. Every packet is encoded for real; only the transport is missing.
+A task is taken only when a worker is free, so at most `workers` replies and the one being folded exist at a time,
+whatever the number of clients. Every packet is encoded for real; only the transport is missing.
 """
 
 from __future__ import annotations
@@ -48,19 +48,29 @@ class InProcess:
         return [self.sites[name].client for name in sorted(self.sites)]
 
     def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
-        """Answers in order of completion; a client that raises gives an Answer with a Failure."""
+        """Answers in order of completion; a client that raises gives an Answer with a Failure.
+
+        The next task starts before an answer is handed out, so that the server's sums cost the workers no time.
+        """
         waiting = iter(tasks)
         pending: set[Future[Answer]] = set()
         with ThreadPoolExecutor(self.workers) as pool:
+
+            def fill() -> None:
+                while len(pending) < self.workers and (sent := next(waiting, None)) is not None:
+                    pending.add(pool.submit(self._serve, sent))
+
             try:
-                while True:
-                    while len(pending) < self.workers and (sent := next(waiting, None)) is not None:
-                        pending.add(pool.submit(self._serve, sent))
-                    if not pending:
-                        return
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    while done:  # a loop variable would keep a reply alive while the next one arrives
-                        yield done.pop().result()
+                fill()
+                while pending:
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    while done:
+                        future = done.pop()
+                        pending.discard(future)
+                        fill()
+                        ready = [future.result()]
+                        del future  # what is not named here dies when the server has folded it
+                        yield ready.pop()
             except BaseException:
                 self.stop.set()
                 raise
