@@ -35,13 +35,15 @@ VARIANTS = {
     "kept moments, holdout": ("training.optimizer_state=keep", "data.holdout=0.2"),
     "local": ("method.name=local",),
     "central": ("method.name=central",),
+    "dropout": ("recipe.dropout=0.1",),
     "edm, unconditional": ("model.target=edm", "model.conditional=false", "score.sampler=edm-euler"),
 }
 
 
 def final(server: Any) -> tuple[str, dict[str, Any]]:
-    """Hash of all weights and states, and the ledger's totals."""
-    return weights_sha256(server.weights, server.state_hashes), vars(server.totals)
+    """Hash of raw weights and states, hash of the averages, and the ledger's totals."""
+    averages, _ = server.ema.state()
+    return f"{weights_sha256(server.weights, server.state_hashes)} {digest(averages)}", vars(server.totals)
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -79,7 +81,7 @@ def poisoned(packet: Packet) -> Packet:
     """The same answer with one weight that is not a number, its checksum made to fit."""
     from osmotic.codecs import make
 
-    tensors = dict(make("fp32").decode(packet.blobs[0], {}))
+    tensors = {n: t.copy() for n, t in make("fp32").decode(packet.blobs[0], {})}
     tensors[min(tensors)].flat[0] = np.nan
     return Packet(packet.header, (make("fp32").encode(tensors, {}),))
 
@@ -139,6 +141,121 @@ def test_without_a_quorum_the_old_weights_stay(make_server: Any, monkeypatch: py
     assert second["update_norm"] == 0
     assert set(server.counted.values()) == {1}
     assert server.totals.images_seen == first["images_seen"], "the unused step is not counted as work"
+
+
+def test_a_round_without_a_quorum_is_as_if_it_had_not_been_asked(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kept residuals, a change stream and averages: nothing of the lost round may stay in any of them.
+    monkeypatch.setitem(methods.METHODS, "skips-second", SkipsSecond)
+    coded = ("codec.up=int8", "codec.down=int8", "codec.error_feedback=true", "training.quorum_clients=3")
+    expected = make_server("method.name=skips-second", *coded, name="expected")
+    expected.run()
+    serve = Trainer._serve
+
+    def failing(self: Trainer, site: Any, packet: Packet) -> Packet:
+        answer = serve(self, site, packet)  # the client did its step, and only the answer got lost
+        if packet.header["server_round"] == 2 and site.client.name == "client-002":
+            raise RuntimeError
+        return answer
+
+    monkeypatch.setattr(Trainer, "_serve", failing)
+    server = make_server(*coded, name="failing")
+    server.run()
+    assert [line["kept_old_weights"] for line in server.observer.lines] == [False, True, False]
+    assert final(server)[0] == final(expected)[0]
+    assert server.totals.images_seen == expected.totals.images_seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipsSecond(FedAvg):
+    """FedAvg that asks nobody in round 2."""
+
+    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        return iter(()) if phase.server_round == 2 else super().tasks(server, phase, clients)
+
+    def finish(self, server: Any, phase: Phase) -> dict[str, float]:
+        return super().finish(server, phase) if phase.server_round != 2 else {}
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg"])
+def test_a_crash_between_the_logs_and_the_checkpoint_leaves_no_double_lines(
+    make_server: Any, method: str
+) -> None:
+    settings = (f"method.name={method}", "training.rounds=3")
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+
+    class Killed(BaseException):
+        pass
+
+    def die(event: str, value: Any) -> None:
+        if event == "done" and value["round"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make_server(*settings, name="broken", at=die).run()
+    assert make_server(*settings, name="broken").run_dir.log("metrics").read_text().count("\n") == 2
+    resumed = make_server(*settings, name="broken", resume=True)
+    assert resumed.step == 1
+    resumed.run()
+    assert final(resumed) == final(unbroken)
+    assert resumed.run_dir.log("ledger").read_text() == unbroken.run_dir.log("ledger").read_text()
+    assert resumed.run_dir.log("metrics").read_text().count("\n") == 3
+
+
+def test_a_damaged_newest_checkpoint_still_finds_the_clients_older_states(make_server: Any) -> None:
+    settings = ("method.name=local", "training.rounds=4", "checkpoint.keep=2")
+    unbroken = make_server(*settings, name="run")
+    unbroken.run()
+    expected = final(unbroken)
+    newest = max(unbroken.run_dir.checkpoints.glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = make_server(*settings, name="run", resume=True)
+    assert resumed.step == 3
+    resumed.run()
+    assert not resumed.failures
+    assert final(resumed) == expected
+
+
+def test_the_replica_is_the_same_at_both_ends_after_every_round(make_server: Any) -> None:
+    settings = ("codec.down=int8", "training.fraction_train=0.67", "training.rounds=5", "engine.workers=1")
+    bases: list[Any] = []
+    worst: list[int] = []
+
+    def compare(server: Any) -> None:
+        for site in server.engine.sites.values():
+            if server.counted.get(site.client.name) != server.phases[server.step - 1].server_round:
+                continue
+            state = site.store.load(server.counted[site.client.name])
+            for stream in server.down.streams.values():
+                worst.extend(
+                    int(not np.array_equal(state[f"replica/{n}"], t)) for n, t in stream.replica.items()
+                )
+
+    server = make_server(*settings)
+    message = server.down.message
+
+    def listening(*args: Any) -> Any:
+        entries, blobs = message(*args)
+        bases.extend((e["base"], e["blobs"]) for e in entries)
+        return entries, blobs
+
+    server.down.message = listening
+    book = server._book
+
+    def after(*args: Any) -> None:
+        book(*args)
+        server.step += 1
+        compare(server)
+        server.step -= 1
+
+    server._book = after
+    server.run()
+    assert worst and not any(worst)
+    assert any(base is not None for base, _ in bases), "changes were sent"
+    assert any(blobs > 1 for _, blobs in bases), "and somebody had missed some"
 
 
 def test_private_state_that_is_lost_is_a_failure_and_not_a_guess(make_server: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from seam_methods import SEAMS, TrainedCodec
+from seam_methods import SEAMS, HalfCodec, TrainedCodec
 
 from osmotic import codecs, methods
+from osmotic.store import digest
 from osmotic.summary import weights_sha256
 
 SLIM = ("training.rounds=2", "data.max_images=60", "data.clients=3")
@@ -25,6 +26,7 @@ def seams(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, cls in SEAMS.items():
         monkeypatch.setitem(methods.METHODS, name, cls)
     monkeypatch.setitem(codecs.CODECS, "trained", TrainedCodec)
+    monkeypatch.setitem(codecs.CODECS, "half", HalfCodec)
 
 
 def crash_at(phase_number: int, answers: int) -> Any:
@@ -44,9 +46,11 @@ def crash_at(phase_number: int, answers: int) -> Any:
 
 def outcome(server: Any) -> dict[str, Any]:
     """All that a run leaves, but for the time."""
+    averages, _ = server.ema.state()
     ledger = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
     return {
         "weights": weights_sha256(server.weights, server.state_hashes),
+        "averages": digest(averages),
         "totals": vars(server.totals),
         "failures": server.failures,
         "counted": server.counted,
@@ -68,7 +72,7 @@ def test_a_crash_in_mid_round_changes_nothing(make_server: Any, name: str, phase
     assert outcome(resumed) == outcome(unbroken)
 
 
-CODED = ("codec.up=trained", "codec.down=trained", "training.fraction_train=0.67", "training.rounds=4")
+CODED = ("codec.up=trained", "codec.down=int8", "training.fraction_train=0.67", "training.rounds=4")
 
 
 def test_a_trained_codec_with_memory_survives_a_crash(make_server: Any) -> None:
@@ -83,8 +87,39 @@ def test_a_trained_codec_with_memory_survives_a_crash(make_server: Any) -> None:
     assert outcome(resumed) == outcome(unbroken)
 
 
+def test_a_trained_codec_both_ways_survives_a_crash_and_refreshes(make_server: Any) -> None:
+    settings = (
+        *SLIM,
+        "codec.up=half",
+        "codec.down=half",
+        "training.fraction_train=0.67",
+        "training.rounds=6",
+    )
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    assert unbroken.codec_round == 5
+    for site in unbroken.engine.sites.values():
+        if unbroken.counted[site.client.name] == 6:
+            state = site.store.load(6)
+            for stream in unbroken.down.streams.values():
+                assert all(np.array_equal(state[f"replica/{n}"], t) for n, t in stream.replica.items())
+    with pytest.raises(Crash):
+        make_server(*settings, name="broken", at=crash_at(4, answers=1)).run()
+    resumed = make_server(*settings, name="broken", resume=True)
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+
+
+def test_a_codec_that_remembers_cannot_go_down() -> None:
+    from osmotic import config
+    from osmotic.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"codec.down = 'trained': remembers earlier packets"):
+        config.load(sets=["codec.up=trained", "codec.down=trained"])
+
+
 def test_a_trained_codec_loses_no_more_than_rounding(make_server: Any) -> None:
-    plain, coded = make_server(*SLIM, name="plain"), make_server(*SLIM, *CODED[:2], name="coded")
+    plain, coded = make_server(*SLIM, name="plain"), make_server(*SLIM, CODED[0], name="coded")
     plain.run()
     coded.run()
     # x / 2^k * 2^k is exact; adding and taking away half of the last packet rounds once at its size (below 2),

@@ -68,7 +68,7 @@ def entries(
         direction="down",
         parameters=weights[0] if travels else 0,
         bytes=sent.packet.num_bytes if travels else 0,
-        status="counted" if failure is None else "refused" if came else "lost",
+        status="counted" if failure is None else "refused" if came else "failed",
         total=phase.totals,
     )
     up = replace(

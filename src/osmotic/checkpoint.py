@@ -54,10 +54,10 @@ def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
         raise StateLost(f"{path_of(folder, step).name} holds no state") from None
 
 
-def load_latest(folder: Path) -> tuple[int, Tensors, dict[str, Any]]:
+def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, dict[str, Any]]:
     """The newest checkpoint that is whole: (step, tensors, state).
 
-    A torn or altered file is passed over with a warning and renamed to `.damaged`, so that nothing mistakes it for a good one.
+    A torn or altered file is passed over with a warning and renamed to `.damaged` (unless not `mark_damaged`), so that nothing mistakes it for a good one.
     Raises: ConfigError if none is left.
     """
     found = steps(folder)
@@ -69,7 +69,8 @@ def load_latest(folder: Path) -> tuple[int, Tensors, dict[str, Any]]:
             warnings.warn(
                 f"checkpoint {path.name} is damaged ({error}); the one before is used", stacklevel=2
             )
-            path.rename(path.with_suffix(".damaged"))
+            if mark_damaged:
+                path.rename(path.with_suffix(".damaged"))
             continue
         return step, tensors, state
     reason = "holds no checkpoint" if not found else "holds no undamaged checkpoint"

@@ -68,12 +68,18 @@ def run(
     """Train a model, score it and write the report. CONFIG is a TOML file; every key has a default."""
     cfg = _load(config, preset, data, sets)
     folder = out or _fresh_folder(cfg)
+    from osmotic import plan
     from osmotic.rundir import RunDir
 
-    RunDir.refuse_used(folder)  # before the seconds that the imports below take
-    from osmotic import study
+    RunDir.refuse_used(folder)
+    plan.network(cfg)  # what can be known without the images is refused before the seconds that imports take
 
-    _train(lambda observer: study.start(cfg, folder, observer), folder, json)
+    def start(observer: Any) -> RunDir:
+        from osmotic import study
+
+        return study.start(cfg, folder, observer)
+
+    _train(start, folder, json)
 
 
 @app.command()
@@ -82,9 +88,13 @@ def resume(directory: RunArg, json: JsonOpt = False) -> None:
     from osmotic.rundir import RunDir
 
     RunDir.existing(directory)
-    from osmotic import study
 
-    _train(lambda observer: study.resume(directory, observer), directory, json)
+    def go_on(observer: Any) -> RunDir:
+        from osmotic import study
+
+        return study.resume(directory, observer)
+
+    _train(go_on, directory, json)
 
 
 def _fresh_folder(cfg: Config) -> Path:
@@ -98,7 +108,6 @@ def _fresh_folder(cfg: Config) -> Path:
 
 
 def _train(start: Any, folder: Path, json: bool) -> None:
-    from osmotic import finish
     from osmotic.progress import Progress
 
     opened: list[Progress] = []
@@ -117,7 +126,10 @@ def _train(start: Any, folder: Path, json: bool) -> None:
     finally:
         for progress in opened:
             progress.close()
-    finish.publish(run_dir, json)
+    from osmotic import finish
+
+    if not finish.publish(run_dir, json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -237,13 +249,19 @@ def split(
 ) -> None:
     """Write one npz file per client, divided as CONFIG (a TOML file) and the options say."""
     cfg = _load(config, preset, data, sets)
+    from osmotic import seeds
     from osmotic.data import partition, sources
     from osmotic.data import split as splitting
 
     dataset = sources.load(cfg.data)
     parts = partition.partition(cfg.data, dataset.train)
     held = [
-        partition.hold_out(part, cfg.data.holdout, dataset.train.labels, cfg.data.partition_seed + i)
+        partition.hold_out(
+            part,
+            cfg.data.holdout,
+            dataset.train.labels,
+            seeds.integer(cfg.data.partition_seed, seeds.HOLDOUT, 0, f"client-{i:03d}"),
+        )
         for i, part in enumerate(parts)
     ]
     paths = splitting.write(dataset, [t for t, _ in held], [o for _, o in held], out)
@@ -280,6 +298,8 @@ def main() -> None:
         told, code = error.format_message().replace("\n", " "), error.exit_code
     except Abort:
         told, code = "stopped", 130
+    except OSError as error:  # disk full, no permission: what was written before is whole
+        told, code = f"{error.filename or 'file'}: {error.strerror or error}", 1
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
     print(f"osmotic: error: {told}", file=sys.stderr)

@@ -7,7 +7,6 @@ counted it). So it may be repeated after a crash, and gives the same bits.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from osmotic.config import Config, TrainingConfig
 from osmotic.diffusion.ema import Ema
 from osmotic.downlink import receive
 from osmotic.messages import Client, Packet, Tensors
+from osmotic.models import dropout
 from osmotic.models import parts as network_parts
+from osmotic.protocol import batch_plan
 from osmotic.store import StateLost, Store
 
 if TYPE_CHECKING:
@@ -94,11 +95,6 @@ class Local:
     steps: int = 0
 
 
-def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
-    """Optimiser steps of `epochs` passes: the last, smaller batch of a pass is kept, and at least one step is made."""
-    return max(1, round(epochs * math.ceil(num_images / batch_size)))
-
-
 def fit(
     model: torch.nn.Module,
     images: Images,
@@ -133,6 +129,7 @@ def fit(
     if moments:
         _load_moments(optimizer, named, moments)
     model.train()
+    dropout.seed(model, generator)
     loss_sum, seen, size = (
         torch.zeros((), dtype=torch.float64, device=images.pixels.device),
         0,
@@ -243,6 +240,9 @@ class Trainer:
             return Packet(
                 {"failure": ["refused", "model contract differs: other network, process or data shape"]}
             )
+        actions = {"train": self._train, "sample": self._sample}
+        if header["action"] not in actions:
+            return Packet({"failure": ["refused", "is asked for an action that it does not know"]})
         counted, server_round = header["counted_round"], int(header["server_round"])
         state = site.store.load(counted) if self.stateful else {}
         down, up = self._codecs(state)
@@ -266,7 +266,7 @@ class Trainer:
             extras,
             under(state, "method"),
         )
-        tensors, metrics = getattr(self, f"_{header['action']}")(site, local, state, header)
+        tensors, metrics = actions[header["action"]](site, local, state, header)
         for key in [k for k in state if k.startswith("method/")]:
             del state[key]
         state |= {f"method/{k}": v for k, v in local.state.items()}
@@ -288,7 +288,8 @@ class Trainer:
             or c.codec.error_feedback
             or not codecs.make(c.codec.down).absolute
             or self.keeps_moments
-            or codecs.make(c.codec.up).stateful
+            or codecs.make(c.codec.up).remembers
+            or codecs.make(c.codec.up).trained
         )
 
     @property
@@ -385,6 +386,7 @@ class Trainer:
             score.steps,
             int(control["seed"]),
             float(control["guidance"]),
+            device=next(iter(self.named.values())).device,
         )
         return {"image/samples": to_uint8(images)}, {"nfe": nfe}
 

@@ -386,6 +386,20 @@ def to_dict(config: Config) -> dict[str, Any]:
     return out
 
 
+# What may change between the parts of a run without changing its result.
+FREE = ("engine.workers", "track.", "checkpoint.")
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first key of a resumed run that differs from the run's beginning (`to_dict` tables)."""
+    old, new = flatten(before), flatten(now)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(FREE):
+            raise ConfigError(
+                name, new.get(name), f"was {old.get(name)!r} when this run began; start a new run"
+            )
+
+
 def to_toml(config: Config) -> str:
     """The resolved configuration as TOML; `load` of it gives an equal Config."""
     import tomli_w

@@ -56,7 +56,14 @@ class DownLink:
     def abandon(self) -> None:
         """Forgets the phase under way."""
         self._next: dict[str, Stream] = {}
+        self._fresh = False
         self._full: dict[str, bytes] = {}
+
+    def adopt(self, trained: Mapping[str, np.ndarray], fresh: bool) -> None:
+        """Weights of a codec that is itself trained; if they are `fresh`, older packets can no longer be decoded."""
+        if self.codec.trained:
+            self.codec.adopt(trained)
+            self._fresh = fresh
 
     def message(
         self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
@@ -113,7 +120,7 @@ class DownLink:
             memory = dict(old.memory)
             data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
             change = dict(self.codec.decode(data, {}))
-            chain = [*old.chain, (old.round, server_round, data)]
+            chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
             self.trim(chain, self.fp32_bytes(names, weights))
             moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
         self._next[part] = moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from osmotic.study import Study
 
 
-def publish(run: RunDir, json: bool) -> None:
-    """Writes model card and report of a finished run, and prints its table, or with `json` its summary."""
+def publish(run: RunDir, json: bool) -> bool:
+    """Writes model card and report of a finished run, and prints its table, or with `json` its summary.
+
+    Returns: False, with the reason on stderr, if no client was ever counted: the model is then the untrained one.
+    """
     from osmotic.report import card, page
 
     card.write(run.path)
@@ -26,12 +30,19 @@ def publish(run: RunDir, json: bool) -> None:
     summary = jsonlib.loads(run.summary.read_text())
     if json:
         print(jsonlib.dumps(summary))
-        return
-    _table(summary)
-    grids = sorted(run.samples.glob("round-*.png"))
-    print(f"samples  {grids[-1]}" if grids else "samples  none")
-    print(f"model    {run.model}")
-    print(f"report   {path}")
+    else:
+        _table(summary)
+        grids = sorted(run.samples.glob("round-*.png"))
+        print(f"samples  {grids[-1]}" if grids else "samples  none")
+        print(f"model    {run.model}")
+        print(f"report   {path}")
+    if summary["images_seen"] == 0:
+        reason = summary["failures"][0]["reason"] if summary["failures"] else "nobody was asked"
+        print(
+            f"osmotic: error: no client was counted in any round, the model is untrained: {reason}",
+            file=sys.stderr,
+        )
+    return bool(summary["images_seen"])
 
 
 def _table(summary: dict[str, Any]) -> None:
@@ -91,8 +102,7 @@ def sample(
     """
     run = _finished(directory)
     folder = out or run.samples / f"new-{seed}"
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError("--out", str(folder), "must be a new or empty folder")
+    RunDir.refuse_used(folder)
     model = _model_folder(run, client)
     import torch
     from diffusers import DiffusionPipeline
@@ -180,7 +190,7 @@ def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[st
 
     made = study.prepare(cfg)
     study.make_deterministic(made)
-    _, tensors, notes = checkpoint.load_latest(run.checkpoints)
+    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
     half_life = ema if ema is not None else (kept[0] if kept else 0)
     if made.method.global_model:
         weights = _averaged(tensors, notes, kept, half_life)
@@ -205,7 +215,7 @@ def _averaged(
         return under(tensors, "weights")
     averages = Ema(kept)
     averages.restore(under(tensors, "ema"), notes["ema"])
-    return averages.average(half_life)
+    return under(tensors, "weights") if averages.empty else averages.average(half_life)
 
 
 def _personal(made: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Entry:
     direction: Literal["up", "down"]
     parameters: int
     bytes: int
-    status: str  # "counted", "refused" (came, not summed), "lost" (nothing came back), "unused" (round had no quorum)
+    status: str  # "counted", "refused" (came, not summed), "failed" (nothing usable came back), "unused" (round had no quorum)
     total: bool  # part of the summary's four totals; scoring and personalising are not
     images: int = 0
     steps: int = 0

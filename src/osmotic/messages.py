@@ -187,8 +187,8 @@ def gate(
     return num_examples
 
 
-def gate_metrics(metrics: object) -> dict[str, Any]:
-    """The figures beside a reply: finite numbers by name, and the hash of the client's state.
+def gate_metrics(metrics: object, most_steps: int, most_images: int) -> dict[str, Any]:
+    """The figures beside a reply: finite numbers by name, work within its bound, and the hash of the client's state.
 
     Raises: Refused with kind "bad" for anything else.
     """
@@ -201,4 +201,8 @@ def gate_metrics(metrics: object) -> dict[str, Any]:
             fits = isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
         if not fits:
             raise Refused("bad", f"metric {str(name)[:40]} is not a finite number")
+    for name, most in (("steps", most_steps), ("images", most_images)):
+        value = metrics.get(name, 0)
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise Refused("bad", f"metric {name} is {value!r}, not a whole number in 0..{most}")
     return dict(metrics)

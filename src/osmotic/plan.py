@@ -16,6 +16,8 @@ import numpy as np
 from osmotic import codecs, methods, models
 from osmotic.config import Config
 from osmotic.data import sources
+from osmotic.data.dataset import Shape
+from osmotic.data.partition import refuse_label_partition
 from osmotic.downlink import DownLink, Stream
 from osmotic.errors import ConfigError
 from osmotic.messages import Client, Spec, Task
@@ -124,18 +126,7 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
         what is only an upper bound.
     Raises: ConfigError as `osmotic run` would.
     """
-    shape = sources.describe(config.data)
-    spec = models.resolve(
-        config.model.network,
-        shape.image_size,
-        shape.channels,
-        classes(config, shape.num_classes),
-        config.recipe.dropout,
-    )
-    if not config.data.partition.startswith("by:") and config.data.clients > shape.num_train:
-        raise ConfigError(
-            "data.clients", config.data.clients, f"must be at most the {shape.num_train} training images"
-        )
+    spec, shape = network(config)
     layout = models.layout(spec)
     method = methods.make(config.method.name, dict(config.method.options))
     count = 1 if method.pools_data else num_clients(config)
@@ -149,7 +140,7 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
     whole = float(config.training.local_epochs).is_integer()
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
     made = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
-    bounded = [c.name for c in made if c.bounded]
+    bounded = sorted({c.name for c in made if c.bounded or c.trained})
     return {
         "preset": config.preset,
         "method": config.method.name,
@@ -171,11 +162,30 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
         "memory_bytes": memory(config, method, parameters),
         "exact": not bounded,
         "notes": [
-            f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
+            f"codec {name}: lengths depend on the data, or its own weights travel too; bytes are an estimate"
             for name in bounded
         ]
         + ["a client that fails or is refused changes its own figures"],
     }
+
+
+def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
+    """The network and the shape of the data, as far as they are known without reading images.
+
+    Raises: ConfigError for a size the network cannot take, more clients than images, or labels that are needed and not
+        there.
+    """
+    shape = sources.describe(config.data)
+    num_classes = classes(config, shape.num_classes)
+    if not config.data.partition.startswith("by:") and config.data.clients > shape.num_train:
+        rule = f"must be at most the {shape.num_train} training images"
+        raise ConfigError("data.clients", config.data.clients, rule)
+    if shape.num_classes == 0:
+        refuse_label_partition(config.data.partition)
+    resolved = models.resolve(
+        config.model.network, shape.image_size, shape.channels, num_classes, config.recipe.dropout
+    )
+    return resolved, shape
 
 
 def classes(config: Config, num_classes: int) -> int:

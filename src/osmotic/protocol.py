@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from osmotic import seeds
-from osmotic.config import Config
+from osmotic.config import Config, TrainingConfig
 from osmotic.messages import Client, Phase, Spec, Task
 
 
@@ -39,3 +39,15 @@ def conveyed(
         math.prod(k or 0 for k in s.shape) for n, s in task.expects.items() if n.startswith("control/")
     )
     return weights(task.send) + sent, weights(task.returns) + asked
+
+
+def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
+    """Optimiser steps of `epochs` passes: the last, smaller batch of a pass is kept, and at least one step is made."""
+    return max(1, round(epochs * math.ceil(num_images / batch_size)))
+
+
+def work_bound(task: Task, training: TrainingConfig) -> tuple[int, int]:
+    """Most optimiser steps and images that a client may claim for a task; both follow from its announced size."""
+    epochs = float(task.control.get("epochs", training.local_epochs))
+    steps = batch_plan(task.client.num_examples, training.batch_size, epochs)
+    return steps, steps * training.batch_size

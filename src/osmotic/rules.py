@@ -69,6 +69,14 @@ def _method(config: Config) -> None:
             f"up {config.codec.up}, down {config.codec.down}",
             f"method {name} sends nothing: use fp32",
         )
+    down = CODECS[config.codec.down]()
+    if down.remembers:
+        rule = "remembers earlier packets, which clients that missed one cannot follow; use it for codec.up"
+        raise ConfigError("codec.down", config.codec.down, rule)
+    if down.trained and config.codec.up != config.codec.down:
+        raise ConfigError(
+            "codec.down", config.codec.down, "is trained on what clients send: codec.up must be the same"
+        )
     if config.codec.error_feedback and config.codec.up == "fp32":
         raise ConfigError(
             "codec.error_feedback", True, "needs a codec.up that loses something; fp32 is exact"

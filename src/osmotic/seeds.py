@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 # Purposes are fixed numbers: a new one must never move the streams of the others.
-WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, CODEC = 1, 2, 3, 4, 5, 6
+WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, HOLDOUT = 1, 2, 3, 4, 5, 6
 
 
 def word(name: str) -> int:

@@ -10,7 +10,9 @@ holds, so that a killed or failed phase is simply done again.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +21,7 @@ from osmotic import books, checkpoint, codecs, ledger, seeds
 from osmotic.aggregate import Accumulator, OutOfRange
 from osmotic.books import Tally
 from osmotic.codecs.base import BadPacket
-from osmotic.config import Config
+from osmotic.config import Config, refuse_changes, to_dict
 from osmotic.diffusion.ema import Ema
 from osmotic.downlink import DownLink
 from osmotic.errors import ConfigError
@@ -40,7 +42,7 @@ from osmotic.messages import (
     gate_metrics,
 )
 from osmotic.models import parts as network_parts
-from osmotic.protocol import choose, conveyed, expected_tensors
+from osmotic.protocol import choose, conveyed, expected_tensors, work_bound
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -171,7 +173,10 @@ class Server:
                 if refreshed is None
                 else (refreshed, phase.server_round)
             )
-            tasks = self._post(phase, self.method.tasks(self, phase, chosen), tally, *trained)
+            if trained[0]:
+                self.down.adopt(trained[0], trained[1] == phase.server_round)
+            # All tasks are made before the first reply is folded, so that they cannot depend on its arrival.
+            tasks = self._post(phase, list(self.method.tasks(self, phase, chosen)), tally, *trained)
             for answer in self.engine.exchange(tasks, 0.0):
                 self._take(phase, answer, tally)
                 del answer  # or its packet would lie beside the next one
@@ -255,6 +260,8 @@ class Server:
         if name in tally.answers or name in tally.failures:
             return  # one answer per client and round; a transport may repeat itself
         failure, metrics = answer.failure, {}
+        if failure is None and answer.packet is None:
+            failure = Failure("lost", "nothing came back")
         if failure is None and answer.packet is not None:
             try:
                 reply, memory = self._decode(task, answer.packet)
@@ -300,7 +307,12 @@ class Server:
             task.client.num_examples,
             self.config.training.max_abs_update,
         )
-        return Reply(task, tensors, weight, gate_metrics(packet.header.get("metrics", {}))), memory
+        return Reply(
+            task,
+            tensors,
+            weight,
+            gate_metrics(packet.header.get("metrics", {}), *work_bound(task, self.config.training)),
+        ), memory
 
     def _quorum(self, tally: Tally) -> bool:
         """Whether enough clients, and enough images, stand behind this phase; one that asks nobody always counts."""
@@ -436,6 +448,8 @@ class Server:
         self._clock = time.perf_counter()
         notes = {
             "contract": self.contract,
+            "config": to_dict(self.config),
+            "versions": versions(),
             "down": down_notes,
             "ema": ema_notes,
             "codec_round": self.codec_round,
@@ -469,6 +483,12 @@ class Server:
                 "was started with another network, process or image shape; nothing was changed",
             )
 
+        refuse_changes(notes["config"], to_dict(self.config))
+        if notes["versions"] != versions():
+            warnings.warn(
+                f"resumed with {versions()}, begun with {notes['versions']}: bits may differ", stacklevel=2
+            )
+
         def group(name: str) -> Tensors:
             return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
 
@@ -490,3 +510,8 @@ class Server:
         self.run_dir.cut(notes["files"])
         self.kept = checkpoint.counted(self.run_dir.checkpoints)  # decides what clients may delete
         self._clock = time.perf_counter()
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a run depend on beside its configuration."""
+    return {name: metadata.version(name) for name in ("osmotic", "torch", "diffusers", "numpy")}

@@ -24,6 +24,7 @@ from osmotic.diffusion.process import Process
 from osmotic.engines.inprocess import InProcess
 from osmotic.errors import ConfigError
 from osmotic.messages import Client, Tensors, contract_hash
+from osmotic.models.dropout import make_seeded
 from osmotic.rundir import RunDir
 from osmotic.scoring import Scoring
 from osmotic.server import Observer, Server
@@ -114,7 +115,7 @@ def is_conditional(cfg: Config, num_classes: int) -> bool:
 def _holdings(cfg: Config, dataset: Dataset, method: methods.Method) -> list[Holding]:
     parts = partition.partition(cfg.data, dataset.train)
     split = [
-        partition.hold_out(part, cfg.data.holdout, dataset.train.labels, cfg.data.partition_seed + i)
+        partition.hold_out(part, cfg.data.holdout, dataset.train.labels, holdout_seed(cfg, i))
         for i, part in enumerate(parts)
     ]
     if method.pools_data:
@@ -124,6 +125,11 @@ def _holdings(cfg: Config, dataset: Dataset, method: methods.Method) -> list[Hol
     return [
         Holding(Client(i, f"client-{i:03d}", len(train)), train, own) for i, (train, own) in enumerate(split)
     ]
+
+
+def holdout_seed(cfg: Config, client_id: int) -> int:
+    """Seed of a client's own held-out part."""
+    return seeds.integer(cfg.data.partition_seed, seeds.HOLDOUT, 0, f"client-{client_id:03d}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -246,7 +252,9 @@ def trainer_factory(
 
 def make_model(study: Study) -> torch.nn.Module:
     """A network on the device, channels-last: 1.25 times as fast as the default layout on CPUs."""
-    return models.build(study.spec).to(study.device, memory_format=torch.channels_last)
+    model = models.build(study.spec)
+    make_seeded(model)
+    return model.to(study.device, memory_format=torch.channels_last)
 
 
 class ServerLab:
@@ -307,7 +315,7 @@ def flops_per_image(study: Study) -> int:
     """Training cost of one image: forward pass as counted by torch, times three for forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = make_model(study)
+    model = make_model(study).eval()
     shape = (1, study.spec.channels, study.spec.image_size, study.spec.image_size)
     labels = torch.zeros(1, dtype=torch.long, device=study.device) if study.spec.num_classes else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

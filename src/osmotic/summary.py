@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -126,12 +127,14 @@ def save_models(study: Study, server: Server, run: RunDir) -> str:
 def personal_weights(study: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Tensors]:
     """The scored model of every client that trained, by name: its average, or its weights where there is none."""
     from osmotic.client import under
-    from osmotic.store import Store
+    from osmotic.store import StateLost, Store
 
     found: dict[str, Tensors] = {}
     for holding in study.holdings:
         name = holding.client.name
-        if name in counted:
+        if name not in counted:
+            continue
+        with contextlib.suppress(StateLost):  # its loss was told as a failure when the client was next asked
             state = Store(run.client(name)).load(counted[name])
             found[name] = under(state, "average") or under(state, "personal")
     return found

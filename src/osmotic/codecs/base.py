@@ -86,7 +86,7 @@ class Codec(ABC):
         return pack(self.name, entries, sections, self.bounded)
 
     def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, tensor) pairs of a packet, one at a time. Raises BadPacket before anything is allocated."""
+        """(name, read-only tensor) pairs of a packet, one at a time. Raises BadPacket before anything is allocated."""
         entries, sections = unpack(data, self)
         for entry, section in zip(entries, sections, strict=True):
             yield entry.name, self.decode_tensor(entry, section)
@@ -104,7 +104,8 @@ class Codec(ABC):
         form = self.form(name, dtype, shape) if dtype == "float32" else "raw"
         return Entry(name, dtype, tuple(int(n) for n in shape), form)
 
-    stateful = False  # True: clients must keep `memory` or trained weights from round to round
+    remembers = False  # True: `memory` matters from packet to packet, at both ends; for the way up only
+    trained = False  # True: `refresh` gives weights that both ends must have
 
     # --- a codec that is itself trained ---
     def observe(self, tensors: Mapping[str, np.ndarray]) -> None:

@@ -16,7 +16,9 @@ class ErrorFeedback(Codec):
     """`inner` with a residual: sends encode(x + e) and keeps e' = (x + e) - decode(sent)."""
 
     def __init__(self, inner: Codec) -> None:
-        self.inner, self.name, self.absolute, self.bounded = inner, inner.name, inner.absolute, inner.bounded
+        self.inner, self.name = inner, inner.name
+        self.absolute, self.bounded, self.trained = inner.absolute, inner.bounded, inner.trained
+        self.remembers = True
 
     def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
         meant = {

@@ -34,6 +34,12 @@ def validate_name(name: str) -> None:
     raise ConfigError("data.partition", name, rule, nearest(name, (*NAMES, "by:label")))
 
 
+def refuse_label_partition(name: str) -> None:
+    """Raises ConfigError if a partition goes by labels: for images that have none."""
+    if name in BY_LABEL or name in ("by:label", "by:labels"):
+        raise ConfigError("data.partition", name, "needs labels, and the images have none: use iid")
+
+
 def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     """Positions of each client's images in `split`: sorted int64, disjoint, one image or more each.
 
@@ -95,9 +101,8 @@ def _keys(cfg: DataConfig, split: Split) -> np.ndarray:
         return np.zeros(len(split), np.int64)
     if column in ("label", "labels") and column not in split.columns:
         if split.labels is None:
-            raise ConfigError(
-                "data.partition", cfg.partition, "needs labels, and the images have none: use iid"
-            )
+            refuse_label_partition(cfg.partition)
+        assert split.labels is not None
         values = split.labels
     elif column in split.columns:
         values = split.columns[column]

@@ -52,6 +52,7 @@ class InProcess:
 
         The next task starts before an answer is handed out, so that the server's sums cost the workers no time.
         """
+        self.stop.clear()  # an exchange that was given up before must not end this one
         waiting = iter(tasks)
         pending: set[Future[Answer]] = set()
         with ThreadPoolExecutor(self.workers) as pool:

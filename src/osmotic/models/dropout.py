@@ -1,0 +1,36 @@
+"""Dropout that draws from a generator of its own: torch's draws from the global one, which clients side by side share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SeededDropout(nn.Dropout):
+    """`nn.Dropout` whose masks come from `generator` (on the CPU), so that a step is a function of its seed alone."""
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] -> [...]: zeroed with probability p and scaled by 1 / (1 - p) in training, unchanged otherwise."""
+        if not self.training or self.p == 0:
+            return x
+        if self.generator is None:
+            raise RuntimeError("dropout has no generator: call `seed` before training")
+        kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.p
+        return x * kept / (1 - self.p)
+
+
+def make_seeded(model: nn.Module) -> None:
+    """Replaces every `nn.Dropout` inside `model`; names and weights stay."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            parent = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
+            setattr(parent, name.rpartition(".")[2], SeededDropout(module.p))
+
+
+def seed(model: nn.Module, generator: torch.Generator) -> None:
+    """Gives all dropout of `model` this generator, in their order of use."""
+    for module in model.modules():
+        if isinstance(module, SeededDropout):
+            module.generator = generator
