@@ -110,6 +110,30 @@ def test_a_trained_codec_both_ways_survives_a_crash_and_refreshes(make_server: A
     assert outcome(resumed) == outcome(unbroken)
 
 
+def test_a_round_without_a_quorum_leaves_no_trace_in_codec_or_method(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from osmotic.client import Trainer
+
+    serve = Trainer._serve
+
+    def failing(self: Any, site: Any, packet: Any) -> Any:
+        if packet.header["server_round"] == -1 and site.client.name == "client-001":
+            raise RuntimeError
+        return serve(self, site, packet)
+
+    monkeypatch.setattr(Trainer, "_serve", failing)
+    settings = (*SLIM, "codec.up=trained", "method.name=auxiliary", "training.quorum_clients=3")
+    server = make_server(*settings, at=crash_at(2, answers=1))
+    with pytest.raises(Crash):
+        server.run()
+    assert server.observer.lines[0]["kept_old_weights"]
+    # Two of three clients had answered in the lost phase; the third's failure takes back what they left.
+    assert server.codec.seen == 0
+    assert server.method.images == {}
+    assert server.counted == {}
+
+
 def test_a_codec_that_remembers_cannot_go_down() -> None:
     from osmotic import config
     from osmotic.errors import ConfigError
