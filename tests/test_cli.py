@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import osmotic
-from osmotic import cli, config, finish, presets
+from osmotic import cli, config, finish, plan, presets
 
 
 @dataclass
@@ -303,7 +303,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
     module.start = fake.start  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "osmotic.study", module)
     monkeypatch.setattr(osmotic, "study", module, raising=False)
-    monkeypatch.setattr(finish, "publish", lambda run, json: print(f"published {run} {json}"))
+    monkeypatch.setattr(finish, "publish", lambda run, json: print(f"published {run} {json}") or True)
+    monkeypatch.setattr(plan, "network", lambda cfg: None)  # no images are there to be looked at
     return fake
 
 

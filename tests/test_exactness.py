@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from small_runs import SMALL
 
 from osmotic import methods
 from osmotic.client import Trainer

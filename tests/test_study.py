@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from small_runs import SMALL
 
 from osmotic import config, study
 from osmotic.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
+from small_runs import SMALL
 
 NUMBER = (int, float)
 FIELDS: dict[str, Any] = {

@@ -140,7 +140,8 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
     whole = float(config.training.local_epochs).is_integer()
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
     made = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
-    bounded = sorted({c.name for c in made if c.bounded or c.trained})
+    bounded = sorted({c.name for c in made if c.bounded})
+    trained = sorted({c.name for c in made if c.trained})
     return {
         "preset": config.preset,
         "method": config.method.name,
@@ -160,11 +161,12 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, parameters),
-        "exact": not bounded,
+        "exact": not bounded and not trained,
         "notes": [
-            f"codec {name}: lengths depend on the data, or its own weights travel too; bytes are an estimate"
+            f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
             for name in bounded
         ]
+        + [f"codec {name}: its own weights travel too and are not counted here" for name in trained]
         + ["a client that fails or is refused changes its own figures"],
     }
 
