@@ -307,9 +307,7 @@ class Trainer:
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Copies weights into the network."""
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(torch.from_numpy(weights[name]))
+        copy_weights(self.named, weights)
 
     def weights(self, names: list[str] | None = None) -> Tensors:
         """Copies of the network's weights, all or those named, float32."""
@@ -389,6 +387,14 @@ class Trainer:
             device=next(iter(self.named.values())).device,
         )
         return {"image/samples": to_uint8(images)}, {"nfe": nfe}
+
+
+def copy_weights(named: Mapping[str, torch.Tensor], weights: Mapping[str, np.ndarray]) -> None:
+    """Copies weights into parameters of the same names; arrays may be read-only views of a file or packet."""
+    with torch.no_grad():
+        for name, parameter in named.items():
+            array = weights[name]
+            parameter.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
 
 def under(state: Mapping[str, np.ndarray], group: str) -> Tensors:

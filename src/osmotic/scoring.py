@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from osmotic import seeds
-from osmotic.client import to_uint8
+from osmotic.client import copy_weights, to_uint8
 from osmotic.data.dataset import Split
 from osmotic.diffusion import facts, sampler
 from osmotic.messages import Client, Tensors
@@ -79,9 +79,7 @@ class Scoring:
         while len(self._models) < study.workers:
             self._models.append(make_model(study))
         for model in self._models:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(torch.from_numpy(weights[name]))
+            copy_weights(dict(model.named_parameters()), weights)
         size = study.spec.image_size
         images, nfe = sampler.sample_chunks(
             self._models,
