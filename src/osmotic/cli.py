@@ -249,22 +249,12 @@ def split(
 ) -> None:
     """Write one npz file per client, divided as CONFIG (a TOML file) and the options say."""
     cfg = _load(config, preset, data, sets)
-    from osmotic import seeds
     from osmotic.data import partition, sources
     from osmotic.data import split as splitting
 
     dataset = sources.load(cfg.data)
-    parts = partition.partition(cfg.data, dataset.train)
-    held = [
-        partition.hold_out(
-            part,
-            cfg.data.holdout,
-            dataset.train.labels,
-            seeds.integer(cfg.data.partition_seed, seeds.HOLDOUT, 0, f"client-{i:03d}"),
-        )
-        for i, part in enumerate(parts)
-    ]
-    paths = splitting.write(dataset, [t for t, _ in held], [o for _, o in held], out)
+    held = partition.divide(cfg.data, dataset.train)
+    paths = splitting.write(dataset, [train for train, _ in held], [own for _, own in held], out)
     _say({"files": [str(p) for p in paths]}, json, "\n".join(map(str, paths)))
 
 

@@ -113,11 +113,7 @@ def is_conditional(cfg: Config, num_classes: int) -> bool:
 
 
 def _holdings(cfg: Config, dataset: Dataset, method: methods.Method) -> list[Holding]:
-    parts = partition.partition(cfg.data, dataset.train)
-    split = [
-        partition.hold_out(part, cfg.data.holdout, dataset.train.labels, holdout_seed(cfg, i))
-        for i, part in enumerate(parts)
-    ]
+    split = partition.divide(cfg.data, dataset.train)
     if method.pools_data:
         union = np.sort(np.concatenate([train for train, _ in split]))
         own = np.sort(np.concatenate([own for _, own in split]))
@@ -125,11 +121,6 @@ def _holdings(cfg: Config, dataset: Dataset, method: methods.Method) -> list[Hol
     return [
         Holding(Client(i, f"client-{i:03d}", len(train)), train, own) for i, (train, own) in enumerate(split)
     ]
-
-
-def holdout_seed(cfg: Config, client_id: int) -> int:
-    """Seed of a client's own held-out part."""
-    return seeds.integer(cfg.data.partition_seed, seeds.HOLDOUT, 0, f"client-{client_id:03d}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osmotic import seeds
 from osmotic.config import DataConfig, nearest
 from osmotic.data import strata
 from osmotic.data.dataset import Split
@@ -64,6 +65,22 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
         raise ConfigError("data.clients", cfg.clients, f"{cfg.partition} leaves a client without images")
     _warn_of_unused_images(cfg, keys, parts)
     return parts
+
+
+def divide(cfg: DataConfig, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each client its training positions and its own held-out ones, both sorted; the second may be empty.
+
+    Raises: ConfigError as `partition`.
+    """
+    return [
+        hold_out(
+            part,
+            cfg.holdout,
+            split.labels,
+            seeds.integer(cfg.partition_seed, seeds.HOLDOUT, 0, f"client-{i:03d}"),
+        )
+        for i, part in enumerate(partition(cfg, split))
+    ]
 
 
 def hold_out(
