@@ -36,7 +36,7 @@ def test_the_grid_has_a_row_for_every_class_with_enough_images() -> None:
 
 
 def test_guidance_is_on_only_where_it_can_work() -> None:
-    assert prepared("score.guidance=auto").guidance == 2.0
+    assert prepared("score.guidance=auto").guidance == 1.5
     assert prepared("score.guidance=auto", "model.conditional=false").guidance == 1.0
     assert prepared("score.guidance=auto", "recipe.label_dropout=0").guidance == 1.0
 

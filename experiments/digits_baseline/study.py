@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import sys
@@ -12,6 +13,7 @@ from study import machine, run_all
 
 METHODS = ("fedavg", "central", "local")
 SEEDS = (0, 1, 2)
+SCALES = (1.0, 1.5, 2.0)
 STUDENT_95 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of freedom
 
 
@@ -25,6 +27,14 @@ def interval(values: list[float]) -> str:
     """Mean and half-width of its 95 % interval."""
     half = STUDENT_95 * statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.mean(values):.3f} +- {half:.3f}"
+
+
+def at_guidance(case: str, scale: float) -> dict[str, float]:
+    """FD, KID, precision and recall of a finished run at another guidance scale."""
+    from osmotic.finish import evaluate
+
+    quality = evaluate(Path("runs/digits_baseline") / case, [f"score.guidance={scale}"], None)
+    return {k: quality[k] for k in ("fd", "kid", "precision", "recall", "fd_at_floor")}
 
 
 if __name__ == "__main__":
@@ -42,6 +52,20 @@ if __name__ == "__main__":
         ]
         shown = " | ".join("not measured" if v is None else f"{v:.3f}" for v in scores)
         print(f"| {case} | {shown} | {r['images_seen']} | {r['client_steps']} | {r['weights_sha256'][:12]} |")
+    path = here / "guidance.json"
+    scales = json.loads(path.read_text()) if path.exists() else {}
+    for method in ("fedavg", "central"):
+        for scale in SCALES:
+            for seed in SEEDS:
+                if (name := f"{method}-{seed}-{scale:g}") not in scales:
+                    scales[name] = at_guidance(f"{method}-{seed}", scale)
+                    path.write_text(json.dumps(scales, indent=1) + "\n")
+    print("\n| guidance | method | FD | KID | precision | recall |\n|---|---|---|---|---|---|")
+    for scale in SCALES:
+        for method in ("fedavg", "central"):
+            own = [scales[f"{method}-{s}-{scale:g}"] for s in SEEDS]
+            cells = " | ".join(interval([o[k] for o in own]) for k in ("fd", "kid", "precision", "recall"))
+            print(f"| {scale:g} | {method} | {cells} |")
     for method in METHODS:
         key = "mean_fd_all" if method == "local" else "fd"
         print(

@@ -136,7 +136,7 @@ class ScoreConfig:
     encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
     guidance: float | Literal["auto"] = key(
         "auto",
-        "classifier-free guidance scale; 1 is off, auto is 2 where the model is told the class",
+        "classifier-free guidance scale; 1 is off, auto is 1.5 where the model is told the class",
         0,
         100,
     )

@@ -62,11 +62,11 @@ class Study:
 
     @property
     def guidance(self) -> float:
-        """Classifier-free guidance scale; "auto" is 2 where the network is told the class and saw dropped labels."""
+        """Classifier-free guidance scale; "auto" is 1.5 where the network is told the class and saw dropped labels."""
         asked = self.config.score.guidance
         if asked != "auto":
             return asked
-        return 2.0 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
+        return 1.5 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
 
     def contract(self) -> dict[str, Any]:
         """What server and clients must agree on before round 1."""
