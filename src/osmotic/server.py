@@ -416,7 +416,7 @@ class Server:
             if failure is None and answer.packet is not None:
                 try:
                     reply, _ = self._decode(answer.sent.task, answer.packet)
-                    pools[name] = reply.tensors["image/samples"]
+                    pools[name] = reply.tensors["image/samples"].copy()  # the reply is a view of its packet
                 except Refused as error:
                     failure = Failure(error.kind, str(error))
                 except BadPacket as error:
