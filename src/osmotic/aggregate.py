@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-CHUNK = 64 * 1024  # elements; 512 KiB of float64 stays in the second-level cache (unchunked took 2.5 times as long, benchmarks/README.md)
+CHUNK = (
+    64 * 1024
+)  # elements; 512 KiB of float64 stays in the second-level cache (unchunked took 2.5 times as long, benchmarks/README.md)
 
 
 class OutOfRange(ValueError):

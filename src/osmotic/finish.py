@@ -57,7 +57,7 @@ def _table(summary: dict[str, Any]) -> None:
         show_header=False,
     )
     fd = fd_name(quality.get("encoder"))
-    conditions = f"{count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations"
+    conditions = f"{count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations, guidance {quality.get('guidance', DASH)}"
     rows = [
         (f"{fd} ({quality.get('encoder', DASH)}; {conditions})", figure(quality.get("fd"))),
         (

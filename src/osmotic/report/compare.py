@@ -221,6 +221,10 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
             "samplers differ",
             lambda r: r.quality and f"{r.quality.get('sampler')}, {r.quality.get('nfe')} evaluations",
         ),
+        (
+            "guidance scales differ",
+            lambda r: r.quality and r.quality.get("guidance") is not None and f"{r.quality['guidance']:g}",
+        ),
         ("images seen differ", lambda r: words.count(r.summary.get("images_seen"))),
         ("networks differ in size", lambda r: words.count(r.summary.get("parameters"))),
         ("splits differ", lambda r: f"{r.setting('data.partition')}, {r.summary.get('num_clients')} clients"),

@@ -70,7 +70,7 @@ def partition_phrase(run: Run) -> str:
 
 
 def score_conditions(run: Run) -> str:
-    """What every score must be read with: encoder, sample count, sampler and evaluations."""
+    """What every score must be read with: encoder, sample count, sampler, evaluations and guidance."""
     q = run.quality
     parts = [f"encoder {q.get('encoder') or words.DASH}"]
     parts.append(f"{words.count(q.get('num_samples'))} samples")
@@ -78,6 +78,8 @@ def score_conditions(run: Run) -> str:
     parts.append(
         f"{q.get('sampler') or words.DASH}" + (f", {words.plural(nfe, 'evaluation')} each" if nfe else "")
     )
+    if (scale := q.get("guidance")) is not None:
+        parts.append(f"guidance {scale:g}")  # it can turn the order of two methods around
     return " · ".join(parts)
 
 
