@@ -19,7 +19,13 @@ STUDENT_95 = 4.303  # two-sided 95 % quantile of Student's t with 2 degrees of f
 
 def arguments(method: str, seed: int) -> list[str]:
     """Seed of weights, batches and sampling, and seed of the split, both vary."""
-    sets = (f"seed={seed}", f"data.partition_seed={seed}", "score.every=0", "track.backends=[]")
+    sets = (
+        f"seed={seed}",
+        f"data.partition_seed={seed}",
+        "score.every=0",
+        "score.guidance=2",
+        "track.backends=[]",
+    )
     return ["--preset", method, *(part for s in sets for part in ("--set", s))]
 
 
