@@ -33,10 +33,10 @@ class DataConfig:
 
     source: str = key("digits", "digits, mnist, fashion-mnist, cifar10, npz:PATH, folder:PATH or hf:NAME")
     partition: str = key(
-        "dirichlet", "iid, dirichlet, shards, pathological, linear, exponential or by:COLUMN"
+        "dirichlet", "iid, dirichlet, shards, pathological, l-skew, q-skew, linear, exponential or by:COLUMN"
     )
     dirichlet_alpha: float = key(
-        0.5, "concentration of the label split; small means more skewed", 0, above=True
+        0.5, "concentration of dirichlet, l-skew and q-skew; small means more skewed", 0, above=True
     )
     clients: int = key(10, "number of clients", 1, 100_000)
     image_size: int = key(0, "side in pixels to resize to; 0 keeps the native size", 0, 1024)
@@ -110,6 +110,9 @@ class CodecConfig:
     up: str = key("fp32", "codec of what clients send")
     down: str = key("fp32", "codec of what the server sends")
     error_feedback: bool = key(False, "clients keep what the up codec lost and add it next time")
+    changed_only: bool = key(
+        False, "send a client only the parts that moved since it was last sent them; it keeps the others"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""Which client holds which training images: flwr-datasets' partitioners, run on the labels alone.
+"""Which client holds which training images: flwr-datasets' partitioners, run on the labels alone, and NIID-Bench's.
 
-Partitioners: https://flower.ai/docs/datasets. Dirichlet is arXiv:1905.12022, shards are arXiv:1602.05629.
+Partitioners: https://flower.ai/docs/datasets. Dirichlet is arXiv:1905.12022, shards are arXiv:1602.05629, l-skew and
+q-skew are arXiv:2102.02079.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import numpy as np
 
 from osmotic import seeds
 from osmotic.config import DataConfig, nearest
-from osmotic.data import strata
+from osmotic.data import niid, strata
 from osmotic.data.dataset import Split
 from osmotic.errors import ConfigError
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-BY_LABEL = ("dirichlet", "shards", "pathological")
-NAMES = ("iid", *BY_LABEL, "linear", "exponential")
+BY_LABEL = ("dirichlet", "shards", "pathological", "l-skew")
+NAMES = ("iid", *BY_LABEL, "q-skew", "linear", "exponential")
 DIRICHLET_CALLS = 10  # of 11 draws each
 
 
@@ -45,19 +46,25 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     """Positions of each client's images in `split`: sorted int64, disjoint, one image or more each.
 
     The images are put into a random order first, so that clients of one label do not follow the order of the
-    file. `by:COLUMN` makes one client per distinct value, in sorted order, and does not look at
-    `data.clients`. Every image is given to a client, but for two cases, both with a warning: `pathological`
-    leaves out the classes that no client holds, and `shards` a remainder smaller than the number of shards,
-    where the images cannot be cut into that many shards of one size and a shorter last one.
+    file; `l-skew` and `q-skew` are drawn in that order, as their authors do. `by:COLUMN` makes one client per
+    distinct value, in sorted order, and does not look at `data.clients`. Every image is given to a client, but
+    for two cases, both with a warning: `pathological` leaves out the classes that no client holds, and `shards`
+    a remainder smaller than the number of shards, where the images cannot be cut into that many shards of one
+    size and a shorter last one.
 
     Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
-        `data.clients` (more than images, or a client would have none), `data.classes_per_client` or
-        `data.shards_per_client`.
+        `data.clients` (more than images, or a client would have none, with `l-skew` and `q-skew` fewer than 10),
+        `data.classes_per_client` or `data.shards_per_client`.
     """
     validate_name(cfg.partition)
     keys = _keys(cfg, split)
     if not cfg.partition.startswith("by:"):
         _check_counts(cfg, keys)
+    match cfg.partition:
+        case "l-skew":
+            return niid.l_skew(keys, cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
+        case "q-skew":
+            return niid.q_skew(len(keys), cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
     order = np.random.RandomState(cfg.partition_seed).permutation(len(keys))
     with _quiet():
         parts = [np.sort(order[part]) for part in _run(cfg, keys[order])]
