@@ -46,3 +46,6 @@ class NoScore:
 
     def score_personal(self, pools: Any, stage: str, server_round: int) -> dict[str, Any]:
         return {}
+
+    def with_after(self, before: Any, after: Any) -> dict[str, Any]:
+        return {}

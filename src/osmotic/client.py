@@ -19,8 +19,8 @@ from osmotic import codecs, seeds
 from osmotic.codecs.base import BadPacket
 from osmotic.config import Config, TrainingConfig
 from osmotic.diffusion.ema import Ema
-from osmotic.downlink import receive
-from osmotic.messages import Client, Packet, Tensors
+from osmotic.downlink import held, receive
+from osmotic.messages import SCORING, Client, Packet, Tensors
 from osmotic.models import dropout
 from osmotic.models import parts as network_parts
 from osmotic.protocol import batch_plan
@@ -80,7 +80,7 @@ class Local:
     """What the client half of a method sees of the step under way.
 
     `state` is the method's private memory on this client (names are its own); `extras` are the tensors it was sent;
-    `received` are the weights training started from, `steps` the optimiser steps taken so far.
+    `returns` are the parts whose change is asked for; `received` are the weights training started from, `steps` the optimiser steps taken so far.
     """
 
     client: Client
@@ -90,6 +90,7 @@ class Local:
     learning_rate: float
     extras: Tensors
     state: Tensors
+    returns: tuple[str, ...] = ()
     received: dict[str, torch.Tensor] = field(default_factory=dict)
     model: torch.nn.Module | None = None
     steps: int = 0
@@ -116,7 +117,7 @@ def fit(
         steps: optimiser steps to take; the images are walked in a new random order each pass.
         rng: order of the images, and seed of the noise.
         method, local: hooks of the client half; None on the server.
-        moments: optimiser state to start from; replaced in place by the state at the end. None: start fresh, keep nothing.
+        moments: optimiser state to start from; the state at the end comes over it in place. None: start fresh, keep nothing.
         stop: asked before every step; True raises Cancelled.
     Returns: (mean loss over steps, images seen).
     """
@@ -156,8 +157,7 @@ def fit(
         optimizer.step()
         loss_sum += loss.detach()  # read once at the end: a read per step would wait for the GPU
         seen += len(index)
-    if moments is not None:
-        moments.clear()
+    if moments is not None:  # those of parts that were frozen this time stay
         moments.update(_moments(optimizer, named))
     return float(loss_sum) / steps, seen
 
@@ -187,6 +187,8 @@ def _load_moments(
 ) -> None:
     for key, value in moments.items():
         name, _, slot = key.partition("|")
+        if name not in named:
+            continue
         p = named[name]
         # Moments take the memory format of their weight: a fused step mixes both element by element.
         tensor = torch.from_numpy(value.copy()).to(p.device)
@@ -253,7 +255,10 @@ class Trainer:
         if trained := {n: t for n, t in extras.items() if n.startswith("codec/")}:
             state |= trained
             down, up = self._codecs(state)
-        received = receive(header["down"], blobs, down, state, self.shapes)
+        received = receive(
+            header["down"], blobs, down, state, self.shapes, keep=self.config.codec.changed_only
+        )
+        received |= held(header["held"], self.part_names, state)
         # Images are drawn from the average of a personal model, training goes on from the weights themselves.
         own = under(state, "personal") | (under(state, "average") if header["action"] == "sample" else {})
         self.load({**self.initial, **own, **received})
@@ -265,6 +270,7 @@ class Trainer:
             float(header["learning_rate"]),
             extras,
             under(state, "method"),
+            tuple(header["returns"]),
         )
         tensors, metrics = actions[header["action"]](site, local, state, header)
         for key in [k for k in state if k.startswith("method/")]:
@@ -273,7 +279,7 @@ class Trainer:
         memory = under(state, "memory")
         blob = up.encode(tensors, memory) if tensors else b""
         state |= {f"memory/{k}": v for k, v in memory.items()}
-        if self.stateful and header["phase"] != "score":  # scoring changes nothing that the server counts
+        if self.stateful and header["phase"] not in SCORING:  # these change nothing that the server counts
             durable = header["durable_round"]
             metrics["state_sha256"] = site.store.save(state, server_round, durable)
         return Packet({"num_examples": len(site.images), "metrics": metrics}, (blob,) if blob else ())
@@ -286,6 +292,7 @@ class Trainer:
             self.method.stateful
             or bool(self.method.keep())
             or c.codec.error_feedback
+            or c.codec.changed_only
             or not codecs.make(c.codec.down).absolute
             or self.keeps_moments
             or codecs.make(c.codec.up).remembers

@@ -45,10 +45,12 @@ class DownLink:
     Args:
         codec: of the changes; one with `absolute` sends the weights themselves and keeps no replica.
         names: part -> sorted parameter names.
+        changed_only: clients keep what they were sent, and are not sent again what has not moved since.
     """
 
-    def __init__(self, codec: Codec, names: Mapping[str, list[str]]) -> None:
+    def __init__(self, codec: Codec, names: Mapping[str, list[str]], changed_only: bool = False) -> None:
         self.codec, self.names, self._fp32 = codec, names, make("fp32")
+        self.changed_only = changed_only
         self.streams = {part: Stream() for part in names}
         self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
         self.abandon()
@@ -64,6 +66,15 @@ class DownLink:
         if self.codec.trained:
             self.codec.adopt(trained)
             self._fresh = fresh
+
+    def unmoved(self, client: str, parts: Iterable[str], changed: Mapping[str, int]) -> dict[str, int]:
+        """Those of `parts` that `client` need not be sent, with the round in which it was: they have not moved since.
+
+        Args:
+            changed: part -> round at whose end its global weights last moved.
+        """
+        heard = self.heard.get(client, {}) if self.changed_only else {}
+        return {p: heard[p] for p in parts if p in heard and changed.get(p, heard[p] - 1) < heard[p]}
 
     def message(
         self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
@@ -98,8 +109,8 @@ class DownLink:
 
     def commit(self, counted: Mapping[str, Iterable[str]], server_round: int) -> None:
         """The phase counts: `counted` names the clients whose reply was summed and the parts each was sent."""
-        if not self.codec.absolute:
-            self.streams.update(self._next)
+        self.streams.update(self._next)
+        if self.changed_only or not self.codec.absolute:
             for client, parts in counted.items():
                 self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
         self.abandon()
@@ -167,10 +178,11 @@ def receive(
     codec: Codec,
     state: Tensors,
     shapes: Mapping[str, tuple[int, ...]],
+    keep: bool = False,
 ) -> Tensors:
     """Client end: this round's weights of every part sent, name -> float32; keeps the replica in `state`.
 
-    `state` holds "replica/NAME" and "heard/PART" for codecs that send changes; it is changed in place.
+    `state` holds "replica/NAME" and "heard/PART" for codecs that send changes, and with `keep`; it is changed in place.
     Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
     """
     weights: Tensors = {}
@@ -193,11 +205,26 @@ def receive(
                     got[name] = got.get(name, state[f"replica/{name}"]) + change
         for name, tensor in got.items():
             _check(name, tensor, shapes)
-        if not codec.absolute:
+        if keep or not codec.absolute:
             state |= {f"replica/{n}": t for n, t in got.items()}
             state[f"heard/{part}"] = np.array([entry["round"]], np.int64)
         weights |= got
     return weights
+
+
+def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: Tensors) -> Tensors:
+    """Client end: the parts that were not sent because they have not moved since this client heard them.
+
+    Args:
+        rounds: part -> round in which it was sent.
+        names: part -> parameter names.
+    Raises: StateLost if it is not here as of that round.
+    """
+    for part, number in rounds.items():
+        heard = state.get(f"heard/{part}")
+        if heard is None or int(heard[0]) != number:
+            raise StateLost(f"the {part} as of round {number}, which was not sent again, is not here")
+    return {n: state[f"replica/{n}"] for part in rounds for n in names[part]}
 
 
 def _check(name: str, tensor: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
+MERGE = "merge"  # the phase that merges the last average into personal models, to score them
+SCORING = ("score", MERGE)  # phases in which clients sample, and nothing changes that the server counts
 Kind = Literal["raised", "lost", "late", "refused", "range", "bad"]
 
 
@@ -31,7 +33,7 @@ class Phase:
     """One numbered piece of a run: tasks, answers, then the server's own work.
 
     Args:
-        name: "train" for a federated round; others are the method's own ("local", "personalise") or "score".
+        name: "train" for a federated round; others are the method's own ("local", "personalise"), "score" or "merge".
         server_round: unique and ascending over a run: negative before the rounds, 1..R for rounds, above R after.
         totals: its traffic counts in the summary's four totals.
         everybody: all clients take part, whatever `training.fraction_train` says.

@@ -7,7 +7,7 @@ size formulas. No image is read, no network built, torch is not imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,7 @@ class Rehearsal:
     layout: Mapping[str, tuple[int, ...]]
     clients: list[Client]
     counted: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weights = {n: np.broadcast_to(np.float32(0), s) for n, s in self.layout.items()}
@@ -212,14 +213,18 @@ def rehearse(
     """Cost of every site over all phases that count in the totals."""
     server, sizes = Rehearsal(config, layout, clients), Sizes(layout)
     up, raw = codecs.make(config.codec.up), codecs.make("fp32")
-    link = SizedDownLink(codecs.make(config.codec.down), server.part_names)
+    link = SizedDownLink(codecs.make(config.codec.down), server.part_names, config.codec.changed_only)
     link.sizes = sizes
     sites = {c.name: Cost() for c in clients}
     weights: dict[tuple[Any, ...], tuple[int, int]] = {}
     method.start(server)  # type: ignore[arg-type]
     for phase in method.phases(config.training.rounds):
         asked: list[Task] = list(method.tasks(server, phase, choose(config, phase, clients)))  # type: ignore[arg-type]
-        for task in asked:
+        sent: dict[str, tuple[str, ...]] = {}
+        for whole in asked:
+            unmoved = link.unmoved(whole.client.name, whole.send, server.changed)
+            task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
+            sent[task.client.name] = task.send
             _, blobs = link.message(task.client.name, task.send, phase.server_round, server.weights)
             if not (phase.totals and method.travels):
                 continue
@@ -235,7 +240,8 @@ def rehearse(
             )
             back = sizes.once(("answer", kind), partial(reply_bytes, up, answer))
             sites[task.client.name].add(*weights[kind], down, back)
-        link.commit({t.client.name: t.send for t in asked}, phase.server_round)
+        link.commit(sent, phase.server_round)
+        server.changed |= {part: phase.server_round for t in asked for part in t.returns}
         server.counted |= {t.client.name: phase.server_round for t in asked}
     return sites
 
@@ -255,7 +261,8 @@ def memory(config: Config, method: methods.Method, parameters: int) -> dict[str,
     model = 4 * parameters
     replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
     averages = 2 * model * len(config.recipe.ema_half_lives)
-    state = sum((bool(method.keep()), config.codec.error_feedback, replica > 0)) * model
+    kept = replica > 0 or config.codec.changed_only
+    state = sum((bool(method.keep()), config.codec.error_feedback, kept)) * model
     return {"server": 2 * model + 2 * model + 2 * model + averages + replica, "client": 7 * model + state}
 
 

@@ -22,6 +22,41 @@ PRESETS: dict[str, Preset] = {
         exchanges="all weights down, all changes up, every round",
         paper="1602.05629",
     ),
+    "usplit": Preset(
+        keys={"method.name": "usplit"},
+        exchanges="all weights down, changes of one or two parts of the network up, by lot",
+        paper="2406.12575",
+    ),
+    "ulatdec": Preset(
+        keys={"method.name": "ulatdec"},
+        exchanges="bottleneck and decoder both ways; the encoder stays on its client",
+        paper="2406.12575",
+    ),
+    "udec": Preset(
+        keys={"method.name": "udec"},
+        exchanges="the decoder both ways; encoder and bottleneck stay on their client",
+        paper="2406.12575",
+    ),
+    "feddiffuse-full": Preset(
+        keys={"method.name": "fedavg", "recipe.name": "feddiffuse"},
+        exchanges="as fedavg, with the network and recipe of FedDiffuse",
+        paper="2406.12575",
+    ),
+    "feddiffuse-usplit": Preset(
+        keys={"method.name": "usplit", "recipe.name": "feddiffuse"},
+        exchanges="as usplit, with the network and recipe of FedDiffuse",
+        paper="2406.12575",
+    ),
+    "feddiffuse-ulatdec": Preset(
+        keys={"method.name": "ulatdec", "recipe.name": "feddiffuse"},
+        exchanges="as ulatdec, with the network and recipe of FedDiffuse",
+        paper="2406.12575",
+    ),
+    "feddiffuse-udec": Preset(
+        keys={"method.name": "udec", "recipe.name": "feddiffuse"},
+        exchanges="as udec, with the network and recipe of FedDiffuse",
+        paper="2406.12575",
+    ),
     "central": Preset(
         keys={"method.name": "central"},
         exchanges="nothing: one trainer holds all images (upper baseline)",
@@ -33,4 +68,20 @@ PRESETS: dict[str, Preset] = {
 }
 
 # Keys a recipe sets beneath preset, file and --set. One recipe serves all methods, so that a comparison compares methods.
-RECIPES: dict[str, Mapping[str, Any]] = {"default": {}}
+RECIPES: dict[str, Mapping[str, Any]] = {
+    "default": {},
+    # arXiv:2406.12575 and its code. The sampler is not part of it: 1000 ancestral steps are two keys away, under [score].
+    "feddiffuse": {
+        "model.network": "convnext-unet",
+        "model.conditional": False,
+        "model.target": "epsilon",
+        "model.schedule": "linear",
+        "recipe.loss": "huber",
+        "recipe.min_snr": 0.0,
+        "recipe.ema_half_lives": (),
+        "training.batch_size": 128,
+        "training.optimizer": "adam",
+        "training.learning_rate": 1e-4,
+        "training.grad_clip": 0.0,
+    },
+}

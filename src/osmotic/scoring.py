@@ -102,7 +102,7 @@ class Scoring:
         self.save_grid(images, labels, f"round-{server_round:04d}")
         quality = self._measure(images, nfe)
         per_client = self._per_client(images, labels, self.study.holdings, "after")
-        return {**quality, **federated.aggregate(per_client), "per_client": per_client}
+        return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to sample from its own model: the label mix of all, and the run's noise."""
@@ -127,7 +127,14 @@ class Scoring:
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
         described = self._described(facts.nfe(cfg.score.steps, self.study.guidance))
-        return {**described, **empty, **federated.aggregate(per_client), "per_client": per_client}
+        found = federated.aggregate(per_client)
+        return {**described, **empty, **found, "after": None, "per_client": per_client}
+
+    @staticmethod
+    def with_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """The quality of personal models as trained, and beside it that of the same models with the last average merged."""
+        merged = {key: after[key] for key in ("mean", "weighted", "worst")}
+        return {**before, "after": merged, "per_client": [*before["per_client"], *after["per_client"]]}
 
     def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
         """Scores of one pool under the summary's names."""

@@ -9,6 +9,7 @@ holds, so that a killed or failed phase is simply done again.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from osmotic.downlink import DownLink
 from osmotic.errors import ConfigError
 from osmotic.interrupts import Interrupts
 from osmotic.messages import (
+    MERGE,
     Answer,
     Client,
     Failure,
@@ -76,6 +78,7 @@ class Scorer(Protocol):
     def score_personal(
         self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
     ) -> dict[str, Any]: ...
+    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]: ...
 
 
 class Observer(Protocol):
@@ -125,7 +128,8 @@ class Server:
         self.codec_weights: Tensors = {}
         self.codec_round: int | None = None
         self.codec_heard: dict[str, int] = {}
-        self.down = DownLink(codecs.make(config.codec.down), self.part_names)
+        self.down = DownLink(codecs.make(config.codec.down), self.part_names, config.codec.changed_only)
+        self.changed: dict[str, int] = {}  # part -> round at whose end its global weights last moved
         self.counted: dict[str, int] = {}  # client -> round in which it was last counted
         self.state_hashes: dict[str, str] = {}
         self.totals = ledger.Totals()
@@ -189,7 +193,7 @@ class Server:
             metrics = self.method.finish(self, phase) if quorum else {}
             self.sum = Accumulator(1, 1.0)
             if quorum:
-                self._commit(phase, tally, *trained)
+                self._commit(phase, tally, old, *trained)
             else:
                 self._undo(*before)
             self._book(tally, phase, quorum)
@@ -222,16 +226,19 @@ class Server:
         tally: Tally,
         codec_weights: Tensors,
         codec_round: int | None,
+        weights: Tensors | None = None,
     ) -> Iterator[Sent]:
-        """Tasks as packets, made one at a time as the engine asks for them."""
-        for task in tasks:
-            name = task.client.name
+        """Tasks as packets of `weights` (default: the global ones), made one at a time as the engine asks for them."""
+        for asked in tasks:
+            name = asked.client.name
+            held = {} if weights else self.down.unmoved(name, asked.send, self.changed)
+            task = dataclasses.replace(asked, send=tuple(p for p in asked.send if p not in held))
             if name in tally.asked:
                 raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
             extras = dict(task.extras)
             if codec_round is not None and self.codec_heard.get(name) != codec_round:
                 extras |= {f"codec/{n}": t for n, t in codec_weights.items()}
-            entries, blobs = self.down.message(name, task.send, phase.server_round, self.weights)
+            entries, blobs = self.down.message(name, task.send, phase.server_round, weights or self.weights)
             if extras:
                 blobs.append(codecs.make("fp32").encode(extras, {}))
             header = {
@@ -243,6 +250,7 @@ class Server:
                 "durable_round": self._durable(name),
                 "learning_rate": self.learning_rate(phase.server_round),
                 "down": entries,
+                "held": held,
                 "extras": bool(extras),
                 "returns": list(task.returns),
                 "control": dict(task.control),
@@ -320,8 +328,13 @@ class Server:
         enough = len(tally.weights) >= min(training.quorum_clients, len(tally.asked))
         return enough and tally.share() >= training.quorum_weight
 
-    def _commit(self, phase: Phase, tally: Tally, codec_weights: Tensors, codec_round: int | None) -> None:
+    def _commit(
+        self, phase: Phase, tally: Tally, old: Tensors, codec_weights: Tensors, codec_round: int | None
+    ) -> None:
         """The phase counts: only here does anything move that the next phase builds on."""
+        for part, names in self.part_names.items():
+            if any(self.weights[n] is not old[n] for n in names):
+                self.changed[part] = phase.server_round
         sent = {name: tally.asked[name].send for name in tally.answers}
         self.down.commit(sent, phase.server_round)
         self.codec_weights, self.codec_round = codec_weights, codec_round
@@ -333,8 +346,12 @@ class Server:
             self.counted[name] = phase.server_round
             if state := tally.answers[name].get("state_sha256"):
                 self.state_hashes[name] = str(state)
-        if self.method.global_model and phase.name == "train":
-            self.ema.update(self.weights, sum(int(m.get("images", 0)) for m in tally.answers.values()))
+        seen = [int(m.get("images", 0)) for m in tally.answers.values()]
+        if phase.name == "train" and self.method.shared and seen:
+            # Beside personal averages, which follow the images of one client, the shared parts' must not run ahead.
+            images = sum(seen) if self.method.global_model else round(sum(seen) / len(seen))
+            shared = [n for part in self.method.shared for n in self.part_names[part]]
+            self.ema.update({n: self.weights[n] for n in sorted(shared)}, images)
 
     def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
         """Adds a phase to totals and failures."""
@@ -384,34 +401,44 @@ class Server:
     # --- scoring ---
 
     def _due(self, phase: Phase) -> bool:
-        last = self.step == len(self.phases) - 1
-        every = self.config.score.every
-        return last or (phase.name == "train" and every > 0 and phase.server_round % every == 0)
+        every, rounds = self.config.score.every, self.config.training.rounds
+        of_round = every > 0 and phase.server_round % every == 0
+        last_round = phase.server_round == rounds or self.step == len(self.phases) - 1
+        return last_round or (phase.name == "train" and of_round)
 
     def _score(self, phase: Phase) -> dict[str, Any]:
         if self.method.global_model:
             quality = self.scorer.score_global(self.scored_weights(), phase.server_round)
         else:
             quality = self._score_personal(phase)
-        self.last_quality = quality
+        if phase.name == MERGE and self.last_quality is not None:
+            self.last_quality = self.scorer.with_after(self.last_quality, quality)
+        else:
+            self.last_quality = quality
         return {k: v for k, v in quality.items() if k != "per_client"}
 
     def _score_personal(self, phase: Phase) -> dict[str, Any]:
-        """Every client that has trained samples from its own model; the images come back outside the four totals."""
-        scoring = Phase("score", phase.server_round, totals=False, everybody=True)
+        """Every client that has trained samples from its own model; the images come back outside the four totals.
+
+        In the phase MERGE the shared parts as the server would publish them are put into each model beforehand.
+        """
+        merging = phase.name == MERGE
+        scoring = Phase(MERGE if merging else "score", phase.server_round, totals=False, everybody=True)
         tally, pools = Tally(), {}
         size = self.config.score.samples
         tasks = (
             Task(
                 client,
                 "sample",
+                send=self.method.shared if merging else (),
                 control=self.scorer.wanted(client),
                 expects={"image/samples": Spec((size, None, None, None), "uint8")},
             )
             for client in self.clients
             if client.name in self.counted
         )
-        for answer in self.engine.exchange(self._post(scoring, tasks, tally, {}, None), 0.0):
+        weights = self.scored_weights() if merging else None
+        for answer in self.engine.exchange(self._post(scoring, tasks, tally, {}, None, weights), 0.0):
             name, failure = answer.sent.task.client.name, answer.failure
             if failure is None and answer.packet is not None:
                 try:
@@ -424,10 +451,11 @@ class Server:
             if failure is not None:
                 tally.failures[name] = failure
             tally.entries += self._entries(scoring, answer, failure, {})
+        self.down.abandon()  # no client keeps what it was sent for a score
         self._book(tally, scoring, True)
         self.run_dir.append_text("ledger", ledger.lines(tally.entries))
-        # A client's model stands as it left its last training, before the last average of shared parts is merged.
-        stage: Stage = "before" if self.method.shared else "after"
+        # After a round a client's model stands as it left its own training: the average of that round is not in it yet.
+        stage: Stage = "before" if self.method.shared and phase.name == "train" else "after"
         return self.scorer.score_personal(pools, stage, phase.server_round)
 
     # --- the checkpoint ---
@@ -455,6 +483,7 @@ class Server:
             "codec_round": self.codec_round,
             "codec_heard": self.codec_heard,
             "counted": self.counted,
+            "changed": self.changed,
             "state_hashes": self.state_hashes,
             "totals": vars(self.totals),
             "failures": self.failures,
@@ -499,6 +528,7 @@ class Server:
         self.codec.restore(group("codec"))
         self.codec_weights, self.codec_round = group("codec_weights"), notes["codec_round"]
         self.codec_heard, self.counted = notes["codec_heard"], notes["counted"]
+        self.changed = notes["changed"]
         self.codec_memory = {}
         for key, tensor in group("codec_memory").items():
             client, _, name = key.partition("/")

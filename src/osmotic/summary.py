@@ -87,6 +87,7 @@ QUALITY = (
     "mean",
     "weighted",
     "worst",
+    "after",
     "per_client",
 )
 

@@ -6,8 +6,18 @@ from osmotic.methods.base import Method
 from osmotic.methods.central import Central
 from osmotic.methods.fedavg import FedAvg
 from osmotic.methods.local import Local
+from osmotic.methods.udec import UDec
+from osmotic.methods.ulatdec import ULatDec
+from osmotic.methods.usplit import USplit
 
-METHODS: dict[str, type[Method]] = {"fedavg": FedAvg, "central": Central, "local": Local}
+METHODS: dict[str, type[Method]] = {
+    "fedavg": FedAvg,
+    "usplit": USplit,
+    "ulatdec": ULatDec,
+    "udec": UDec,
+    "central": Central,
+    "local": Local,
+}
 
 __all__ = ["METHODS", "Method", "make"]
 

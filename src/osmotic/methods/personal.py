@@ -1,0 +1,54 @@
+"""Personal parts: the server averages some parts of the network, the others live and stay on each client.
+
+Source: arXiv:2406.12575, sec. 3 (ULATDEC and UDEC, which differ in what is shared). No full model exists at the server:
+every client's own is sampled and scored, before the last average is merged (as in the paper) and after.
+`encoder_every` departs from the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from osmotic.config import key
+from osmotic.messages import MERGE, Client, Phase, Task
+from osmotic.methods.base import PARTS, Method
+
+if TYPE_CHECKING:
+    from osmotic.server import Server
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalParts(Method):
+    """theta_r[shared] = theta_{r-1}[shared] + sum_k p_k (theta_r^k - theta_{r-1})[shared], p_k = n_k / sum of n_j.
+
+    At first contact a client gets all weights, afterwards the shared parts. It trains all, returns the shared parts.
+    """
+
+    global_model: ClassVar[bool] = False
+
+    encoder_every: int = key(0, "average the personal encoder too, every so many rounds; 0 is never", 0)
+
+    def phases(self, rounds: int) -> Iterator[Phase]:
+        yield from super().phases(rounds)
+        yield Phase(MERGE, rounds + 1, totals=False, everybody=True)
+
+    def tasks(self, server: Server, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        if phase.name == MERGE:
+            return  # nobody trains any more; the server has the merged models scored
+        averages = self.encoder_every and phase.server_round % self.encoder_every == 0
+        returns = self._with_encoder() if averages else self.shared
+        for client in clients:
+            yield Task(client, "train", send=self._news(server, client), returns=returns)
+
+    def _news(self, server: Server, client: Client) -> tuple[str, ...]:
+        """What a client must be sent: all at first contact; an encoder averaged since its last round, else the shared parts."""
+        if client.name not in server.counted:
+            return PARTS
+        averaged = server.changed.get("encoder")
+        heard = averaged is None or averaged < server.counted[client.name]
+        return self.shared if heard else self._with_encoder()
+
+    def _with_encoder(self) -> tuple[str, ...]:
+        return tuple(p for p in PARTS if p in self.shared or p == "encoder")
