@@ -1,4 +1,4 @@
-"""Runs a list of configurations one after the other, skips what is finished, resumes what was cut off, and tabulates.
+"""Runs a list of configurations, skips what is finished, resumes what was cut off, and tabulates.
 
 A study is a script beside its README that calls `run_all(folder, cases)`; its results are rows of results.jsonl.
 """
@@ -10,7 +10,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,11 @@ SCORES = (
 
 
 def run_all(
-    folder: Path, cases: Mapping[str, Sequence[str]], runs: Path | None = None
+    folder: Path,
+    cases: Mapping[str, Sequence[str]],
+    runs: Path | None = None,
+    jobs: int = 1,
+    more: Callable[[Path], Mapping[str, Any]] = lambda out: {},
 ) -> list[dict[str, Any]]:
     """Every case as `osmotic run` with these arguments; returns the rows of results.jsonl.
 
@@ -48,15 +54,18 @@ def run_all(
         folder: of the study; results.jsonl is written there after every case.
         cases: name -> arguments of `osmotic run`.
         runs: where run folders go; default runs/STUDY under the current folder.
+        jobs: runs side by side; give each `engine.workers=1` then.
+        more: further entries of a row, from its run folder.
     """
     runs = runs or Path("runs") / folder.name
     results = folder / "results.jsonl"
     rows = (
         {r["case"]: r for r in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
     )
-    for case, arguments in cases.items():
-        if case in rows:
-            continue
+    writing = threading.Lock()
+
+    def one(case: str) -> None:
+        arguments = cases[case]
         out = runs / case
         if (out / "config.toml").exists():
             command = ["resume", str(out)]
@@ -66,8 +75,13 @@ def run_all(
         subprocess.run(
             [sys.executable, "-m", "osmotic.cli", *command, "--json"], check=True, stdout=subprocess.DEVNULL
         )
-        rows[case] = row(case, arguments, json.loads((out / "summary.json").read_text()))
-        results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+        found = row(case, arguments, json.loads((out / "summary.json").read_text())) | dict(more(out))
+        with writing:
+            rows[case] = found
+            results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, [case for case in cases if case not in rows]))
     return [rows[case] for case in cases]
 
 

@@ -1,0 +1,20 @@
+"""Runs the study: main grid, variants, the paper's own network. Resumes where it was cut off. See README.md.
+
+OSMOTIC_DATA=FOLDER python experiments/feddiffuse/study.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from study import machine, run_all
+
+from cases import kept, main_grid, own_network, variants
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    wanted = main_grid() | variants() | own_network()
+    run_all(here, wanted, jobs=2, more=kept)
+    print(machine())
