@@ -52,7 +52,7 @@ class DataConfig:
 class ModelConfig:
     """The network and the diffusion process."""
 
-    network: str = key("auto", "auto, unet-8, unet-28 or unet-32")
+    network: str = key("auto", "auto, unet-8, unet-28, unet-32 or convnext-unet")
     conditional: bool | Literal["auto"] = key(
         "auto", "true, false, or auto: conditional where there are labels"
     )

@@ -16,7 +16,7 @@ import torch
 from osmotic import models
 from osmotic.models import NetworkSpec, pipeline
 from osmotic.models.class_conditional_pipeline import ClassConditionalPipeline
-from osmotic.models.unet import with_weights
+from osmotic.models.construct import with_weights
 
 PLAIN, TOLD = NetworkSpec("unet-8", 8, 1), NetworkSpec("unet-8", 8, 3, 2)
 EDM = {

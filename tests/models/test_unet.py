@@ -1,4 +1,4 @@
-"""Networks: sizes that are known, shapes worked out by hand, initial weights that follow from the seed alone."""
+"""Networks of every kind: sizes that are known, shapes worked out by hand, initial weights that follow from the seed alone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ import torch
 from osmotic import models
 from osmotic.errors import ConfigError
 from osmotic.models import NetworkSpec, parts
-from osmotic.models.unet import with_weights
+from osmotic.models.construct import with_weights
+from osmotic.models.unet import ResidualUNet
 
 SMALL = NetworkSpec("unet-8", 8, 1, 10)
 
 
 @pytest.mark.parametrize("num_classes", [0, 10])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name,size", [("unet-8", 8), ("unet-8", 14), ("unet-28", 28), ("unet-32", 32)])
+@pytest.mark.parametrize(
+    "name,size",
+    [
+        *[("unet-8", 8), ("unet-8", 14), ("unet-28", 28), ("unet-32", 32)],
+        *[("convnext-unet", size) for size in (4, 8, 16, 28, 32, 64)],
+    ],
+)
 def test_layout_is_the_state_dict_of_the_built_network(
     name: str, size: int, channels: int, num_classes: int
 ) -> None:
-    spec = NetworkSpec(name, size, channels, num_classes, dropout=0.1)
+    spec = NetworkSpec(name, size, channels, num_classes, dropout=0.1 * (name != "convnext-unet"))
     with torch.device("meta"):
-        from osmotic.models.unet import _construct
-
-        state = _construct(spec).state_dict()
+        state = spec.preset.construct(spec).state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == models.layout(spec)
     assert all(value.dtype == torch.float32 for value in state.values())
 
@@ -46,6 +51,7 @@ def test_layouts_and_parts_import_neither_torch_nor_diffusers() -> None:
         "import sys; from osmotic import models; from osmotic.models import parts;"
         "s = models.resolve('auto', 32, 3, 10, 0.0); l = models.layout(s); parts.names(l, ['decoder']);"
         "models.count(l); models.norm_groups(s);"
+        "[models.layout(models.resolve(name, 32, 3, 10, 0.0)) for name in models.PRESETS];"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -69,6 +75,7 @@ def test_auto_picks_by_image_size(size: int, name: str) -> None:
         ("unet-28", 14, 4),
         ("unet-32", 28, 8),
         ("unet-8", 0, 2),
+        *[("convnext-unet", size, 4) for size in (0, 1, 2, 10, 30)],
     ],
 )
 def test_a_size_it_cannot_halve_is_refused_with_the_multiple(network: str, size: int, multiple: int) -> None:
@@ -81,15 +88,18 @@ def test_an_unknown_network_is_refused_with_the_nearest() -> None:
         models.resolve("unet-23", 28, 1, 0, 0.0)
 
 
-def test_initial_weights_follow_from_the_seed_alone_and_leave_the_global_generator_untouched() -> None:
+@pytest.mark.parametrize("spec", [SMALL, NetworkSpec("convnext-unet", 8, 1, 10)], ids=str)
+def test_initial_weights_follow_from_the_seed_alone_and_leave_the_global_generator_untouched(
+    spec: NetworkSpec,
+) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = models.initial(SMALL, 7)
-    models.build(SMALL)
+    first = models.initial(spec, 7)
+    models.build(spec)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    again, other = models.initial(SMALL, 7), models.initial(SMALL, 8)
-    assert list(first) == sorted(models.layout(SMALL))
+    again, other = models.initial(spec, 7), models.initial(spec, 8)
+    assert list(first) == sorted(models.layout(spec))
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in first.values())
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["conv_in.weight"], other["conv_in.weight"])
@@ -116,7 +126,15 @@ def test_dropout_changes_no_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [SMALL, NetworkSpec("unet-28", 28, 1, 10), NetworkSpec("unet-8", 16, 3, 2)], ids=str
+    "spec",
+    [
+        SMALL,
+        NetworkSpec("unet-28", 28, 1, 10),
+        NetworkSpec("unet-8", 16, 3, 2),
+        NetworkSpec("convnext-unet", 28, 1, 10),
+        NetworkSpec("convnext-unet", 16, 3, 2),
+    ],
+    ids=str,
 )
 def test_channels_last_gives_the_same_answer(spec: NetworkSpec) -> None:
     model = with_weights(spec, models.initial(spec, 0))
@@ -132,8 +150,9 @@ def test_channels_last_gives_the_same_answer(spec: NetworkSpec) -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_time_may_be_a_fraction_and_each_class_row_is_heard() -> None:
-    model = with_weights(SMALL, models.initial(SMALL, 0))
+@pytest.mark.parametrize("spec", [SMALL, NetworkSpec("convnext-unet", 8, 1, 10)], ids=str)
+def test_time_may_be_a_fraction_and_each_class_row_is_heard(spec: NetworkSpec) -> None:
+    model = with_weights(spec, models.initial(spec, 0))
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1, 1)
     with torch.no_grad():
         y = torch.tensor([1, 1, 1])
@@ -155,6 +174,32 @@ def test_every_parameter_has_exactly_one_part(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["UNet2DModel", "UNet2DConditionModel"])
+@pytest.mark.parametrize("rows", [None, 11])
+def test_every_parameter_of_a_latent_network_has_exactly_one_part(kind: str, rows: int | None) -> None:
+    import diffusers
+
+    # Latents of the usual autoencoders have 4 channels; the conditional kind is that of Stable Diffusion, made small.
+    told = {"cross_attention_dim": 16} if kind == "UNet2DConditionModel" else {}
+    with torch.device("meta"):
+        model = getattr(diffusers, kind)(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(32, 32, 32, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            num_class_embeds=rows,
+            **told,
+        )
+    names = list(model.state_dict())
+    split = {part: parts.names(names, [part]) for part in parts.PARTS}
+    assert sorted(name for part in split.values() for name in part) == sorted(names)
+    assert "time_embedding.linear_1.weight" in split["encoder"]
+    assert all(name.startswith("mid_block.") for name in split["bottleneck"])
+    assert ("class_embedding.weight" in split["decoder"]) == (rows is not None)
+
+
 @pytest.mark.parametrize(
     "name,part",
     [
@@ -164,6 +209,7 @@ def test_every_parameter_has_exactly_one_part(name: str) -> None:
         ("mid_block.attentions.0.to_q.weight", "bottleneck"),
         ("up_blocks.0.resnets.1.time_emb_proj.weight", "decoder"),
         ("conv_norm_out.bias", "decoder"),
+        ("block_out.conv1.weight", "decoder"),
         ("conv_out.weight", "decoder"),
         ("class_embedding.weight", "decoder"),
     ],
@@ -182,7 +228,8 @@ def test_unknown_parts_and_parameters_are_refused() -> None:
 def test_norm_groups_divide_every_width() -> None:
     for name, preset in models.PRESETS.items():
         assert models.norm_groups(NetworkSpec(name, 32, 1)) == preset.norm_groups
-        assert all(width % preset.norm_groups == 0 for width in preset.widths)
+        widths = preset.widths if isinstance(preset, ResidualUNet) else (32,)
+        assert all(width % preset.norm_groups == 0 for width in widths)
 
 
 def test_a_missing_or_misshapen_weight_is_refused() -> None:

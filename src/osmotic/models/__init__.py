@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from osmotic.errors import ConfigError
-from osmotic.models.layout import count, layout
+from osmotic.models.convnext import ConvNeXtUNet
+from osmotic.models.layout import Layout, count, layout
+from osmotic.models.unet import ResidualUNet
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import UNet2DModel
+    from diffusers import ModelMixin
 
 __all__ = [
     "PRESETS",
@@ -29,32 +31,33 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The shape of a U-Net; each level after the first has half the side of the one before.
+class Preset(Protocol):
+    """What a network's name stands for: which images it takes, its parameters, and how it is made."""
 
-    Args:
-        widths: channels of each level.
-        layers: residual blocks per level on the way down (one more on the way up).
-        attention: whether a level attends, level by level.
-        norm_groups: groups of every group norm.
-        head_width: channels per attention head; None is a single head.
-        extra: further arguments of `UNet2DModel`, which change no parameter's shape.
-    """
+    @property
+    def multiple(self) -> int:
+        """Sides of images, in pixels, must be multiples of this."""
 
-    widths: tuple[int, ...]
-    layers: int
-    attention: tuple[bool, ...]
-    norm_groups: int
-    head_width: int | None
-    extra: tuple[tuple[str, Any], ...] = ()
+    @property
+    def norm_groups(self) -> int:
+        """Groups of every group norm."""
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether it can drop activations in training."""
+
+    def layout(self, spec: NetworkSpec) -> Layout:
+        """Every parameter's name and shape, in no particular order; torch is not imported."""
+
+    def construct(self, spec: NetworkSpec) -> ModelMixin:
+        """The network, ready to be saved by diffusers, with weights drawn from torch's global generator."""
 
 
 PRESETS: dict[str, Preset] = {
-    "unet-8": Preset((32, 64), 1, (False, True), 8, 8),
-    "unet-28": Preset((64, 128, 128), 1, (False, False, True), 16, 32),
+    "unet-8": ResidualUNet((32, 64), 1, (False, True), 8, 8),
+    "unet-28": ResidualUNet((64, 128, 128), 1, (False, False, True), 16, 32),
     # The network of arXiv:2006.11239, app. B, as in the configuration of google/ddpm-cifar10-32.
-    "unet-32": Preset(
+    "unet-32": ResidualUNet(
         (128, 256, 256, 256),
         2,
         (False, True, False, False),
@@ -62,6 +65,7 @@ PRESETS: dict[str, Preset] = {
         None,
         (("downsample_padding", 0), ("flip_sin_to_cos", False), ("freq_shift", 1), ("norm_eps", 1e-6)),
     ),
+    "convnext-unet": ConvNeXtUNet(),
 }
 
 
@@ -86,7 +90,7 @@ class NetworkSpec:
 
     @property
     def preset(self) -> Preset:
-        """The shape of this network."""
+        """What the name stands for."""
         return PRESETS[self.name]
 
 
@@ -99,7 +103,7 @@ def resolve(network: str, image_size: int, channels: int, num_classes: int, drop
         channels: image channels.
         num_classes: classes to condition on, 0 for none.
         dropout: share of activations dropped in training.
-    Raises: ConfigError for an unknown network, or a size it cannot halve once per level after the first.
+    Raises: ConfigError for an unknown network, a size it cannot halve as often as it has to, or dropout that it has not.
     """
     if network not in ("auto", *PRESETS):
         valid = ("auto", *PRESETS)
@@ -110,11 +114,12 @@ def resolve(network: str, image_size: int, channels: int, num_classes: int, drop
     name = network
     if network == "auto":
         name = "unet-8" if image_size <= 16 else "unet-28" if image_size <= 28 else "unet-32"
-    multiple = 2 ** (len(PRESETS[name].widths) - 1)
-    if image_size < 1 or image_size % multiple:
-        raise ConfigError(
-            "data.image_size", image_size, f"must be a multiple of {multiple} pixels for network {name}"
-        )
+    preset = PRESETS[name]
+    if image_size < 1 or image_size % preset.multiple:
+        rule = f"must be a multiple of {preset.multiple} pixels for network {name}"
+        raise ConfigError("data.image_size", image_size, rule)
+    if dropout and not preset.has_dropout:
+        raise ConfigError("recipe.dropout", dropout, f"network {name} has no dropout: use 0")
     return NetworkSpec(name, image_size, channels, num_classes, dropout)
 
 
@@ -123,15 +128,15 @@ def norm_groups(spec: NetworkSpec) -> int:
     return spec.preset.norm_groups
 
 
-def build(spec: NetworkSpec) -> UNet2DModel:
-    """The network as a diffusers model, its weights yet to be set; see `unet.build`."""
-    from osmotic.models import unet
+def build(spec: NetworkSpec) -> ModelMixin:
+    """The network as a diffusers model, its weights yet to be set; see `construct.build`."""
+    from osmotic.models import construct
 
-    return unet.build(spec)
+    return construct.build(spec)
 
 
 def initial(spec: NetworkSpec, seed: int) -> dict[str, np.ndarray]:
-    """Round 0's weights, a function of `spec` and `seed` alone; see `unet.initial`."""
-    from osmotic.models import unet
+    """Round 0's weights, a function of `spec` and `seed` alone; see `construct.initial`."""
+    from osmotic.models import construct
 
-    return unet.initial(spec, seed)
+    return construct.initial(spec, seed)

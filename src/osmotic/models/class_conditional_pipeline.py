@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -23,7 +23,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
     """Images from noise, for models with or without classes.
 
     Args:
-        unet: the denoiser. If it has a class embedding, that has one row per class and a last one for "no class".
+        unet: the denoiser, called and configured like `UNet2DModel`. If it has a class embedding, that has one row per
+            class and a last one for "no class".
         scheduler: any diffusers scheduler that suits the training; an EDM scheduler for an EDM-preconditioned model.
         class_names: names of the classes by label, [] if they have none.
         default_steps: sampler steps where a call names none.
@@ -34,7 +35,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: ModelMixin,
         scheduler: object,
         class_names: list | None = None,
         default_steps: int = 20,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("conv_in", "time_embedding", "down_blocks"),
     "bottleneck": ("mid_block",),
-    "decoder": ("up_blocks", "conv_norm_out", "conv_out", "class_embedding"),
+    "decoder": ("up_blocks", "block_out", "conv_norm_out", "conv_out", "class_embedding"),
 }
 
 

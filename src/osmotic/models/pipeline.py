@@ -2,7 +2,8 @@
 
 Unconditional networks become a stock `DDIMPipeline` (`DDPMPipeline` loads it too); class-conditional ones, and those
 with the target `edm`, come with `class_conditional_pipeline.py`, loaded with `custom_pipeline=folder,
-trust_remote_code=True`. Weights are safetensors.
+trust_remote_code=True`. A network that diffusers does not know brings its file along, in the folder `unet`; it too needs
+`trust_remote_code=True`, with stock pipelines as well. Weights are safetensors.
 """
 
 from __future__ import annotations
@@ -108,12 +109,12 @@ def _pipeline(
 ) -> Any:
     from diffusers import DDIMPipeline
 
-    from osmotic.models import unet
     from osmotic.models.class_conditional_pipeline import ClassConditionalPipeline
+    from osmotic.models.construct import with_weights
 
     stock = not spec.num_classes and process_contract["target"] != "edm"
     parts = {
-        "unet": unet.with_weights(spec, weights),
+        "unet": with_weights(spec, weights),
         "scheduler": scheduler(process_contract, stock=stock),
     }
     if stock:
