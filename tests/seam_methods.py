@@ -8,25 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from osmotic import seeds
 from osmotic.codecs.base import Entry
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
 from osmotic.messages import Client, Phase, Reply, Spec, Task, Tensors
 from osmotic.methods.base import PARTS, Method
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs(Method):
-    """The shape of USplit: everything down, and of each pair one client returns the decoder, the other the rest."""
-
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        rng = seeds.rng(server.config.seed, seeds.METHOD, phase.server_round)
-        order = rng.permutation(list(clients))
-        for position, client in enumerate(order):
-            middle = bool(rng.integers(2))
-            part = ("decoder",) if position % 2 else ("encoder", "bottleneck") if middle else ("encoder",)
-            yield Task(client, "train", send=PARTS, returns=part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +251,6 @@ class HalfCodec(Fp16):
 
 
 SEAMS: dict[str, type[Method]] = {
-    "pairs": Pairs,
     "personal-encoder": PersonalEncoder,
     "auxiliary": Auxiliary,
     "variates": Variates,

@@ -177,7 +177,7 @@ def test_seam_methods_named_in_the_tables_exist() -> None:
     seams = load("seams_of_the_docs", Path(__file__).with_name("seam_methods.py"))
     text = (DOCS / "methods.md").read_text()
     named = set(
-        re.findall(r"`(Auxiliary|Variates|Pairs|PersonalEncoder|DecoderOnly|TrainedCodec)(?:\.(\w+))?`", text)
+        re.findall(r"`(Auxiliary|Variates|PersonalEncoder|DecoderOnly|TrainedCodec)(?:\.(\w+))?`", text)
     )
     assert {cls for cls, _ in named} == {cls.__name__ for cls in seams.SEAMS.values()} | {"TrainedCodec"}
     for cls, hook in named:

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from study import machine, run_all
-
 from cases import kept, main_grid, own_network, variants
+from study import machine, run_all
 
 if __name__ == "__main__":
     here = Path(__file__).parent

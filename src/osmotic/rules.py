@@ -69,6 +69,8 @@ def _method(config: Config) -> None:
             f"up {config.codec.up}, down {config.codec.down}",
             f"method {name} sends nothing: use fp32",
         )
+    if config.codec.changed_only and not made.travels:
+        raise ConfigError("codec.changed_only", True, f"method {name} sends nothing: leave this key out")
     down = CODECS[config.codec.down]()
     if down.remembers:
         rule = "remembers earlier packets, which clients that missed one cannot follow; use it for codec.up"

@@ -37,15 +37,17 @@ class USplit(Method):
         everyone = list(clients)
         order = [everyone[i] for i in rng.permutation(len(everyone))]
         for first, second in zip(order[::2], order[1::2], strict=False):
-            if rng.integers(2):
-                returns = ("bottleneck", "decoder"), ("encoder",)
-            else:
-                returns = ("decoder",), ("encoder", "bottleneck")
-            yield Task(first, "train", send=PARTS, returns=returns[0])
-            yield Task(second, "train", send=PARTS, returns=returns[1])
+            with_first = bool(rng.integers(2))
+            yield _task(first, "decoder", with_first)
+            yield _task(second, "encoder", not with_first)
         if len(order) % 2:
-            last = ("encoder", "bottleneck") if rng.integers(2) else ("bottleneck", "decoder")
-            yield Task(order[-1], "train", send=PARTS, returns=last)
+            yield _task(order[-1], "encoder" if rng.integers(2) else "decoder", True)
 
     def trainable(self, local: Local) -> set[str] | None:
         return set(parts.names(local.received, local.returns)) if self.freeze else None
+
+
+def _task(client: Client, part: str, with_bottleneck: bool) -> Task:
+    """All weights down; `part` back, and the bottleneck with it or not."""
+    returns = {part, "bottleneck"} if with_bottleneck else {part}
+    return Task(client, "train", send=PARTS, returns=tuple(p for p in PARTS if p in returns))

@@ -1,0 +1,537 @@
+"""USplit, ULatDec and UDec: what travels, what stays, what is scored. The counts are Table 2 of arXiv 2406.12575."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from osmotic import config, plan, seeds
+from osmotic.client import Trainer, under
+from osmotic.messages import MERGE, Packet
+from osmotic.methods.base import PARTS
+from osmotic.models import parts as network_parts
+
+P, D, M, U = 2_996_315, 1_280_642, 999_376, 716_297  # 28x28x1: all, encoder, bottleneck, decoder
+MILLIONS = {
+    "full": {2: 179.78, 5: 449.45, 10: 898.89},
+    "usplit": {2: 134.83, 10: 674.17},
+    "ulatdec": {2: 105.50, 5: 263.75, 10: 527.51},
+    "udec": {2: 47.54, 5: 118.84, 10: 237.69},  # Table 2 prints 118.85 for K = 5: 118,844,640, rounded twice
+}
+
+
+def planned(preset: str, clients: int, *sets: str) -> dict[str, Any]:
+    """What `osmotic plan` says of the paper's setting: Fashion-MNIST at 28x28, 15 rounds, everybody."""
+    asked = [f"data.clients={clients}", "training.rounds=15", *sets]
+    return plan.plan(config.load(preset=preset, data="fashion-mnist", sets=asked))
+
+
+def conveyed(figures: dict[str, Any]) -> int:
+    return int(figures["parameters_up"] + figures["parameters_down"])
+
+
+def odd_encoders(seed: int, clients: int = 5, rounds: int = 15) -> int:
+    """Rounds in which the client left over draws the encoder, by the draws of methods/usplit.py."""
+    drawn = 0
+    for r in range(1, rounds + 1):
+        rng = seeds.rng(seed, seeds.METHOD, r)
+        rng.permutation(clients)
+        [rng.integers(2) for _ in range(clients // 2)]
+        drawn += int(rng.integers(2))
+    return drawn
+
+
+@pytest.mark.parametrize("mode, clients", [(m, k) for m, row in MILLIONS.items() for k in row])
+def test_the_counts_of_table_2(mode: str, clients: int) -> None:
+    figures = planned(f"feddiffuse-{mode}", clients)
+    assert figures["parameters"] == P
+    assert f"{conveyed(figures) / 1e6:.2f}" == f"{MILLIONS[mode][clients]:.2f}"
+
+
+def test_the_counts_of_usplit_with_an_odd_client_follow_its_coin() -> None:
+    drawn = {seed: odd_encoders(seed) for seed in range(200)}
+    six = next(seed for seed, count in drawn.items() if count == 6)
+    # Table 2 prints 343.73; 0 and 15 draws would give 340.35 or 348.81.
+    assert f"{conveyed(planned('feddiffuse-usplit', 5, f'seed={six}')) / 1e6:.2f}" == "343.73"
+    for seed in (min(drawn, key=lambda s: drawn[s]), max(drawn, key=lambda s: drawn[s])):
+        total = conveyed(planned("feddiffuse-usplit", 5, f"seed={seed}"))
+        count = drawn[seed]
+        assert total == 15 * 5 * P + 15 * (2 * P + M) + count * D + (15 - count) * U
+        assert 340.35e6 - 5e3 < total < 348.81e6 + 5e3
+    lowest, highest = (15 * 5 * P + 15 * (2 * P + M + part) for part in (U, D))
+    assert (f"{lowest / 1e6:.2f}", f"{highest / 1e6:.2f}") == ("340.35", "348.81")
+
+
+def test_the_coin_is_fair() -> None:
+    # 3,000 fair coins: the count leaves 1500 +- 137 (five standard deviations) once in two million seeds.
+    assert abs(sum(odd_encoders(seed) for seed in range(200)) - 1500) < 137
+
+
+@pytest.mark.parametrize("mode", ["full", "usplit", "ulatdec", "udec"])
+def test_savings_do_not_depend_on_the_network(mode: str) -> None:
+    """The same formulas for another network, from `plan` alone."""
+    figures = planned(f"feddiffuse-{mode}", 4, "recipe.name=default", "data.image_size=8")
+    layout = plan.models.layout(
+        plan.network(config.load(data="fashion-mnist", sets=["data.image_size=8"]))[0]
+    )
+    d, m, u = (sum(int(np.prod(layout[n])) for n in network_parts.names(layout, [p])) for p in PARTS)
+    p, k, r = d + m + u, 4, 15
+    expected = {
+        "full": 2 * k * p * r,
+        "usplit": r * k * p + r * 2 * p,
+        "ulatdec": k * p + k * (m + u) * (2 * r - 1),
+        "udec": k * p + k * u * (2 * r - 1),
+    }
+    assert figures["parameters"] == p, "the default recipe brings back the default network, conditional"
+    assert conveyed(figures) == expected[mode]
+
+
+VARIANTS = {
+    "usplit": ("method.name=usplit",),
+    "usplit, five of six": ("method.name=usplit", "data.clients=6", "training.fraction_train=0.83"),
+    "usplit, one of two, moved parts only": (
+        "method.name=usplit",
+        "data.clients=2",
+        "training.fraction_train=0.5",
+        "training.rounds=8",
+        "codec.changed_only=true",
+    ),
+    "usplit, moved parts only, int8": (
+        "method.name=usplit",
+        "data.clients=2",
+        "training.fraction_train=0.5",
+        "training.rounds=8",
+        "codec.changed_only=true",
+        "codec.down=int8",
+        "codec.up=int8",
+    ),
+    "usplit frozen, moments kept": (
+        "method.name=usplit",
+        "method.freeze=true",
+        "training.optimizer_state=keep",
+    ),
+    "ulatdec": ("method.name=ulatdec",),
+    "udec": ("method.name=udec",),
+    "udec, two of three": ("method.name=udec", "training.fraction_train=0.67", "training.rounds=5"),
+    "udec, int8 both ways": ("method.name=udec", "codec.up=int8", "codec.down=int8"),
+    "udec, encoder every second round": (
+        "method.name=udec",
+        "method.encoder_every=2",
+        "training.fraction_train=0.67",
+        "training.rounds=6",
+    ),
+    "ulatdec, encoder, moved parts only": (
+        "method.name=ulatdec",
+        "method.encoder_every=2",
+        "codec.changed_only=true",
+        "training.fraction_train=0.67",
+        "training.rounds=5",
+    ),
+}
+
+
+class Killed(BaseException):
+    """Nothing after it runs, as after SIGKILL."""
+
+
+def kill_at(phase_number: int, answers: int) -> Any:
+    """Dies in the phase of this number once so many clients have done their step."""
+    seen = {"phase": 0, "answered": 0}
+
+    def at(event: str, value: Any) -> None:
+        if event == "phase":
+            seen["phase"], seen["answered"] = seen["phase"] + 1, 0
+        elif event == "answered":
+            seen["answered"] += 1
+            if (seen["phase"], seen["answered"]) == (phase_number, answers):
+                raise Killed
+
+    return at
+
+
+def outcome(server: Any) -> dict[str, Any]:
+    """All that a run leaves but for the time: weights, averages, states on disk, ledger."""
+    states = {}
+    for site in server.engine.sites.values():
+        name = site.client.name
+        if name in server.counted and site.store.folder.exists():
+            state = site.store.load(server.counted[name])
+            states[name] = {k: t.tobytes() for k, t in state.items()}
+    return {
+        "weights": {n: t.tobytes() for n, t in server.weights.items()},
+        "averages": {n: t.tobytes() for n, t in server.ema.state()[0].items()},
+        "states": states,
+        "hashes": server.state_hashes,
+        "totals": vars(server.totals),
+        "changed": server.changed,
+        "ledger": server.run_dir.log("ledger").read_text(),
+    }
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_killed_and_resumed_gives_the_same_bits_and_the_plan_the_same_bytes(
+    make_server: Any, variant: str
+) -> None:
+    settings = ("data.max_images=60", *VARIANTS[variant])
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    assert not unbroken.failures
+    with pytest.raises(Killed):
+        make_server(*settings, name="broken", at=kill_at(3, 1)).run()
+    resumed = make_server(*settings, name="broken", resume=True)
+    assert resumed.step == 2
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+    two = make_server(*settings, "engine.workers=2", name="two")
+    two.run()
+    assert outcome(two) == outcome(unbroken)
+    figures = plan.plan(unbroken.config)
+    for total in ("parameters_up", "parameters_down", "bytes_up", "bytes_down"):
+        assert figures[total] == getattr(unbroken.totals, total), total
+
+
+def test_a_run_of_udec_killed_while_it_merges_gives_the_same_bits(make_server: Any) -> None:
+    settings = ("data.max_images=60", "method.name=udec", "training.rounds=2")
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    assert [p.name for p in unbroken.phases] == ["train", "train", MERGE]
+
+    def die(event: str, value: Any) -> None:
+        if event == "phase" and value.name == MERGE:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make_server(*settings, name="broken", at=die).run()
+    resumed = make_server(*settings, name="broken", resume=True)
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+    phases = [json.loads(line)["phase"] for line in resumed.run_dir.log("ledger").read_text().splitlines()]
+    assert phases.count("score") == phases.count(MERGE) == 2 * 3
+
+
+# --- USplit ---
+
+
+def replies_of(server: Any) -> dict[str, Any]:
+    """Runs the server and records every reply to training by (round, client name)."""
+    seen: dict[tuple[int, str], Any] = {}
+    take = server._decode
+
+    def decode(task: Any, packet: Packet) -> Any:
+        reply, memory = take(task, packet)
+        if task.action == "train":
+            key = (server.phases[server.step].server_round, task.client.name)
+            seen[key] = (task, reply.weight, {n: t.copy() for n, t in reply.tensors.items()})
+        return reply, memory
+
+    server._decode = decode
+    server.run()
+    return seen
+
+
+@pytest.mark.parametrize("clients", [4, 5])
+def test_usplit_averages_each_part_over_those_that_returned_it(make_server: Any, clients: int) -> None:
+    server = make_server(
+        "method.name=usplit", f"data.clients={clients}", "training.rounds=1", "recipe.ema_half_lives=[]"
+    )
+    start = {n: w.copy() for n, w in server.weights.items()}
+    replies = {name: value for (r, name), value in replies_of(server).items() if r == 1}
+    assert len(replies) == clients
+    returned = sorted(task.returns for task, _, _ in replies.values())
+    assert sum("decoder" in parts for parts in returned) >= clients // 2
+    assert sum("encoder" in parts for parts in returned) >= clients // 2
+    assert sum("bottleneck" in parts for parts in returned) == (clients + 1) // 2
+    assert all(task.send == PARTS for task, _, _ in replies.values())
+    for part in PARTS:
+        own = [(w, t) for task, w, t in replies.values() if part in task.returns]
+        total = sum(w for w, _ in own)
+        assert 0 < total < sum(w for _, w, _ in replies.values()), "some returned it, not all"
+        for n in server.part_names[part]:
+            change = sum(w * t[f"model/{n}"].astype(np.float64) for w, t in own) / total
+            expected = start[n] + change.astype(np.float32)
+            # The mean and the sum are each rounded once to float32.
+            np.testing.assert_allclose(server.weights[n], expected, rtol=2**-22, atol=2**-24)
+
+
+def test_usplit_redraws_its_tasks_every_round(make_server: Any) -> None:
+    server = make_server("method.name=usplit", "data.clients=4", "data.max_images=48", "training.rounds=6")
+    tasks = {key: task.returns for key, (task, _, _) in replies_of(server).items()}
+    by_client = {name: [tasks[r, name] for r in range(1, 7)] for _, name in tasks}
+    assert all(len(set(drawn)) > 1 for drawn in by_client.values())
+    assert len({tuple(drawn) for drawn in by_client.values()}) == 4
+
+
+def test_a_round_in_which_nobody_returns_a_part_leaves_it_as_it_was(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = Trainer._serve
+
+    def failing(self: Any, site: Any, packet: Packet) -> Packet:
+        if "decoder" in packet.header["returns"] and packet.header["server_round"] == 1:
+            raise RuntimeError
+        return serve(self, site, packet)
+
+    monkeypatch.setattr(Trainer, "_serve", failing)
+    server = make_server("method.name=usplit", "data.clients=4", "training.rounds=2")
+    start = {n: w.copy() for n, w in server.weights.items()}
+    after: dict[str, Any] = {}
+
+    def at(event: str, value: Any) -> None:
+        if event == "done" and value["round"] == 1:
+            after.update(server.weights)
+
+    server.observer.at = at
+    server.run()
+    assert [f["kind"] for f in server.failures] == ["raised"] * 2
+    assert all(np.array_equal(after[n], start[n]) for n in server.part_names["decoder"])
+    assert any(not np.array_equal(after[n], start[n]) for n in server.part_names["encoder"])
+    assert any(not np.array_equal(server.weights[n], start[n]) for n in server.part_names["decoder"])
+    assert np.isfinite(list(map(np.sum, server.weights.values()))).all()
+
+
+def test_a_frozen_client_moves_only_what_it_returns(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[set[str], set[str], set[str]]] = []
+    train = Trainer._train
+
+    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+        answer = train(self, site, local, state, header)
+        moved = {n for n, p in self.named.items() if not np.array_equal(p.detach(), local.received[n])}
+        with_gradient = {n for n, p in self.named.items() if p.grad is not None}
+        seen.append((moved, with_gradient, set(network_parts.names(self.named, header["returns"]))))
+        return answer
+
+    monkeypatch.setattr(Trainer, "_train", watched)
+    settings = ("method.name=usplit", "data.clients=2", "training.rounds=4", "engine.workers=1")
+    make_server(*settings, "method.freeze=true", name="frozen").run()
+    assert len(seen) == 8
+    assert all(moved == asked for moved, _, asked in seen)
+    seen.clear()
+    make_server(*settings, name="free").run()
+    assert all(moved > asked for moved, _, asked in seen), (
+        "as in the paper, the rest is trained and thrown away"
+    )
+
+
+# --- ULatDec and UDec ---
+
+
+@pytest.mark.parametrize("method, shared", [("ulatdec", PARTS[1:]), ("udec", PARTS[2:])])
+def test_personal_parts_never_leave_and_never_reset(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, method: str, shared: tuple[str, ...]
+) -> None:
+    began: dict[tuple[int, str], Any] = {}
+    ended: dict[tuple[int, str], Any] = {}
+    train = Trainer._train
+
+    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+        key = (local.server_round, site.client.name)
+        began[key] = self.weights()
+        answer = train(self, site, local, state, header)
+        ended[key] = self.weights()
+        assert {n.removeprefix("model/") for n in answer[0]} == set(network_parts.names(self.named, shared))
+        return answer
+
+    monkeypatch.setattr(Trainer, "_train", watched)
+    server = make_server(f"method.name={method}", "data.max_images=60")
+    start = {n: w.copy() for n, w in server.weights.items()}
+    globals_after: dict[int, Any] = {0: start}
+
+    def at(event: str, value: Any) -> None:
+        if event == "done":
+            globals_after[value["round"]] = dict(server.weights)
+
+    server.observer.at = at
+    server.run()
+    ours = network_parts.names(start, shared)
+    theirs = sorted(set(start) - set(ours))
+    for (r, name), weights in began.items():
+        assert all(np.array_equal(weights[n], globals_after[r - 1][n]) for n in ours)
+        before = ended[r - 1, name] if r > 1 else start
+        assert all(np.array_equal(weights[n], before[n]) for n in theirs), "as this client left them"
+    assert all(np.array_equal(server.weights[n], start[n]) for n in theirs), "the server's own are never used"
+    final = [ended[3, name] for name in ("client-000", "client-001")]
+    assert any(not np.array_equal(final[0][n], final[1][n]) for n in theirs)
+
+
+class Recording:
+    """A scorer that keeps the pools it is given."""
+
+    def __init__(self, wanted: Any) -> None:
+        self.wanted = wanted
+        self.pools: dict[str, Any] = {}
+        self.rounds: dict[str, int] = {}
+
+    def score_personal(self, pools: Any, stage: str, server_round: int) -> dict[str, Any]:
+        self.pools[stage], self.rounds[stage] = dict(pools), server_round
+        return {}
+
+    def with_after(self, before: Any, after: Any) -> dict[str, Any]:
+        return {"both": True}
+
+
+@pytest.mark.parametrize("averages", ["[]", "[40.0]"])
+def test_models_are_sampled_as_trained_and_with_the_last_average(make_server: Any, averages: str) -> None:
+    """Images of both stages, drawn a second time from weights put together by hand."""
+    settings = ("method.name=udec", "data.max_images=60", "training.rounds=2", "codec.down=int8")
+    server = make_server(*settings, f"recipe.ema_half_lives={averages}", "score.samples=4")
+    wanted = server.scorer.wanted(None) | {"samples": 4, "labels": [0, 1, 2, 3]}
+    server.scorer = Recording(lambda client: wanted)
+    server.run()
+    assert server.scorer.rounds == {"before": 2, "after": 3}
+    assert server.last_quality == {"both": True}
+    replica = server.down.streams["decoder"].replica
+    for site in server.engine.sites.values():
+        name = site.client.name
+        state = site.store.load(server.counted[name])
+        own = under(state, "average") or under(state, "personal")
+        assert bool(under(state, "average")) == (averages != "[]")
+        trainer = server.engine._make_trainer()
+        header = {"control": wanted}
+        drawn = {}
+        published = server.scored_weights()
+        coded = {n: coded_step(replica[n], published[n]) for n in server.part_names["decoder"]}
+        for stage, weights in (("before", own), ("after", {**own, **coded})):
+            trainer.load(weights)
+            drawn[stage] = trainer._sample(site, None, {}, header)[0]["image/samples"]
+        assert not np.array_equal(drawn["before"], drawn["after"])
+        for stage, images in drawn.items():
+            assert np.array_equal(server.scorer.pools[stage][name], images), (stage, name)
+
+
+def coded_step(replica: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Where a client of this replica stands after one int8 packet towards `target`."""
+    from osmotic.codecs import make
+
+    [(_, change)] = make("int8").decode(make("int8").encode({"x": target - replica}, {}), {})
+    return replica + change
+
+
+def test_clients_that_join_late_get_everything_once(make_server: Any) -> None:
+    server = make_server(
+        "method.name=udec", "data.clients=4", "training.fraction_train=0.5", "training.rounds=5"
+    )
+    sends = {key: task.send for key, (task, _, _) in replies_of(server).items()}
+    first = {name: min(r for r, n in sends if n == name) for _, name in sends}
+    assert len(set(first.values())) > 1, "somebody joined late"
+    assert all(send == (PARTS if r == first[name] else ("decoder",)) for (r, name), send in sends.items())
+
+
+def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: dict[tuple[int, str], Any] = {}
+    train = Trainer._train
+
+    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+        began[local.server_round, site.client.name] = self.weights()
+        return train(self, site, local, state, header)
+
+    monkeypatch.setattr(Trainer, "_train", watched)
+    server = make_server(
+        "method.name=udec",
+        "method.encoder_every=2",
+        "data.clients=4",
+        "data.max_images=60",
+        "training.fraction_train=0.5",
+        "training.rounds=7",
+    )
+    encoders: dict[int, Any] = {}
+
+    def at(event: str, value: Any) -> None:
+        if event == "done":
+            encoders[value["round"]] = {n: server.weights[n] for n in server.part_names["encoder"]}
+
+    server.observer.at = at
+    tasks = {key: task for key, (task, _, _) in replies_of(server).items()}
+    late = 0
+    last: dict[str, int] = {}
+    for (r, name), task in sorted(tasks.items()):
+        assert task.returns == (("encoder", "decoder") if r % 2 == 0 else ("decoder",))
+        newest = (r - 1) // 2 * 2  # round of the last average of encoders before this one
+        if name not in last:
+            assert task.send == PARTS
+        elif newest >= last[name] and newest > 0:
+            assert task.send == ("encoder", "decoder")
+            late += newest < r - 1
+            assert all(np.array_equal(began[r, name][n], t) for n, t in encoders[newest].items())
+        else:
+            assert task.send == ("decoder",)
+        last[name] = r
+    assert late, "somebody got it later than in the next round"
+
+
+def test_an_average_of_encoders_without_a_quorum_is_not_sent(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = Trainer._serve
+
+    def failing(self: Any, site: Any, packet: Packet) -> Packet:
+        if packet.header["server_round"] == 2:
+            raise RuntimeError
+        return serve(self, site, packet)
+
+    monkeypatch.setattr(Trainer, "_serve", failing)
+    server = make_server("method.name=udec", "method.encoder_every=2", "data.max_images=60")
+    tasks = {key: task.send for key, (task, _, _) in replies_of(server).items()}
+    assert {send for (r, _), send in tasks.items() if r == 3} == {("decoder",)}
+    assert server.changed == {"decoder": 3}
+
+
+# --- what only moved parts save ---
+
+
+def test_sending_only_moved_parts_changes_nothing_but_the_bytes(make_server: Any) -> None:
+    settings = ("method.name=usplit", "data.clients=2", "training.fraction_train=0.5", "training.rounds=8")
+    whole, moved = (
+        make_server(*settings, f"codec.changed_only={flag}", name=flag) for flag in ("false", "true")
+    )
+    whole.run()
+    moved.run()
+    assert {n: w.tobytes() for n, w in moved.weights.items()} == {
+        n: w.tobytes() for n, w in whole.weights.items()
+    }
+    assert moved.totals.parameters_down < whole.totals.parameters_down
+    assert moved.totals.bytes_down < whole.totals.bytes_down
+    assert moved.totals.bytes_up == whole.totals.bytes_up
+
+
+@pytest.mark.parametrize("fraction, saves", [(0.5, True), (1.0, False)])
+def test_only_a_lone_client_per_round_leaves_a_part_unmoved(fraction: float, saves: bool) -> None:
+    sets = (f"training.fraction_train={fraction}", "training.rounds=15")
+    down = [
+        planned("feddiffuse-usplit", 2, *sets, f"codec.changed_only={flag}")["parameters_down"]
+        for flag in ("false", "true")
+    ]
+    assert (down[1] < down[0]) == saves
+
+
+def test_a_client_that_lost_what_it_keeps_is_a_failure_and_not_a_guess(make_server: Any) -> None:
+    settings = ("method.name=usplit", "data.clients=1", "training.rounds=6", "codec.changed_only=true")
+    server = make_server(*settings, at=kill_at(6, 1))
+    with pytest.raises(Killed):
+        server.run()
+    for path in server.run_dir.client("client-000").glob("*.safetensors"):
+        path.unlink()
+    resumed = make_server(*settings, resume=True)
+    resumed.run()
+    assert [f["kind"] for f in resumed.failures] == ["raised"]
+    assert "is missing" in resumed.failures[0]["reason"]
+
+
+# --- small clients ---
+
+
+@pytest.mark.parametrize("method", ["fedavg", "usplit", "ulatdec", "udec"])
+def test_a_client_of_13_images_and_a_batch_of_128(make_server: Any, method: str) -> None:
+    server = make_server(
+        f"method.name={method}", "data.max_images=39", "data.partition=iid", "training.batch_size=128"
+    )
+    assert {s.client.num_examples for s in server.engine.sites.values()} == {13}
+    server.run()
+    assert not server.failures
+    assert server.totals.images_seen == 3 * 39 and server.totals.client_steps == 3 * 3
