@@ -86,7 +86,7 @@ COMBINATIONS = """\
 
 | together | why |
 |---|---|
-| a codec other than `fp32`, or error feedback, with a method that sends nothing (`central`, `local`) | there is nothing to code |
+| a codec other than `fp32`, error feedback, or `codec.changed_only`, with a method that sends nothing (`central`, `local`) | there is nothing to code |
 | `codec.error_feedback` with `codec.up = "fp32"` | fp32 loses nothing |
 | target `edm` with a sampler that does not start with `edm-`, or the other way round | the networks mean different things |
 | target `edm` with `model.schedule` or `model.timesteps` | it has no schedule |
@@ -152,10 +152,10 @@ def type_name(hint: Any) -> str:
 
 def limits(metadata: Any) -> str:
     """The range of a number in interval notation, "" without one."""
-    low, high = metadata["low"], metadata["high"]
+    low, high = metadata.get("low"), metadata.get("high")
     if low is None and high is None:
         return ""
-    left = "(" if metadata["above"] else "["
+    left = "(" if metadata.get("above") else "["
     return f"{left}{'' if low is None else number(low)}, {'∞)' if high is None else number(high) + ']'}"
 
 
@@ -187,9 +187,11 @@ def own_keys() -> dict[str, list[Any]]:
 
 def options_table() -> str:
     """Methods with keys of their own, and their defaults."""
-    rows = ["| method | key | default |", "|---|---|---|"]
+    rows = ["| method | key | default | range | meaning |", "|---|---|---|---|---|"]
     rows += [
-        f"| `{m}` | `method.{f.name}` | `{toml(f.default)}` |" for m, keys in own_keys().items() for f in keys
+        f"| `{m}` | `method.{f.name}` | `{toml(f.default)}` | {limits(f.metadata)} | {f.metadata.get('doc', '')} |"
+        for m, keys in own_keys().items()
+        for f in keys
     ]
     return "\n".join(rows) + "\n"
 
