@@ -32,8 +32,7 @@ def publish(run: RunDir, json: bool) -> bool:
         print(jsonlib.dumps(summary))
     else:
         _table(summary)
-        grids = sorted(run.samples.glob("round-*.png"))
-        print(f"samples  {grids[-1]}" if grids else "samples  none")
+        print(f"samples  {_grid(run)}")
         print(f"model    {run.model}")
         print(f"report   {path}")
     if summary["images_seen"] == 0:
@@ -45,10 +44,26 @@ def publish(run: RunDir, json: bool) -> bool:
     return bool(summary["images_seen"])
 
 
+def _grid(run: RunDir) -> str:
+    """Where the last images are to be seen, and whose they are where every client has its own model."""
+    from osmotic.report import rundir, story
+
+    read = rundir.read(run.path)
+    if read.samples:
+        return str(read.samples[-1][1])
+    if not read.own_grids:
+        return "none"
+    first, merged = read.own_grids[0]
+    stage = ", before merging" if story.before_merging(read.quality) else ""
+    after = f"; {merged.path.name} after merging" if merged else ""
+    return f"{first.path} (the model of {first.client}, one of {len(read.own_grids)}{stage}{after})"
+
+
 def _table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from osmotic.report import story
     from osmotic.report.words import DASH, count, duration, fd_name, figure, plural, size
 
     quality = summary["quality"] or {}
@@ -57,9 +72,9 @@ def _table(summary: dict[str, Any]) -> None:
         show_header=False,
     )
     fd = fd_name(quality.get("encoder"))
-    conditions = f"{count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations, guidance {quality.get('guidance', DASH)}"
-    rows = [
-        (f"{fd} ({quality.get('encoder', DASH)}; {conditions})", figure(quality.get("fd"))),
+    conditions = f"{quality.get('encoder', DASH)}; {count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations, guidance {quality.get('guidance', DASH)}"
+    scores = [
+        (f"{fd} ({conditions})", figure(quality.get("fd"))),
         (
             f"  with {count(quality.get('floor_samples'))} samples, and the floor of as many real images",
             f"{figure(quality.get('fd_at_floor'))}, {figure(quality.get('fd_floor'))}",
@@ -67,6 +82,9 @@ def _table(summary: dict[str, Any]) -> None:
         ("KID", figure(quality.get("kid"))),
         ("precision, recall", f"{figure(quality.get('precision'))}, {figure(quality.get('recall'))}"),
         (f"{fd} per client: mean, worst", f"{figure((quality.get('mean') or {}).get('fd_own'))}, {figure((quality.get('worst') or {}).get('fd_own'))}"),
+    ]  # fmt: skip
+    rows = [
+        *(_over_clients(quality, fd, conditions) if story.is_personal(quality) else scores),
         ("bytes up, down", f"{size(summary['bytes_up'])}, {size(summary['bytes_down'])}"),
         ("images seen, optimiser steps", f"{count(summary['images_seen'])}, {count(summary['client_steps'])}"),
         ("failures", count(len(summary["failures"]))),
@@ -75,6 +93,24 @@ def _table(summary: dict[str, Any]) -> None:
     for left, right in rows:
         table.add_row(left, right)
     Console().print(table)
+
+
+def _over_clients(quality: Mapping[str, Any], fd: str, conditions: str) -> list[tuple[str, str]]:
+    """Scores of the clients' own models: mean, weighted by images, and worst, before and after the last average is merged."""
+    from osmotic.report import story
+    from osmotic.report.words import figure
+
+    stage = ", before merging" if story.before_merging(quality) else ""
+    rows = [(f"{story.own_models(quality)}{stage}:", "mean, weighted, worst")]
+    named = {"fd_all": f"{fd} ({conditions})", "fd_own": f"{fd} against own images", "kid_all": "KID"}
+    for key, name in named.items():
+        for label, groups in ((name, quality), ("  after merging", quality.get("after"))):
+            if groups:
+                figures = (
+                    figure((groups.get(group) or {}).get(key)) for group in ("mean", "weighted", "worst")
+                )
+                rows.append((label, ", ".join(figures)))
+    return rows
 
 
 def _finished(directory: Path) -> RunDir:
@@ -234,12 +270,14 @@ def _personal(made: Study, counted: Mapping[str, int], run: RunDir) -> dict[str,
 
 def quality_text(quality: dict[str, Any]) -> str:
     """The scores for a person."""
+    from osmotic.report import story
     from osmotic.report.words import fd_name, figure
 
     name = fd_name(quality["encoder"])
     if quality["fd"] is None:
-        mean, worst = quality["mean"], quality["worst"]
-        first = f"{name} of the clients' own models: mean {figure(mean['fd_all'])}, worst {figure(worst['fd_all'])}"
+        mean, weighted, worst = (figure(quality[group]["fd_all"]) for group in ("mean", "weighted", "worst"))
+        stage = ", before the last average is merged" if story.before_merging(quality) else ""
+        first = f"{name} of {story.own_models(quality)}{stage}: mean {mean}, weighted by images {weighted}, worst {worst}"
     else:
         first = (
             f"{name} {figure(quality['fd'])}  (at {quality['floor_samples']} samples {figure(quality['fd_at_floor'])}, "

@@ -98,9 +98,15 @@ class Progress:
         }
         quality = line["quality"] or {}
         scalars |= {f"quality/{k}": v for k, v in quality.items() if isinstance(v, int | float)}
+        if quality and quality.get("fd") is None:  # personal models: there are only figures over clients
+            over = {g: quality.get(g) or {} for g in ("mean", "weighted", "worst")}
+            scalars |= {
+                f"quality/{g}/{k}": v for g, of in over.items() for k, v in of.items() if v is not None
+            }
         tracker.log(line["round"], scalars)
-        grid = self.run.samples / f"round-{line['round']:04d}.png"
-        if quality and grid.is_file():
+        # One grid of the global model, or one per client, of which the first stands for all.
+        grid = min(self.run.samples.glob(f"round-{line['round']:04d}*.png"), default=None)
+        if quality and grid is not None:
             import numpy as np
             from PIL import Image
 

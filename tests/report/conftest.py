@@ -174,3 +174,73 @@ def write_grid(path: Path, progress: float, rng: np.random.Generator) -> None:
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes run folders: `run_folder("name", clients=2, quality=None)`."""
     return lambda name="digits-fedavg", **options: make_run(tmp_path / name, **options)
+
+
+@pytest.fixture
+def personal_folder(run_folder: Callable[..., Path]) -> Callable[..., Path]:
+    """Makes run folders without a global model: `personal_folder("name", method="local", clients=9)`.
+
+    Client k of K, of 100 + k images, scores `fd_all` 10 + k and `kid_all` a hundredth of it, twice that in round 5
+    of 10. Own scores are 1 higher, a hundredth for KID. Merging, which `local` does not do, takes 4 off an FD.
+    """
+
+    def make(name: str = "mine", method: str = "udec", clients: int = 3) -> Path:
+        path = run_folder(name, clients=clients, rounds=10, method=method, preset=method)
+        merges = method != "local"
+        edit = json.loads((path / "summary.json").read_text())
+        stage = "before" if merges else "after"
+        entries = own_entries(clients, stage)
+        merged = own_entries(clients, "after", fd=-4.0) if merges else []
+        none = dict.fromkeys(("fd", "kid", "precision", "recall", "fd_floor", "class_histogram"))
+        own = {**none, **over(entries), "after": over(merged) if merges else None}
+        edit["quality"] |= {**own, "per_client": entries + merged}
+        (path / "summary.json").write_text(json.dumps(edit))
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if line["quality"]:
+                scale = 3 - line["round"] / 5  # 2 in round 5, 1 in round 10
+                line["quality"] |= none | over(own_entries(clients, stage, scale)) | {"after": None}
+        if merges:
+            quality = {**lines[-1]["quality"], **over(merged)}
+            lines.append({"round": 11, "phase": "merge", "loss": None, "quality": quality})
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        grid = (path / "samples" / "round-0005.png").read_bytes()
+        for old in (path / "samples").iterdir():
+            old.unlink()
+        for number in (5, 10, 11) if merges else (5, 10):
+            for k in range(clients):
+                (path / "samples" / f"round-{number:04d}-client-{k:03d}.png").write_bytes(grid)
+        index = path / "model" / "model_index.json"
+        for k in range(clients):
+            (path / "model" / f"client-{k:03d}").mkdir()
+            (path / "model" / f"client-{k:03d}" / "model_index.json").write_bytes(index.read_bytes())
+        index.unlink()
+        return path
+
+    return make
+
+
+def own_entries(clients: int, stage: str, scale: float = 1.0, fd: float = 0.0) -> list[dict[str, Any]]:
+    return [
+        {
+            "client_id": k,
+            "name": f"client-{k:03d}",
+            "num_examples": 100 + k,
+            "stage": stage,
+            "fd_all": scale * (10 + k) + fd,
+            "fd_own": scale * (10 + k) + fd + 1,
+            "kid_all": scale * (10 + k) / 100,
+            "kid_own": scale * (10 + k) / 100 + 0.01,
+        }
+        for k in range(clients)
+    ]
+
+
+def over(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    keys, sizes = ("fd_all", "fd_own", "kid_all", "kid_own"), [e["num_examples"] for e in entries]
+    values = {key: [e[key] for e in entries] for key in keys}
+    return {
+        "mean": {key: float(np.mean(values[key])) for key in keys},
+        "weighted": {key: float(np.average(values[key], weights=sizes)) for key in keys},
+        "worst": {key: max(values[key]) for key in keys},
+    }

@@ -50,7 +50,7 @@ def score_clients(
         pool: generated images, uint8 [M, H, W, C].
         pool_labels: the class each was generated for, int64 [M]; None takes the whole pool for every client.
         reference: features of the training split, [N, D].
-        stage: whether the model is scored before or after personalisation.
+        stage: whether personal models are scored before or after the last average of shared parts is merged.
         union_labels: classes of the images of all clients, where `clients` are only some of them (one pool each).
     """
     made = encoder.features(pool)

@@ -56,7 +56,7 @@ def render(run: Run, folder: str = "model") -> str:
     clients = page.client_rows(run)
     spreads = [
         (
-            page.score_heading(key, words.fd_name(q.get("encoder"))),
+            page.score_heading(key, q),
             story.spread(c.scores.get(key) for c in clients),
         )
         for key in page.score_keys(clients)
@@ -74,12 +74,33 @@ def render(run: Run, folder: str = "model") -> str:
         sizes=story.spread(run.summary.get("client_sizes") or []),
         clients=words.plural(run.summary.get("num_clients") or 0, "client"),
         total=sum(run.summary.get("client_sizes") or []),
-        client=folder.partition("/")[2],
+        client=(client := folder.partition("/")[2]),
+        own=own_scores(run, client),
+        personal=story.is_personal(q),
+        before=story.before_merging(q),
+        shared=story.shared_parts(run),
         method=run.summary.get("method"),
         spreads=[(name, values) for name, values in spreads if values],
         snippet=story.load_snippet(run, "."),
         failed=len(run.failures),
     )
+
+
+def own_scores(run: Run, client: str) -> list[tuple[str, float | None, float | None]]:
+    """(score, before or only stage, after merging) of this client's own model; empty where it has none."""
+    q = run.quality
+    if not story.is_personal(q):
+        return []
+    found = [c for c in q.get("per_client") or () if c.get("name") == client]
+    stages = {str(c.get("stage")): c for c in found}
+    scored, merged = stages.get("before" if story.before_merging(q) else "after", {}), stages.get("after", {})
+    name = words.fd_name(q.get("encoder"))
+    keys = ("fd_all", "fd_own", "kid_all", "kid_own")
+    labels = [
+        f"{name if key.startswith('fd') else 'KID'} against {page.REALS[key.partition('_')[2]]}, lower is better"
+        for key in keys
+    ]
+    return [(label, scored.get(key), merged.get(key)) for label, key in zip(labels, keys, strict=True)]
 
 
 def escape(text: str) -> str:

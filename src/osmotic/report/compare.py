@@ -1,4 +1,8 @@
-"""Several runs side by side; runs that were scored differently are shown but never ranked."""
+"""Several runs side by side; runs that were scored differently are shown but never ranked.
+
+Where no global model exists, the mean over the clients' own models stands for it, and says so: each of them, like a
+global model, draws the same number of images in the label mix of all, and is set against the images of all clients.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
-from osmotic.report import plots, words
+from osmotic.report import plots, story, words
 from osmotic.report.rundir import Run, read
 
 if TYPE_CHECKING:
@@ -28,8 +32,13 @@ class Row:
     rounds: int | None
     clients: int | None
     parameters: int | None
-    fd: float | None
-    fd_clients: float | None
+    fd: float | None  # of the global model
+    own_models: int | None  # scored clients' own models; None where there is a global one
+    fd_clients: float | None  # mean, as the next three
+    fd_worst: float | None
+    fd_own: float | None
+    fd_merged: float | None  # of own models with the last average merged
+    kid_clients: float | None
     fd_floor: float | None
     kid: float | None
     bytes_up: int | None
@@ -41,6 +50,11 @@ class Row:
     sampler: str | None
     nfe: int | None
     data: str | None
+
+    @property
+    def fd_ranked(self) -> float | None:
+        """FD of the global model, else the mean over the clients' own ones."""
+        return self.fd if self.own_models is None else self.fd_clients
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,10 @@ class Comparison:
             raise ConfigError(
                 "compare", None, "cannot rank runs that were scored differently: " + self.differences[0]
             )
-        return sorted(self.rows, key=lambda row: (row.fd is None, row.fd if row.fd is not None else 0.0))
+        return sorted(
+            self.rows,
+            key=lambda row: (row.fd_ranked is None, row.fd_ranked if row.fd_ranked is not None else 0.0),
+        )
 
     def shown(self) -> list[Row]:
         """Ranked rows where that is honest, else rows as given."""
@@ -80,6 +97,11 @@ class Comparison:
     def notes(self) -> list[str]:
         """What must be read with the table, one sentence each."""
         out = [f"Not comparable: {difference}." for difference in self.differences]
+        if any(row.own_models for row in self.rows):
+            out.append(
+                "“Mean” is over the clients' own models of a run without a global one, each against the images of all "
+                "clients and without the last average; it is the score of no single model."
+            )
         return out + [f"Mind: {caution}." for caution in self.cautions]
 
     def as_dicts(self) -> dict[str, Any]:
@@ -101,9 +123,12 @@ class Comparison:
 
     def columns(self) -> list[tuple[str, Any]]:
         """(heading, Row -> text) of every column; how a run was scored is one only where runs differ in it."""
-        return [
-            c for c in headings(self.fd_name) if not self.conditions or c[0] not in ("encoder", "samples")
-        ]
+        hidden = {"encoder", "samples"} if self.conditions else set()
+        if not any(row.own_models for row in self.rows):
+            hidden |= {"models scored", f"{self.fd_name}, worst model"}
+        if all(row.fd_merged is None for row in self.rows):
+            hidden.add(f"{self.fd_name} after merging")
+        return [c for c in headings(self.fd_name) if c[0] not in hidden]
 
     def table(self) -> Table:
         """The comparison as a table for a terminal, a column per run: a few runs fit into 80 characters."""
@@ -141,9 +166,12 @@ class Comparison:
         """FD of every run against images seen, bytes and rounds; none if the runs cannot be ranked."""
         if not self.comparable:
             return []
-        floors = {row.fd_floor for row in self.rows}
+        floors = {row.fd_floor for row in self.rows if row.own_models is None}
         floor = floors.pop() if len(floors) == 1 else None
-        named = [(row.name, run) for row, run in zip(self.rows, self.runs, strict=True)]
+        named = [
+            (row.name + (f", mean of {row.own_models} models" if row.own_models else ""), run)
+            for row, run in zip(self.rows, self.runs, strict=True)
+        ]
         axes = (("images", "images seen"), ("bytes", "bytes up and down"), ("rounds", "rounds"))
         made = [
             plots.overlay(
@@ -181,7 +209,12 @@ def row(run: Run, name: str) -> Row:
         clients=s.get("num_clients"),
         parameters=s.get("parameters"),
         fd=q.get("fd"),
+        own_models=story.own_count(q) if story.is_personal(q) else None,
         fd_clients=(q.get("mean") or {}).get("fd_all"),
+        fd_worst=(q.get("worst") or {}).get("fd_all"),
+        fd_own=(q.get("mean") or {}).get("fd_own"),
+        fd_merged=((q.get("after") or {}).get("mean") or {}).get("fd_all"),
+        kid_clients=(q.get("mean") or {}).get("kid_all"),
         fd_floor=q.get("fd_floor"),
         kid=q.get("kid"),
         bytes_up=s.get("bytes_up"),
@@ -243,16 +276,23 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
     def text(value: Any) -> str:
         return words.DASH if value is None or value == "" else str(value)
 
+    def of_models(r: Row, whole: float | None, mean: float | None) -> str:
+        shown = words.figure(mean if r.own_models else whole)
+        return f"{shown} mean" if r.own_models and mean is not None else shown
+
     return [
         ("run", lambda r: r.name),
         ("preset", lambda r: text(r.preset or r.method)),
         ("codec", lambda r: r.codec),
         ("seed", lambda r: text(r.seed)),
         ("rounds", lambda r: words.count(r.rounds)),
-        (fd_name, lambda r: words.figure(r.fd)),
-        (f"{fd_name}, mean of clients", lambda r: words.figure(r.fd_clients)),
+        ("models scored", lambda r: f"{r.own_models} own" if r.own_models else text(r.encoder and "global")),
+        (fd_name, lambda r: of_models(r, r.fd, r.fd_clients)),
+        (f"{fd_name} after merging", lambda r: of_models(r, None, r.fd_merged)),
+        (f"{fd_name}, worst model", lambda r: words.figure(r.fd_worst if r.own_models else r.fd)),
+        (f"{fd_name} on own images", lambda r: words.figure(r.fd_own)),
         ("floor", lambda r: words.figure(r.fd_floor)),
-        ("KID", lambda r: words.figure(r.kid)),
+        ("KID", lambda r: of_models(r, r.kid, r.kid_clients)),
         ("up", lambda r: words.size(r.bytes_up)),
         ("down", lambda r: words.size(r.bytes_down)),
         ("images seen", lambda r: words.count(r.images_seen)),
@@ -263,11 +303,19 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
 
 
 def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    """(x, FD) of the scored rounds; x is `rounds`, `images` seen or training `bytes`, up and down together."""
+    """(x, FD) of the scored rounds; x is `rounds`, `images` seen or training `bytes`, up and down together.
+
+    Where no global model exists, y is the mean over the clients' own ones.
+    """
     x: list[float] = []
     y: list[float] = []
     for r in run.scored_rounds:
-        if not r.quality or r.quality.get("fd") is None:
+        if not r.quality:
+            continue
+        fd = r.quality.get("fd")
+        if story.is_personal(run.quality):
+            fd = (r.quality.get("mean") or {}).get("fd_all")
+        if fd is None:
             continue
         if axis == "bytes":
             at: float | None = sum(e.bytes for e in run.ledger if e.phase == "train" and e.round <= r.number)
@@ -275,5 +323,5 @@ def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
             at = r.number if axis == "rounds" else r.images_seen
         if at is not None:
             x.append(at)
-            y.append(r.quality["fd"])
+            y.append(fd)
     return x, y

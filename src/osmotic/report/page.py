@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MAX_PICTURES = 12  # sample grids on the page; more would only repeat each other
+MAX_CLIENT_GRIDS = 6  # clients whose own grids are shown, each with up to two
 # Fields of the scores that the first screen already tells.
 IN_TILES = {
     "num_samples",
@@ -28,6 +29,9 @@ IN_TILES = {
     "fd_at_floor",
     "floor_samples",
 }
+
+
+REALS = {"all": "all clients' images", "own": "own images"}  # what a score of a client compares with
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,18 @@ def render(run: Run) -> str:
             tiles=tiles(run),
             last=picture(run.samples[-1]) if run.samples else None,
             strip=[picture(s) for s in evenly(run.samples, MAX_PICTURES)] if len(run.samples) > 1 else [],
+            own=own_pictures(run),
+            personal=story.is_personal(q),
+            before=story.before_merging(q),
+            shared=story.shared_parts(run),
             drawings=drawings(run, fd_name),
             partition_plot=run.partition and plots.partition(run.partition),
             max_clients=plots.MAX_CLIENTS,
-            client_plot=plots.client_scores(q.get("per_client") or [], fd_name),
+            client_plot=plots.client_scores(q.get("per_client") or [], fd_name, story.stage_words(q)),
             further=further_scores(q),
+            over_clients=over_clients(q, fd_name),
             clients=clients,
-            score_columns=[(key, score_heading(key, fd_name)) for key in score_keys(clients)],
+            score_columns=[(key, score_heading(key, q)) for key in score_keys(clients)],
             ledger=ledger_rows(run),
             failures=[(failed_client(run, f), f) for f in run.failures],
             kept=[r.number for r in run.training_rounds if r.kept_old_weights],
@@ -150,7 +159,35 @@ def environment() -> Environment:
 
 def tiles(run: Run) -> list[Tile]:
     """The key figures of the first screen, the score first and never without its conditions."""
-    s, q = run.summary, run.quality
+    return (own_tiles(run) if story.is_personal(run.quality) else global_tiles(run)) + cost_tiles(run)
+
+
+def own_tiles(run: Run) -> list[Tile]:
+    """Scores of the clients' own models, where no global one exists."""
+    q = run.quality
+    name, models = words.fd_name(q.get("encoder")), story.own_models(q)
+    mean, weighted, worst = ({**(q.get(group) or {})} for group in ("mean", "weighted", "worst"))
+    merged = q.get("after") or {}
+
+    def after(key: str) -> str:
+        means, worsts = merged.get("mean") or {}, merged.get("worst") or {}
+        return f"after merging: mean {words.figure(means.get(key))}, worst {words.figure(worsts.get(key))}"
+
+    stage = ", before the last average is merged" if story.before_merging(q) else ""
+    parts = [f"Mean over {models}{stage}, each against all clients' images"]
+    parts += [after("fd_all")] if merged else []
+    beside = f"worst {words.figure(worst.get('fd_all'))} · weighted by images {words.figure(weighted.get('fd_all'))}"
+    conditions = " · ".join([*parts, story.score_conditions(run)])
+    out = [Tile(f"{name}, lower is better", words.figure(mean.get("fd_all")), conditions, beside, wide=True)]
+    for key, label in (("fd_own", f"{name} against own images"), ("kid_all", "KID, lower is better")):
+        detail = f"mean; worst {words.figure(worst.get(key))}"
+        out.append(Tile(label, words.figure(mean.get(key)), f"{detail} · {after(key)}" if merged else detail))
+    return out
+
+
+def global_tiles(run: Run) -> list[Tile]:
+    """Scores of the global model."""
+    q = run.quality
     name = words.fd_name(q.get("encoder"))
     fd, floor = q.get("fd"), q.get("fd_floor")
     conditions = story.score_conditions(run) if q else "not measured"
@@ -167,6 +204,12 @@ def tiles(run: Run) -> list[Tile]:
         out.append(Tile("KID, lower is better", words.figure(q.get("kid"))))
     precision, recall = words.figure(q.get("precision"), 3), words.figure(q.get("recall"), 3)
     out.append(Tile("Precision / recall", f"{precision} / {recall}"))
+    return out
+
+
+def cost_tiles(run: Run) -> list[Tile]:
+    """What the run took, and how it was set."""
+    s, out = run.summary, []
     for way, label in (("up", "Sent up"), ("down", "Sent down")):
         total = s.get(f"bytes_{way}")
         exact = (
@@ -202,6 +245,18 @@ def picture(sample: tuple[int, Path]) -> tuple[int, str]:
     return number, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
+def own_pictures(run: Run) -> list[list[tuple[str, str]]]:
+    """For some clients with models of their own: (caption, data URI) of the last scored round, then of after merging."""
+    rows = []
+    for grid, merged in evenly(run.own_grids, MAX_CLIENT_GRIDS):
+        stage = ", before merging" if story.before_merging(run.quality) else ""
+        row = [(f"{grid.client}, round {grid.round}{stage}", picture((grid.round, grid.path))[1])]
+        if merged:
+            row.append((f"{grid.client}, after merging", picture((merged.round, merged.path))[1]))
+        rows.append(row)
+    return rows
+
+
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` items, spread evenly, the first and the last among them."""
     if len(items) <= most:
@@ -216,9 +271,20 @@ def drawings(run: Run, fd_name: str) -> list[str]:
         **(scored[-1] if scored else {}),
         **{k: v for k, v in run.quality.items() if v is not None},
     }
+    personal = story.is_personal(run.quality)
+    scores = (
+        [
+            plots.own_scores(run.scored_rounds, key, name, run.quality.get("after"))
+            for key, name in (("fd_all", fd_name), ("kid_all", "KID"))
+        ]
+        if personal
+        else [
+            plots.score(run.scored_rounds, "fd", fd_name, last.get("fd_floor")),
+            plots.score(run.scored_rounds, "kid", "KID"),
+        ]
+    )
     made = [
-        plots.score(run.scored_rounds, "fd", fd_name, last.get("fd_floor")),
-        plots.score(run.scored_rounds, "kid", "KID"),
+        *scores,
         plots.loss(run.training_rounds),
         plots.traffic(run.ledger),
         plots.class_histogram(
@@ -236,7 +302,7 @@ def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
     out: list[tuple[str, float | None]] = [
         (key, value) for key, value in quality.items() if key not in IN_TILES and is_figure(value)
     ]
-    for group in ("mean", "weighted", "worst"):
+    for group in () if quality.get("after") else ("mean", "weighted", "worst"):
         over = (quality.get(group) or {}).items()
         out += [
             (f"{group} over clients, {key}", value)
@@ -244,6 +310,26 @@ def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
             if value is None or is_figure(value)
         ]
     return [(name, words.figure(value)) for name, value in out]
+
+
+def over_clients(quality: Mapping[str, Any], fd_name: str) -> list[tuple[str, str, str]]:
+    """(score, before, after merging) over the clients' own models; empty where nothing was merged for a score."""
+    after = quality.get("after") or {}
+    meanings = {"mean": "mean", "weighted": "mean weighted by images", "worst": "worst"}
+
+    def told(stage: Mapping[str, Any], group: str, key: str) -> str:
+        return words.figure((stage.get(group) or {}).get(key))
+
+    return [
+        (
+            f"{fd_name if key.startswith('fd') else 'KID'} against {REALS[key.partition('_')[2]]}, {meaning}",
+            told(quality, group, key),
+            told(after, group, key),
+        )
+        for key in ("fd_all", "fd_own", "kid_all", "kid_own")
+        for group, meaning in meanings.items()
+        if after
+    ]
 
 
 def is_figure(value: object) -> bool:
@@ -329,10 +415,10 @@ def score_keys(clients: Sequence[ClientRow]) -> list[str]:
     return [key for key in order if any(c.scores.get(key) is not None for c in clients)]
 
 
-def score_heading(key: str, fd_name: str) -> str:
-    """`fd_own after` as `FD own, after personalising`."""
+def score_heading(key: str, quality: Mapping[str, Any]) -> str:
+    """`fd_own after` as `FD own, after merging`, or `FD own` where the clients have scores of one stage alone."""
     metric, stage = key.split(" ")
     kind, scope = metric.split("_")
-    return f"{fd_name if kind == 'fd' else 'KID'} {scope}" + (
-        ", after personalising" if stage == "after" else ""
-    )
+    name = words.fd_name(quality.get("encoder")) if kind == "fd" else "KID"
+    when = story.stage_words(quality)[stage]
+    return f"{name} {scope}" + (f", {when}" if when else "")

@@ -127,6 +127,54 @@ def score(rounds: Sequence[Round], key: str, name: str, floor: float | None = No
     return _svg(draw, f"{name} by round" + (", with the floor" if floor is not None else ""), key, (6, 3.1))
 
 
+def own_scores(
+    rounds: Sequence[Round], key: str, name: str, after: Mapping[str, Any] | None = None
+) -> str | None:
+    """Mean and worst score of the clients' own models by round; None with fewer than two points.
+
+    Args:
+        rounds: rounds, of which those with a `quality` entry count.
+        key: a score over clients, such as `fd_all`; lower is better.
+        name: what the score is called.
+        after: the same groups with the last average merged; drawn as marks of their own beyond the last round.
+    """
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for group in ("mean", "worst"):
+        over = [(r.number, (r.quality.get(group) or {}).get(key)) for r in rounds if r.quality]
+        lines[group] = [(n, value) for n, value in over if value is not None]
+    if len(lines["mean"]) < 2:
+        return None
+
+    def draw(fig: Figure) -> None:
+        ax = fig.subplots()
+        x = [n for n, _ in lines["mean"]]
+        beyond = x[-1] + max(0.3, 0.05 * (x[-1] - x[0]))  # between the rounds, as it is none
+        looks = (("mean", COLOURS[0], "-"), ("worst", COLOURS[1], (0, (3, 1.5))))
+        for group, colour, dashes in looks:
+            at, y = zip(*lines[group], strict=True)
+            ax.plot(at, y, color=colour, linestyle=dashes, marker="o", markersize=5, label=group)
+        for group, colour, _ in looks:
+            value = ((after or {}).get(group) or {}).get(key)
+            if value is not None:
+                mark: dict[str, Any] = {"linestyle": "", "markerfacecolor": "none", "markeredgewidth": 1.8}
+                named = "after merging" if group == "mean" else ""  # the colour says which of the two
+                ax.plot([beyond], [value], marker="D", markersize=7, color=colour, label=named, **mark)
+        # Figures of the mean alone: those of the worst would lie over them.
+        told: dict[str, Any] = {"textcoords": "offset points", "fontweight": "bold"}
+        ax.annotate(words.figure(lines["mean"][-1][1], 3), lines["mean"][-1], (-6, -14), ha="right", **told)
+        merged = ((after or {}).get("mean") or {}).get(key)
+        if merged is not None:
+            ax.annotate(words.figure(merged, 3), (beyond, merged), (9, -8), **told)
+        ax.set_title(f"{name}, lower is better")
+        ax.set_ylim(bottom=min(0.0, *(v for line in lines.values() for _, v in line)))
+        _round_axis(ax, x)
+        left, right = ax.get_xlim()
+        ax.set_xlim(left, right + 0.09 * (right - left))
+        _legend(ax)
+
+    return _svg(draw, f"{name} over the clients' own models by round", key.replace("_", "-"), (6, 3.1))
+
+
 def traffic(ledger: Iterable[Traffic]) -> str | None:
     """Cumulative bytes of the training rounds, up and down; None for an empty ledger."""
     totals: dict[str, dict[int, int]] = {"up": {}, "down": {}}
@@ -166,8 +214,16 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
     return _svg(draw, "Cumulative bytes up and down by round", "traffic", (6, 3.1))
 
 
-def client_scores(per_client: Sequence[Mapping[str, Any]], name: str = "FD") -> str | None:
-    """Bars of every client's FD and KID, against the union of data and its own; None if nothing was measured."""
+def client_scores(
+    per_client: Sequence[Mapping[str, Any]], name: str = "FD", stage_words: Mapping[str, str] | None = None
+) -> str | None:
+    """Bars of every client's FD and KID, against the union of data and its own; None if nothing was measured.
+
+    Args:
+        per_client: entries of the summary.
+        name: what the Fréchet distance is called.
+        stage_words: what the stages are called, where there are two.
+    """
     clients = sorted({str(c.get("name")) for c in per_client})[:MAX_CLIENTS]
     stages = [s for s in ("before", "after") if any((c.get("stage") or "before") == s for c in per_client)]
     panels: dict[str, list[tuple[str, dict[str, float]]]] = {}
@@ -179,9 +235,11 @@ def client_scores(per_client: Sequence[Mapping[str, Any]], name: str = "FD") -> 
                     for c in per_client
                     if (c.get("stage") or "before") == stage and c.get(f"{metric}_{scope}") is not None
                 }
-                if values:
-                    suffix = f", {stage} personalising" if len(stages) > 1 else ""
-                    panels.setdefault(title, []).append((f"against {meaning}{suffix}", values))
+                if values and len(stages) > 1:
+                    when = (stage_words or {}).get(stage) or stage
+                    panels.setdefault(f"{title} by client against {meaning}", []).append((when, values))
+                elif values:
+                    panels.setdefault(f"{title} by client", []).append((f"against {meaning}", values))
     if not panels:
         return None
 
@@ -194,12 +252,13 @@ def client_scores(per_client: Sequence[Mapping[str, Any]], name: str = "FD") -> 
                 left = [k - 0.4 + (i + 0.5) * width for k in x]
                 heights = [values[clients[k]] for k in x]
                 ax.bar(left, heights, width * 0.92, color=COLOURS[i], label=label)
-            ax.set_title(f"{title} by client, lower is better")
+            ax.set_title(f"{title}, lower is better")
             if len(series) > 1:
                 _legend(ax)
         _client_axis(axes[-1], clients)
 
-    return _svg(draw, f"{' and '.join(panels)} of every client", "clients", (11, 2.3 * len(panels) + 0.4))
+    told = dict.fromkeys(title.partition(" by client")[0] for title in panels)
+    return _svg(draw, f"{' and '.join(told)} of every client", "clients", (11, 2.3 * len(panels) + 0.4))
 
 
 def partition(table: PartitionTable) -> str | None:
@@ -221,6 +280,7 @@ def partition(table: PartitionTable) -> str | None:
         axes[0].bar(range(shown), sizes, 0.82, color=COLOURS[0])
         axes[0].set_title("Images per client")
         if shown <= 20:
+            axes[0].margins(y=0.25)  # room for the figures
             for k, n in enumerate(sizes):
                 axes[0].annotate(
                     words.count(n), (k, n), (0, 2), textcoords="offset points", ha="center", fontsize=9

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.errors import ConfigError
+from osmotic.messages import MERGE
 
 Json = Mapping[str, Any]
 
@@ -59,6 +60,15 @@ class PartitionTable:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A grid of images that one client's own model drew."""
+
+    round: int
+    client: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything a report needs from a run folder."""
 
@@ -69,7 +79,8 @@ class Run:
     rounds: tuple[Round, ...]
     ledger: tuple[Traffic, ...]
     partition: PartitionTable | None
-    samples: tuple[tuple[int, Path], ...] = field(default=())  # (round, PNG), by round
+    samples: tuple[tuple[int, Path], ...] = field(default=())  # (round, PNG) of the global model, by round
+    own_samples: tuple[Grid, ...] = field(default=())  # where models are personal, by round and client
 
     @property
     def name(self) -> str:
@@ -86,7 +97,21 @@ class Run:
 
     @property
     def scored_rounds(self) -> tuple[Round, ...]:
-        return tuple(r for r in self.rounds if r.quality)
+        """Scored on the way; what merging the last average makes of personal models is no further round."""
+        return tuple(r for r in self.rounds if r.quality and r.phase != MERGE)
+
+    @property
+    def merge_round(self) -> int | None:
+        """The number under which personal models were scored with the last average merged."""
+        return next((r.number for r in self.rounds if r.phase == MERGE), None)
+
+    @property
+    def own_grids(self) -> tuple[tuple[Grid, Grid | None], ...]:
+        """Per client of the last scored round: its grid, and that of the same model after merging."""
+        merged = {g.client: g for g in self.own_samples if g.round == self.merge_round}
+        trained = [g for g in self.own_samples if g.round != self.merge_round]
+        last = max((g.round for g in trained), default=0)
+        return tuple((g, merged.get(g.client)) for g in trained if g.round == last)
 
     @property
     def failures(self) -> tuple[Json, ...]:
@@ -129,6 +154,7 @@ def read(path: Path | str) -> Run:
         ledger=tuple(_traffic(line) for line in _lines(path / "ledger.jsonl")),
         partition=_partition(path / "partition.json"),
         samples=_samples(path / "samples"),
+        own_samples=_own_samples(path / "samples"),
     )
 
 
@@ -223,3 +249,12 @@ def _samples(folder: Path) -> tuple[tuple[int, Path], ...]:
         if match:
             found.append((int(match.group(1)), path))
     return tuple(sorted(found))
+
+
+def _own_samples(folder: Path) -> tuple[Grid, ...]:
+    found = []
+    for path in folder.glob("round-*-*.png") if folder.is_dir() else ():
+        match = re.fullmatch(r"round-(\d+)-(.+)\.png", path.name)
+        if match:
+            found.append(Grid(int(match.group(1)), match.group(2), path))
+    return tuple(sorted(found, key=lambda g: (g.round, g.client)))

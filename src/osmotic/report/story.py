@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,17 @@ from osmotic.report.rundir import Run
 PARTITIONS = {
     "iid": "split evenly at random",
     "dirichlet": "split by class with a Dirichlet({alpha:g}) draw",
+    "l-skew": "split by class with a capped Dirichlet({alpha:g}) draw",
+    "q-skew": "split into sizes of a Dirichlet({alpha:g}) draw",
     "shards": "split into label-sorted shards, {shards} per client",
     "pathological": "split so that each client holds {classes} classes",
     "linear": "split into linearly growing sizes",
     "exponential": "split into exponentially growing sizes",
 }
+SHARED = {
+    "ulatdec": "bottleneck and decoder",
+    "udec": "the decoder",
+}  # what methods with personal parts average
 
 
 def sentence(run: Run) -> str:
@@ -39,10 +45,55 @@ def sentence(run: Run) -> str:
             f"Each of {words.plural(clients, 'client')} trained {article} {model} alone on its own part of {data}, "
             f"{partition_phrase(run)}, for {rounds}: the lower baseline."
         )
+    if method in SHARED:
+        return (
+            f"Each of {words.plural(clients, 'client')} trained {article} {model} of its own on {data} with {method}, "
+            f"for {rounds}: they share {shared_parts(run)}, the rest is personal; the images, {partition_phrase(run)}, "
+            "stayed where they were."
+        )
+    by = "usplit, each returning a part of it," if method == "usplit" else f"{method},"
     return (
-        f"{words.plural(clients, 'client')} trained {article} {model} together on {data} with {method}, "
+        f"{words.plural(clients, 'client')} trained {article} {model} together on {data} with {by} "
         f"for {rounds}; the images, {partition_phrase(run)}, stayed where they were."
     )
+
+
+def shared_parts(run: Run) -> str:
+    """What clients with personal models average, such as `the decoder`; empty where they share nothing."""
+    parts = SHARED.get(str(run.summary.get("method")), "")
+    every = run.setting("method.encoder_every", 0)
+    return parts + (f", and every {every} rounds the encoder" if parts and every else "")
+
+
+def is_personal(quality: Mapping[str, Any]) -> bool:
+    """Whether the scores are those of the clients' own models, because no global one exists."""
+    over = (quality.get(group) or {} for group in ("mean", "worst"))
+    return quality.get("fd") is None and any(group.get("fd_all") is not None for group in over)
+
+
+def own_count(quality: Mapping[str, Any]) -> int:
+    """How many clients' own models `mean`, `weighted` and `worst` are over."""
+    stage = "before" if before_merging(quality) else "after"
+    per_client = quality.get("per_client") or ()
+    return sum(1 for c in per_client if c.get("stage") == stage and c.get("fd_all") is not None)
+
+
+def own_models(quality: Mapping[str, Any]) -> str:
+    """The same in words: `5 clients' own models`."""
+    count = own_count(quality)
+    return "1 client's own model" if count == 1 else f"{words.count(count)} clients' own models"
+
+
+def before_merging(quality: Mapping[str, Any]) -> bool:
+    """Whether the clients' own models were scored as trained, before the last average was merged into them."""
+    return any(c.get("stage") == "before" for c in quality.get("per_client") or ())
+
+
+def stage_words(quality: Mapping[str, Any]) -> dict[str, str]:
+    """What the stages of `per_client` are called; empty names where there is only one, as nothing came after it."""
+    stages = {c.get("stage") or "before" for c in quality.get("per_client") or ()}
+    step = "merging" if quality.get("after") else "personalising"
+    return {stage: f"{stage} {step}" if len(stages) > 1 else "" for stage in ("before", "after")}
 
 
 def model_kind(run: Run) -> str:
@@ -99,12 +150,13 @@ def load_snippet(run: Run, folder: str | None = None) -> str:
         folder: what to load; by default the first pipeline folder, seen from the run folder.
     """
     path = folder if folder is not None else model_folders(run)[0]
-    custom = isinstance(_model_index(run).get("_class_name"), list)
+    index = _model_index(run)
+    custom = isinstance(index.get("_class_name"), list) or index.get("unet", ["diffusers"])[0] != "diffusers"
     steps = int(run.setting("score.steps", 20))
     lines = ["from diffusers import DiffusionPipeline", ""]
     if custom:
         lines += [
-            "# trust_remote_code lets diffusers use the small pipeline class in the folder",
+            "# trust_remote_code lets diffusers use the classes in the folder",
             f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(path)}, trust_remote_code=True)",
         ]
     else:
