@@ -47,21 +47,20 @@ def run_all(
     runs: Path | None = None,
     jobs: int = 1,
     more: Callable[[Path], Mapping[str, Any]] = lambda out: {},
+    results: str = "results.jsonl",
 ) -> list[dict[str, Any]]:
-    """Every case as `osmotic run` with these arguments; returns the rows of results.jsonl.
+    """Every case as `osmotic run` with these arguments; returns their rows.
 
     Args:
-        folder: of the study; results.jsonl is written there after every case.
+        folder: of the study; the file `results` is written there after every case.
         cases: name -> arguments of `osmotic run`.
         runs: where run folders go; default runs/STUDY under the current folder.
         jobs: runs side by side; give each `engine.workers=1` then.
         more: further entries of a row, from its run folder.
     """
     runs = runs or Path("runs") / folder.name
-    results = folder / "results.jsonl"
-    rows = (
-        {r["case"]: r for r in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
-    )
+    path = folder / results
+    rows = {r["case"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
     writing = threading.Lock()
 
     def one(case: str) -> None:
@@ -78,7 +77,7 @@ def run_all(
         found = row(case, arguments, json.loads((out / "summary.json").read_text())) | dict(more(out))
         with writing:
             rows[case] = found
-            results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+            path.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, [case for case in cases if case not in rows]))

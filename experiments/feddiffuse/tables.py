@@ -1,0 +1,195 @@
+"""Figures in words: means with 95 % intervals, and the tables of README.md from results.jsonl.
+
+python experiments/feddiffuse/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cases import METHODS, PARTITIONS, SEEDS
+from scipy.stats import t as student
+
+Rows = dict[str, dict[str, Any]]
+# Table 2 of arXiv 2406.12575, K = 5: FID of another network, size and encoder, so only the order can be compared.
+PAPER = {
+    "fedavg": {"iid": "39 +- 4", "l-skew": "43 +- 4", "q-skew": "23 +- 5"},
+    "usplit": {"iid": "41 +- 5", "l-skew": "61 +- 5", "q-skew": "39 +- 9"},
+    "ulatdec": {"iid": "53 +- 15", "l-skew": "72 +- 30", "q-skew": "122 +- 138"},
+    "udec": {"iid": "51 +- 15", "l-skew": "75 +- 31", "q-skew": "139 +- 135"},
+}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half-width of its 95 % interval (Student's t); "" without values, no interval for a single one."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.2f} +- {half:.2f}"
+
+
+def read(path: Path) -> Rows:
+    """Rows by case."""
+    return {r["case"]: r for r in map(json.loads, path.read_text().splitlines())}
+
+
+def of(rows: Rows, start: str) -> list[dict[str, Any]]:
+    """The rows of all seeds of a case such as `udec-iid`."""
+    return [rows[f"{start}-{seed}"] for seed in SEEDS if f"{start}-{seed}" in rows]
+
+
+def fd(
+    row: dict[str, Any], statistic: str = "mean", stage: str = "before", key: str = "fd_all"
+) -> float | None:
+    """FD of the global model, or over clients' own models; None where that stage was not scored."""
+    scores = row["scores"] if stage == "before" else row["scores"]["after"]
+    return None if scores is None else scores[statistic][key]
+
+
+def cell(rows: Iterable[dict[str, Any]], *which: str) -> str:
+    """Mean and interval over seeds; a dash where nothing was scored."""
+    values = [v for v in (fd(r, *which) for r in rows) if v is not None]
+    return interval(values) or "—"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
+
+
+def order(rows: Rows) -> str:
+    """The main table: FD against all data, before the last average as in the paper, beside the paper's own."""
+    lines = [
+        [m, *(c for p in PARTITIONS for c in (cell(of(rows, f"{m}-{p}")), PAPER.get(m, {}).get(p, "—")))]
+        for m in (*METHODS, "local")
+    ]
+    lines.append(["central", cell(of(rows, "central")), "—", *["as iid", "—"] * 2])
+    head = ["method", *(c for p in PARTITIONS for c in (p, f"paper, {p}"))]
+    return table(head, lines)
+
+
+def personal(rows: Rows) -> str:
+    """What the mean before the last average hides: after it, weighted by size, the worst client, against own data."""
+    lines = []
+    for p in PARTITIONS:
+        for m in ("fedavg", "ulatdec", "udec", "udec+encoder5", "local"):
+            found = of(rows, f"{m}-{p}")
+            if not found:
+                continue
+            stages = ("before", "after") if found[0]["scores"]["after"] else ("before",)
+            lines += [
+                [
+                    p,
+                    m,
+                    s if len(stages) > 1 else "—",
+                    *(cell(found, w, s) for w in ("mean", "weighted", "worst")),
+                    cell(found, "mean", s, "fd_own"),
+                ]
+                for s in stages
+            ]
+    head = ["split", "method", "last average", "mean", "by size", "worst", "mean, own data"]
+    return table(head, lines)
+
+
+def clients(rows: Rows) -> str:
+    """q-skew, client by client: images and FD against all data, as trained and after the last average."""
+    lines = []
+    for seed in SEEDS:
+        methods = [m for m in ("local", "udec", "ulatdec", "udec+encoder5") if f"{m}-q-skew-{seed}" in rows]
+        if not methods:
+            continue
+        sizes = rows[f"{methods[0]}-q-skew-{seed}"]["client_sizes"]
+        for k in sorted(range(len(sizes)), key=lambda k: sizes[k]):
+            line = [str(seed), str(sizes[k])]
+            for m in methods:
+                own = [c for c in rows[f"{m}-q-skew-{seed}"]["per_client"] if c["client_id"] == k]
+                line.append(" / ".join(f"{c['fd_all']:.1f}" for c in own))
+            glob = rows.get(f"fedavg-q-skew-{seed}")
+            lines.append([*line, f"{glob['fd']:.1f}" if glob else "—"])
+    head = [
+        "seed",
+        "images",
+        "local",
+        "udec, before / after",
+        "ulatdec",
+        "udec, encoder every 5",
+        "fedavg (one model)",
+    ]
+    return table(head, lines)
+
+
+def variants(rows: Rows) -> str:
+    """What goes beyond the paper, each beside the method it starts from."""
+    pairs = [
+        ("usplit", "usplit+freeze", "l-skew"),
+        ("udec", "udec+encoder5", "l-skew"),
+        ("udec", "udec+encoder5", "q-skew"),
+        ("udec", "udec+int8", "l-skew"),
+    ]
+    lines = []
+    for plain, variant, p in pairs:
+        for m in (plain, variant):
+            found = of(rows, f"{m}-{p}")
+            if not found:
+                continue
+            first = found[0]
+            weights = (first["parameters_up"] + first["parameters_down"]) / 1e6
+            size = statistics.mean(r["bytes_up"] + r["bytes_down"] for r in found) / 1e6
+            after = cell(found, "mean", "after")
+            worst = cell(found, "worst", "after")
+            lines.append([p, m, cell(found), after, worst, f"{weights:.2f}", f"{size:.1f}"])
+    head = [
+        "split",
+        "method",
+        "FD",
+        "FD after the last average",
+        "worst after",
+        "weights, millions",
+        "MB up and down",
+    ]
+    return table(head, lines)
+
+
+def hashes(rows: Rows) -> str:
+    """Every run: score, steps and the hash of its weights."""
+    lines = [
+        [
+            case,
+            "—" if r["fd"] is None else f"{r['fd']:.2f}",
+            f"{fd(r):.2f}",
+            str(r["images_seen"]),
+            str(r["client_steps"]),
+            r["weights_sha256"][:12],
+        ]
+        for case, r in rows.items()
+    ]
+    return table(["run", "FD, global", "FD, mean over clients", "images seen", "steps", "weights"], lines)
+
+
+def network(rows: Rows) -> str:
+    """The paper's own network at 16x16, one seed."""
+    lines = []
+    for m in METHODS:
+        row = rows.get(f"convnext16-{m}-l-skew-0")
+        if row:
+            after = fd(row, "mean", "after")
+            millions = (row["parameters_up"] + row["parameters_down"]) / 1e6
+            lines.append([m, f"{fd(row):.2f}", "—" if after is None else f"{after:.2f}", f"{millions:.2f}"])
+    return table(["method", "FD", "FD after the last average", "weights, millions"], lines)
+
+
+if __name__ == "__main__":
+    found = read(Path(__file__).with_name("results.jsonl"))
+    floors = [
+        r["fd_floor"] for r in found.values() if r["fd_floor"] is not None and "convnext" not in r["case"]
+    ]
+    print(f"{len(found)} runs; floor of held-out real images {min(floors):.2f} to {max(floors):.2f}\n")
+    for part in (order, personal, clients, variants, network, hashes):
+        print(f"{part.__doc__}\n\n{part(found)}")
