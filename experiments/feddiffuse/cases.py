@@ -48,6 +48,14 @@ def main_grid() -> dict[str, list[str]]:
     return cases
 
 
+def falling_rate() -> dict[str, list[str]]:
+    """The main grid again with a learning rate that falls to 0 over the rounds, so that last steps add no noise."""
+    return {
+        f"cosine+{name}": [*arguments, "--set", 'training.lr_schedule="cosine"', "--set", "score.every=0"]
+        for name, arguments in main_grid().items()
+    }
+
+
 def variants() -> dict[str, list[str]]:
     """What goes beyond the paper, on the partitions where it should matter."""
     cases: dict[str, list[str]] = {}

@@ -75,6 +75,17 @@ def order(rows: Rows) -> str:
     return table(head, lines)
 
 
+def falling(rows: Rows) -> str:
+    """The same with a learning rate that falls to 0: before and after the last average."""
+    lines = []
+    for m in (*METHODS, "local"):
+        found = [of(rows, f"cosine+{m}-{p}") for p in PARTITIONS]
+        lines.append([m, *(c for own in found for c in (cell(own), cell(own, "mean", "after")))])
+    lines.append(["central", cell(of(rows, "cosine+central")), *["—"] * 5])
+    head = ["method", *(h for p in PARTITIONS for h in (f"{p}, before", f"{p}, after"))]
+    return table(head, lines)
+
+
 def personal(rows: Rows) -> str:
     """What the mean before the last average hides: after it, weighted by size, the worst client, against own data."""
     lines = []
@@ -191,5 +202,5 @@ if __name__ == "__main__":
         r["fd_floor"] for r in found.values() if r["fd_floor"] is not None and "convnext" not in r["case"]
     ]
     print(f"{len(found)} runs; floor of held-out real images {min(floors):.2f} to {max(floors):.2f}\n")
-    for part in (order, personal, clients, variants, network, hashes):
+    for part in (order, falling, personal, clients, variants, network, hashes):
         print(f"{part.__doc__}\n\n{part(found)}")

@@ -1,0 +1,84 @@
+"""The studies' commands are valid runs, and their tables say what the rows say. Nothing is trained."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osmotic import config
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "feddiffuse"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Loads a script of the FedDiffuse study by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    return importlib.import_module
+
+
+def loaded(arguments: list[str]) -> config.Config:
+    """The configuration of `osmotic run` with these arguments."""
+    assert arguments[0] == "--preset" and set(arguments[2::2]) == {"--set"}
+    return config.load(preset=arguments[1], sets=arguments[3::2])
+
+
+def test_the_small_grid_varies_one_thing_at_a_time(module: Any) -> None:
+    cases = module("cases")
+    grid = {name: loaded(arguments) for name, arguments in cases.main_grid().items()}
+    assert len(grid) == 3 * (1 + 3 * 5)
+    assert {c.method.name for c in grid.values()} == {*cases.METHODS, "local", "central"}
+    for name, cfg in grid.items():
+        assert cfg.seed == cfg.data.partition_seed == int(name[-1]), "weights, sampling and split all vary"
+        assert (cfg.training.rounds, cfg.training.local_epochs, cfg.data.clients) == (15, 1.0, 5)
+        assert (cfg.data.image_size, cfg.data.max_images) == (8, 3000)
+        assert cfg.model.conditional is False and cfg.recipe.ema_half_lives == ()
+    more = {name: loaded(arguments) for name, arguments in cases.variants().items()}
+    assert more["udec+int8-l-skew-1"].codec.down == more["udec+int8-l-skew-1"].codec.up == "int8"
+    assert more["usplit+freeze-l-skew-0"].method.options == {"freeze": True}
+    own = {name: loaded(arguments) for name, arguments in cases.own_network().items()}
+    assert {(c.model.network, c.data.image_size, c.data.partition) for c in own.values()} == {
+        ("convnext-unet", 16, "l-skew")
+    }
+
+
+def test_the_full_setting_is_the_papers(module: Any) -> None:
+    gpu = module("gpu")
+    grid = {name: loaded(arguments) for name, arguments in gpu.cases((2023,), {}).items()}
+    assert len(grid) == 3 * 3 * 4 + 3 * 4 + 2
+    cell = grid["k5-l-skew-udec-2023"]
+    assert (cell.model.network, cell.model.target, cell.recipe.loss) == ("convnext-unet", "epsilon", "huber")
+    assert (cell.training.optimizer, cell.training.learning_rate, cell.training.batch_size) == (
+        "adam",
+        1e-4,
+        128,
+    )
+    assert (cell.training.rounds, cell.training.local_epochs, cell.data.partition_seed) == (15, 5.0, 2023)
+    assert (cell.score.sampler, cell.score.steps, cell.model.conditional) == ("ddpm", 1000, False)
+    assert grid["e8-k10-iid-full-2023"].training.local_epochs == 8.0
+    assert grid["central-e5-2023"].model.network == "convnext-unet"
+
+
+def test_intervals_are_students(module: Any) -> None:
+    tables = module("tables")
+    # Mean 2, standard deviation 1, t = 4.303 with 2 degrees of freedom: 4.303 / sqrt(3) = 2.48.
+    assert tables.interval([1.0, 2.0, 3.0]) == "2.00 +- 2.48"
+    assert tables.interval([1.0]) == "1.00"
+    assert tables.interval([]) == ""
+
+
+def test_the_table_of_the_full_setting_reads_both_kinds_of_models(module: Any) -> None:
+    gpu = module("gpu")
+    rows = {
+        "k2-iid-full-1": {"fd": 3.0, "mean_fd_all": 9.0},
+        "k2-iid-udec-1": {"fd": None, "mean_fd_all": 4.0},
+        "e8-k2-iid-full-1": {"fd": 5.0, "mean_fd_all": 5.0},
+    }
+    text = gpu.tables(rows).splitlines()
+    assert "| full | 2 | 3.00 | not run | not run |" in text
+    assert "| udec | 2 | 4.00 | not run | not run |" in text
+    assert "| 2 | not run | not run | not run | 3.00 | 5.00 |" in text
