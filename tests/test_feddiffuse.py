@@ -317,6 +317,44 @@ def test_a_frozen_client_moves_only_what_it_returns(
     )
 
 
+@pytest.mark.parametrize("network", ["unet-8", "convnext-unet"])
+def test_freezing_works_without_a_class_embedding(make_server: Any, network: str) -> None:
+    """Nothing before the trained part needs a gradient then, which crashed a group norm of torch 2.13 on the CPU."""
+    server = make_server(
+        "method.name=usplit",
+        "method.freeze=true",
+        "model.conditional=false",
+        f"model.network={network}",
+        "data.clients=2",
+        "training.rounds=4",
+    )
+    seen = replies_of(server)
+    assert not server.failures
+    assert {part for task, _, _ in seen.values() for part in task.returns} == set(PARTS)
+    moved = [float(np.abs(t).max()) for _, _, tensors in seen.values() for t in tensors.values()]
+    assert np.isfinite(moved).all() and np.mean(np.array(moved) > 0) > 0.9
+
+
+def test_frozen_parts_change_no_gradient_of_the_trained_ones(make_server: Any) -> None:
+    """The first step of a client is the same whether the rest is frozen or trained along, but for rounding."""
+    settings = (
+        "method.name=usplit",
+        "model.conditional=false",
+        "data.clients=2",
+        "data.max_images=20",
+        "training.rounds=1",
+        "training.optimizer=sgd",
+        "training.grad_clip=0",
+        "training.learning_rate=0.1",
+    )
+    free = replies_of(make_server(*settings, name="free"))
+    frozen = replies_of(make_server(*settings, "method.freeze=true", name="frozen"))
+    for key, (task, _, tensors) in frozen.items():
+        assert task.returns == free[key][0].returns
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(tensor, free[key][2][name], rtol=1e-3, atol=1e-7)
+
+
 # --- ULatDec and UDec ---
 
 

@@ -30,6 +30,7 @@ def measure(network: str, returns: str) -> dict[str, float]:
     from osmotic.diffusion.process import Process
     from osmotic.messages import Client
     from osmotic.methods.usplit import USplit
+    from osmotic.models import norms
 
     torch.set_num_threads(1)
     side, batch, steps = SETTINGS[network]
@@ -39,6 +40,7 @@ def measure(network: str, returns: str) -> dict[str, float]:
     )
     spec = models.NetworkSpec(network, side, 1)
     model = models.build(spec).to(memory_format=torch.channels_last)
+    norms.guard(model)
     images = client.Images.of(np.zeros((batch, side, side, 1), np.uint8), None, torch.device("cpu"))
     local = client.Local(Client(0, "client-000", batch), 1, {}, cfg.training, 1e-4, {}, {})
     local.received = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -24,6 +24,7 @@ from osmotic.diffusion.process import Process
 from osmotic.engines.inprocess import InProcess
 from osmotic.errors import ConfigError
 from osmotic.messages import Client, Tensors, contract_hash
+from osmotic.models import norms
 from osmotic.models.dropout import make_seeded
 from osmotic.rundir import RunDir
 from osmotic.scoring import Scoring
@@ -245,6 +246,7 @@ def make_model(study: Study) -> torch.nn.Module:
     """A network on the device, channels-last: 1.25 times as fast as the default layout on CPUs."""
     model = models.build(study.spec)
     make_seeded(model)
+    norms.guard(model)
     return model.to(study.device, memory_format=torch.channels_last)
 
 

@@ -1,0 +1,25 @@
+"""Group norms that can be the first trained layer behind frozen ones.
+
+torch's CPU kernel of their backward pass (2.13) crashes the process on channels-last input that needs no gradient
+while its weight does, as at the border of a frozen part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def guard(model: torch.nn.Module) -> None:
+    """Makes every group norm of `model`, changed in place, ask for its input's gradient where its weight is trained."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_pre_hook(_with_gradient)
+
+
+def _with_gradient(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    x = inputs[0]
+    if not torch.is_grad_enabled() or x.requires_grad or not norm.weight.requires_grad:
+        return None
+    return (x.detach().requires_grad_(),)
