@@ -49,10 +49,12 @@ def main_grid() -> dict[str, list[str]]:
 
 
 def falling_rate() -> dict[str, list[str]]:
-    """The main grid again with a learning rate that falls to 0 over the rounds, so that last steps add no noise."""
+    """The four methods again with a learning rate that falls to 0 over the rounds, so that last steps add no noise."""
     return {
-        f"cosine+{name}": [*arguments, "--set", 'training.lr_schedule="cosine"', "--set", "score.every=0"]
-        for name, arguments in main_grid().items()
+        f"cosine+{m}-{p}-{seed}": case(m, p, seed, training__lr_schedule="cosine", score__every=0)
+        for seed in SEEDS
+        for p in PARTITIONS
+        for m in METHODS
     }
 
 

@@ -78,10 +78,9 @@ def order(rows: Rows) -> str:
 def falling(rows: Rows) -> str:
     """The same with a learning rate that falls to 0: before and after the last average."""
     lines = []
-    for m in (*METHODS, "local"):
+    for m in METHODS:
         found = [of(rows, f"cosine+{m}-{p}") for p in PARTITIONS]
         lines.append([m, *(c for own in found for c in (cell(own), cell(own, "mean", "after")))])
-    lines.append(["central", cell(of(rows, "cosine+central")), *["—"] * 5])
     head = ["method", *(h for p in PARTITIONS for h in (f"{p}, before", f"{p}, after"))]
     return table(head, lines)
 
