@@ -326,6 +326,7 @@ KILLED = (
     "codec.error_feedback=true",
     "codec.down=int8",
 )
+PERSONAL = (*SMALL, "training.rounds=3", "method.name=udec", "codec.down=int8", "data.partition=q-skew")
 
 
 def command(*words: str) -> list[str]:
@@ -333,8 +334,8 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "osmotic.cli", *words]
 
 
-def run_command(out: Path) -> list[str]:
-    sets = [part for s in KILLED for part in ("--set", s)]
+def run_command(out: Path, settings: tuple[str, ...] = KILLED) -> list[str]:
+    sets = [part for s in settings for part in ("--set", s)]
     return command("run", *sets, "--out", str(out), "--json")
 
 
@@ -373,6 +374,29 @@ def test_sigkill_and_resume_equal_the_unbroken_run(
         command("resume", str(out), "--json"), check=True, stdout=subprocess.DEVNULL, env=environment
     )
     assert comparable(out) == unbroken
+
+
+def test_sigkill_and_resume_give_the_same_personal_parts(tmp_path: Path) -> None:
+    """UDec, killed in its last round: summary, logs and every client's own model are those of the unbroken run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(run_command(whole, PERSONAL), check=True, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(run_command(killed, PERSONAL), stdout=subprocess.DEVNULL, env=environment)
+    log = killed / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 2:
+        time.sleep(0.01)
+        assert process.poll() is None, "the run must not have ended yet"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists()
+    subprocess.run(
+        command("resume", str(killed), "--json"), check=True, stdout=subprocess.DEVNULL, env=environment
+    )
+    assert comparable(killed) == comparable(whole)
+    models = sorted(p.relative_to(whole) for p in whole.glob("model/*/unet/*.safetensors"))
+    assert len(models) == 3, "one pipeline per client"
+    assert all((whole / m).read_bytes() == (killed / m).read_bytes() for m in models)
+    assert len({(whole / m).read_bytes() for m in models}) == 3
 
 
 @pytest.fixture(scope="module")
