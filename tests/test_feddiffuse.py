@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seam_methods import HalfCodec
 
-from osmotic import config, plan, seeds
+from osmotic import codecs, config, plan, seeds
 from osmotic.client import Trainer, under
-from osmotic.messages import MERGE, Packet
+from osmotic.codecs import make
+from osmotic.downlink import DownLink, held
+from osmotic.messages import MERGE, Client, Packet, Phase
 from osmotic.methods.base import PARTS
+from osmotic.methods.usplit import USplit
 from osmotic.models import parts as network_parts
+from osmotic.presets import RECIPES
+from osmotic.store import StateLost, read_checked
 
 P, D, M, U = 2_996_315, 1_280_642, 999_376, 716_297  # 28x28x1: all, encoder, bottleneck, decoder
 MILLIONS = {
@@ -65,9 +71,60 @@ def test_the_counts_of_usplit_with_an_odd_client_follow_its_coin() -> None:
     assert (f"{lowest / 1e6:.2f}", f"{highest / 1e6:.2f}") == ("340.35", "348.81")
 
 
+def test_the_recipe_is_the_papers() -> None:
+    """arXiv 2406.12575 and its code: Huber, Adam 1e-4, linear betas, epsilon, batches of 128; no averages, no clipping."""
+    assert RECIPES["feddiffuse"] == {
+        "model.network": "convnext-unet",
+        "model.conditional": False,
+        "model.target": "epsilon",
+        "model.schedule": "linear",
+        "recipe.loss": "huber",
+        "recipe.min_snr": 0.0,
+        "recipe.ema_half_lives": (),
+        "training.batch_size": 128,
+        "training.optimizer": "adam",
+        "training.learning_rate": 1e-4,
+        "training.grad_clip": 0.0,
+    }
+    plain = config.load(preset="feddiffuse-udec", sets=["recipe.name=default"])
+    assert (plain.model, plain.recipe, plain.training) == (
+        config.ModelConfig(),
+        config.RecipeConfig(),
+        config.TrainingConfig(),
+    )
+    assert plain.method.name == "udec"
+
+
 def test_the_coin_is_fair() -> None:
     # 3,000 fair coins: the count leaves 1500 +- 137 (five standard deviations) once in two million seeds.
     assert abs(sum(odd_encoders(seed) for seed in range(200)) - 1500) < 137
+
+
+def drawn_tasks(clients: int, rounds: int) -> list[dict[str, tuple[str, ...]]]:
+    """What each client returns, round by round, as `tasks` of the method draws it."""
+    cfg = config.load(preset="usplit", sets=[f"data.clients={clients}"])
+    layout = {"conv_in.weight": (1,), "mid_block.bias": (1,), "conv_out.weight": (1,)}
+    everyone = [Client(i, f"client-{i:03d}", 10) for i in range(clients)]
+    rehearsal: Any = plan.Rehearsal(cfg, layout, everyone)
+    phases = (Phase("train", r) for r in range(1, rounds + 1))
+    return [{t.client.name: t.returns for t in USplit().tasks(rehearsal, p, everyone)} for p in phases]
+
+
+def test_pairs_are_drawn_at_random_and_their_coin_is_fair() -> None:
+    rounds = 400
+    drawn = drawn_tasks(4, rounds)
+    for returned in drawn:
+        assert sorted(part for parts in returned.values() for part in parts) == sorted(PARTS * 2)
+    # Fair coins leave their mean +- five standard deviations once in two million cases.
+    with_decoder = sum(parts == ("bottleneck", "decoder") for r in drawn for parts in r.values())
+    assert abs(with_decoder - rounds) < 5 * (2 * rounds * 0.25) ** 0.5
+    for name in drawn[0]:
+        decoders = sum("decoder" in r[name] for r in drawn)
+        assert abs(decoders - rounds / 2) < 5 * (rounds * 0.25) ** 0.5, f"{name} returns either part as often"
+    # Of three others each is as often the one with the same part: a third of the rounds.
+    for name in list(drawn[0])[1:]:
+        alike = sum(("decoder" in r["client-000"]) == ("decoder" in r[name]) for r in drawn)
+        assert abs(alike - rounds / 3) < 5 * (rounds * 2 / 9) ** 0.5, "partners change"
 
 
 @pytest.mark.parametrize("mode", ["full", "usplit", "ulatdec", "udec"])
@@ -309,7 +366,7 @@ def test_a_frozen_client_moves_only_what_it_returns(
     settings = ("method.name=usplit", "data.clients=2", "training.rounds=4", "engine.workers=1")
     make_server(*settings, "method.freeze=true", name="frozen").run()
     assert len(seen) == 8
-    assert all(moved == asked for moved, _, asked in seen)
+    assert all(moved == asked == held for moved, held, asked in seen), "nor does it hold other gradients"
     seen.clear()
     make_server(*settings, name="free").run()
     assert all(moved > asked for moved, _, asked in seen), (
@@ -443,8 +500,6 @@ def test_models_are_sampled_as_trained_and_with_the_last_average(make_server: An
 
 def coded_step(replica: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Where a client of this replica stands after one int8 packet towards `target`."""
-    from osmotic.codecs import make
-
     [(_, change)] = make("int8").decode(make("int8").encode({"x": target - replica}, {}), {})
     return replica + change
 
@@ -503,6 +558,15 @@ def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
     assert late, "somebody got it later than in the next round"
 
 
+def test_the_last_round_averages_no_encoder_that_nobody_would_train_from() -> None:
+    def up(rounds: int, every: int) -> int:
+        sets = (f"training.rounds={rounds}", f"method.encoder_every={every}")
+        return int(planned("feddiffuse-udec", 2, *sets)["parameters_up"])
+
+    assert up(5, 5) == up(5, 0) == 5 * 2 * U
+    assert up(6, 5) == 6 * 2 * U + 2 * D
+
+
 def test_an_average_of_encoders_without_a_quorum_is_not_sent(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -559,6 +623,85 @@ def test_a_client_that_lost_what_it_keeps_is_a_failure_and_not_a_guess(make_serv
     resumed.run()
     assert [f["kind"] for f in resumed.failures] == ["raised"]
     assert "is missing" in resumed.failures[0]["reason"]
+
+
+def test_a_part_counts_as_moved_only_if_it_moved_since_the_client_heard_it() -> None:
+    link = DownLink(make("fp32"), {p: [p] for p in PARTS}, changed_only=True)
+    link.commit({"client-000": PARTS}, 3)
+    assert link.unmoved("client-000", PARTS, {}) == dict.fromkeys(PARTS, 3)
+    # Moved at the end of round 2: what was sent in round 3 has it. Moved at the end of round 3: it has not.
+    assert link.unmoved("client-000", PARTS, {"encoder": 2, "decoder": 3}) == {"encoder": 3, "bottleneck": 3}
+    assert link.unmoved("client-001", PARTS, {}) == {}
+    everything = DownLink(make("fp32"), {p: [p] for p in PARTS})
+    everything.commit({"client-000": PARTS}, 3)
+    assert everything.unmoved("client-000", PARTS, {}) == {}
+
+
+def test_a_part_that_is_kept_must_be_of_the_round_that_the_server_names() -> None:
+    state = {"heard/decoder": np.array([2]), "replica/w": np.ones(3, np.float32)}
+    assert held({"decoder": 2}, {"decoder": ["w"]}, state)["w"] is state["replica/w"]
+    with pytest.raises(StateLost, match="decoder as of round 3"):
+        held({"decoder": 3}, {"decoder": ["w"]}, state)
+
+
+# --- what a client keeps, and averages ---
+
+
+def test_frozen_parts_keep_their_moments(make_server: Any) -> None:
+    settings = ("method.name=usplit", "method.freeze=true", "training.optimizer_state=keep", "data.clients=2")
+    server = make_server(*settings, "training.rounds=6", "checkpoint.keep=9")
+    tasks = {key: task.returns for key, (task, _, _) in replies_of(server).items()}
+    compared = 0
+    for site in server.engine.sites.values():
+        states = {r: read_checked(site.store._path(r)) for r in range(1, 7)}
+        for r in range(2, 7):
+            for part in PARTS:
+                names = [f"optimizer/{n}|exp_avg" for n in server.part_names[part]]
+                before = [states[r - 1].get(n) for n in names]
+                if any(b is None for b in before):
+                    continue  # this client has not trained the part yet
+                same = all(np.array_equal(b, states[r][n]) for b, n in zip(before, names, strict=True))
+                assert same == (part not in tasks[r, site.client.name])
+                compared += same
+    assert compared, "somebody kept the moments of a frozen part"
+
+
+def test_scoring_leaves_no_state_on_clients(make_server: Any) -> None:
+    server = make_server("method.name=udec", "training.rounds=2", "score.every=1", "data.max_images=60")
+    server.run()
+    rounds = {int(p.stem.removeprefix("state-")) for p in server.run_dir.path.glob("clients/*/state-*")}
+    assert max(rounds) == 2, "nothing of the phase after the rounds"
+
+
+@pytest.mark.parametrize("method", ["fedavg", "udec"])
+def test_averages_lag_alike_on_server_and_clients(make_server: Any, method: str) -> None:
+    server = make_server(f"method.name={method}", "data.max_images=60", "training.rounds=1")
+    seen: list[tuple[int, int]] = []
+    update = server.ema.update
+
+    def spy(weights: Any, images: int) -> None:
+        seen.append((len(weights), images))
+        update(weights, images)
+
+    server.ema.update = spy
+    server.run()
+    names = server.part_names["decoder"] if method == "udec" else list(server.weights)
+    assert seen == [(len(names), 20 if method == "udec" else 60)]
+
+
+def test_a_trained_codec_is_not_renewed_for_clients_that_only_sample(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(codecs.CODECS, "half", HalfCodec)
+    asked: list[int] = []
+
+    def refresh(self: Any, server_round: int) -> None:
+        asked.append(server_round)
+
+    monkeypatch.setattr(HalfCodec, "refresh", refresh)
+    settings = ("codec.up=half", "codec.down=half", "data.max_images=60", "training.rounds=2")
+    make_server("method.name=udec", *settings).run()
+    assert asked == [1, 2]
 
 
 # --- small clients ---

@@ -126,6 +126,9 @@ def fit(
     named = {n: p for n, p in model.named_parameters() if chosen is None or n in chosen}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in named)
+        parameter.grad = (
+            None  # a worker's network served another client before, that may have trained other parts
+        )
     optimizer = make_optimizer(list(named.values()), training.optimizer, learning_rate)
     if moments:
         _load_moments(optimizer, named, moments)

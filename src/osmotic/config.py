@@ -395,7 +395,8 @@ FREE = ("engine.workers", "track.", "checkpoint.")
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first key of a resumed run that differs from the run's beginning (`to_dict` tables)."""
-    old, new = flatten(before), flatten(now)
+    # A key that the run's version did not have yet stood at what is its default now.
+    old, new = flatten(to_dict(Config())) | flatten(before), flatten(now)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(FREE):
             raise ConfigError(

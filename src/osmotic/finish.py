@@ -142,11 +142,12 @@ def sample(
     model = _model_folder(run, client)
     import torch
     from diffusers import DiffusionPipeline
-    from diffusers.utils.logging import disable_progress_bar
+    from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from osmotic.report import pictures
 
     disable_progress_bar()
+    set_verbosity_error()  # it warns of a network class of ours in a pipeline class of its own
     names = jsonlib.loads((run.path / "partition.json").read_text())["class_names"]
     index = jsonlib.loads((model / "model_index.json").read_text())
     own_class, conditional = "class_names" in index, bool(index.get("class_names"))
@@ -233,7 +234,7 @@ def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[st
         quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
     elif ema is not None:
         raise ConfigError(
-            "--ema", ema, f"method {cfg.method.name} has no global model; a client keeps one average"
+            "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
         )
     else:
         quality = _personal(made, notes["counted"], run)

@@ -17,7 +17,7 @@ from osmotic import codecs, methods, models
 from osmotic.config import Config
 from osmotic.data import sources
 from osmotic.data.dataset import Shape
-from osmotic.data.partition import refuse_label_partition
+from osmotic.data.partition import check_clients, refuse_label_partition
 from osmotic.downlink import DownLink, Stream
 from osmotic.errors import ConfigError
 from osmotic.messages import Client, Spec, Task
@@ -180,9 +180,7 @@ def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
     """
     shape = sources.describe(config.data)
     num_classes = classes(config, shape.num_classes)
-    if not config.data.partition.startswith("by:") and config.data.clients > shape.num_train:
-        rule = f"must be at most the {shape.num_train} training images"
-        raise ConfigError("data.clients", config.data.clients, rule)
+    check_clients(config.data, shape.num_train)
     if shape.num_classes == 0:
         refuse_label_partition(config.data.partition)
     resolved = models.resolve(
@@ -262,7 +260,9 @@ def memory(config: Config, method: methods.Method, parameters: int) -> dict[str,
     replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
     averages = 2 * model * len(config.recipe.ema_half_lives)
     kept = replica > 0 or config.codec.changed_only
-    state = sum((bool(method.keep()), config.codec.error_feedback, kept)) * model
+    # Without a global model a client averages its own: sums of 8 bytes, and the average itself.
+    own_average = 3 * bool(config.recipe.ema_half_lives and not method.global_model)
+    state = sum((bool(method.keep()), config.codec.error_feedback, kept, own_average)) * model
     return {"server": 2 * model + 2 * model + 2 * model + averages + replica, "client": 7 * model + state}
 
 

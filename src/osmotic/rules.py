@@ -89,15 +89,17 @@ def _process(config: Config) -> None:
     target, sampler, steps = config.model.target, config.score.sampler, config.score.steps
     if target == "edm":
         default = type(config.model)()
+        by = "" if config.recipe.name == "default" else f"; recipe {config.recipe.name} sets it"
         for key in ("schedule", "timesteps"):
             if getattr(config.model, key) != getattr(default, key):
                 raise ConfigError(
                     f"model.{key}",
                     getattr(config.model, key),
-                    "target edm has no schedule: leave this key out",
+                    "target edm has no schedule: leave this key out" + by,
                 )
         if config.recipe.loss != "mse":
-            raise ConfigError("recipe.loss", config.recipe.loss, "target edm weighs squared errors: use mse")
+            rule = "target edm weighs squared errors: use mse" + by
+            raise ConfigError("recipe.loss", config.recipe.loss, rule)
     if reason := facts.compatible(target, sampler):
         raise ConfigError("score.sampler", sampler, reason)
     if reason := facts.steps_fit(sampler, steps, config.model.timesteps):

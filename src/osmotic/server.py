@@ -29,6 +29,7 @@ from osmotic.errors import ConfigError
 from osmotic.interrupts import Interrupts
 from osmotic.messages import (
     MERGE,
+    SCORING,
     Answer,
     Client,
     Failure,
@@ -171,7 +172,8 @@ class Server:
         before = self.method.state(), self.codec.state()
         self.sum = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
         try:
-            refreshed = self.codec.refresh(phase.server_round)
+            # Clients that only sample are told no new codec.
+            refreshed = None if phase.name in SCORING else self.codec.refresh(phase.server_round)
             trained = (
                 (self.codec_weights, self.codec_round)
                 if refreshed is None
@@ -528,7 +530,7 @@ class Server:
         self.codec.restore(group("codec"))
         self.codec_weights, self.codec_round = group("codec_weights"), notes["codec_round"]
         self.codec_heard, self.counted = notes["codec_heard"], notes["counted"]
-        self.changed = notes["changed"]
+        self.changed = notes.get("changed", {})
         self.codec_memory = {}
         for key, tensor in group("codec_memory").items():
             client, _, name = key.partition("/")

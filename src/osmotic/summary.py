@@ -34,7 +34,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
     cfg, totals = study.config, server.totals
     quality = server.last_quality
     if quality is not None:
-        quality = {k: quality[k] for k in QUALITY}
+        quality = {k: quality.get(k) for k in QUALITY}
     return {
         "schema": 1,
         "preset": cfg.preset,

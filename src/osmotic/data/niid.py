@@ -30,7 +30,7 @@ def l_skew(labels: np.ndarray, clients: int, beta: float, seed: int) -> list[np.
     Returns: positions of each client's images: sorted int64, disjoint, all N of them, 10 or more each.
     Raises: ConfigError naming `data.clients` if N is below 10 per client, or no draw gives each of them 10.
     """
-    _check_room(len(labels), clients)
+    check_room(len(labels), clients)
     rng = np.random.RandomState(seed)
     for _ in range(L_DRAWS):
         owner = _deal_classes(rng, labels, clients, beta)
@@ -49,7 +49,7 @@ def q_skew(size: int, clients: int, beta: float, seed: int) -> list[np.ndarray]:
     Returns: as `l_skew`.
     Raises: as `l_skew`.
     """
-    _check_room(size, clients)
+    check_room(size, clients)
     rng = np.random.RandomState(seed)
     order = rng.permutation(size)
     for _ in range(Q_DRAWS):
@@ -83,7 +83,8 @@ def _cuts(shares: np.ndarray, size: int) -> np.ndarray:
     return (np.cumsum(shares) * size).astype(np.int64)[:-1]
 
 
-def _check_room(size: int, clients: int) -> None:
+def check_room(size: int, clients: int) -> None:
+    """Raises ConfigError naming `data.clients` if `size` images are not enough for 10 each."""
     if LEAST * clients > size:
         rule = f"must be at most {size // LEAST}, so that each has {LEAST} of the {size} training images"
         raise ConfigError("data.clients", clients, rule)

@@ -36,6 +36,16 @@ def validate_name(name: str) -> None:
     raise ConfigError("data.partition", name, rule, nearest(name, (*NAMES, "by:label")))
 
 
+def check_clients(cfg: DataConfig, size: int) -> None:
+    """Raises ConfigError if `size` training images cannot give each client its least number. Reads no image."""
+    if cfg.partition.startswith("by:"):
+        return
+    if cfg.partition in ("l-skew", "q-skew"):
+        niid.check_room(size, cfg.clients)
+    elif cfg.clients > size:
+        raise ConfigError("data.clients", cfg.clients, f"must be at most the {size} training images")
+
+
 def refuse_label_partition(name: str) -> None:
     """Raises ConfigError if a partition goes by labels: for images that have none."""
     if name in BY_LABEL or name in ("by:label", "by:labels"):
@@ -58,8 +68,8 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     """
     validate_name(cfg.partition)
     keys = _keys(cfg, split)
-    if not cfg.partition.startswith("by:"):
-        _check_counts(cfg, keys)
+    check_clients(cfg, len(keys))
+    _check_counts(cfg, keys)
     match cfg.partition:
         case "l-skew":
             return niid.l_skew(keys, cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
@@ -140,8 +150,6 @@ def _keys(cfg: DataConfig, split: Split) -> np.ndarray:
 
 def _check_counts(cfg: DataConfig, keys: np.ndarray) -> None:
     size, classes = len(keys), int(keys.max()) + 1
-    if cfg.clients > size:
-        raise ConfigError("data.clients", cfg.clients, f"must be at most the {size} training images")
     if cfg.partition == "pathological" and cfg.classes_per_client > classes:
         raise ConfigError(
             "data.classes_per_client", cfg.classes_per_client, f"must be at most the {classes} classes"

@@ -28,7 +28,9 @@ class PersonalParts(Method):
 
     global_model: ClassVar[bool] = False
 
-    encoder_every: int = key(0, "average the personal encoder too, every so many rounds; 0 is never", 0)
+    encoder_every: int = key(
+        0, "average the personal encoder too, every so many rounds but the last; 0 is never", 0
+    )
 
     def phases(self, rounds: int) -> Iterator[Phase]:
         yield from super().phases(rounds)
@@ -37,7 +39,10 @@ class PersonalParts(Method):
     def tasks(self, server: Server, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         if phase.name == MERGE:
             return  # nobody trains any more; the server has the merged models scored
-        averages = self.encoder_every and phase.server_round % self.encoder_every == 0
+        number = phase.server_round
+        # After the last round nobody trains from an average any more.
+        last = number == server.config.training.rounds
+        averages = self.encoder_every and number % self.encoder_every == 0 and not last
         returns = self._with_encoder() if averages else self.shared
         for client in clients:
             yield Task(client, "train", send=self._news(server, client), returns=returns)
