@@ -302,7 +302,9 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
         case "data.source":
             return TEXT.map("npz:{}".format)
         case "data.partition":
-            return st.sampled_from(["iid", "dirichlet", "shards", "pathological"]) | TEXT.map("by:{}".format)
+            return st.sampled_from(["iid", "dirichlet", "shards", "l-skew", "q-skew"]) | TEXT.map(
+                "by:{}".format
+            )
         case "data.channels":
             return st.sampled_from([0, 1, 3])
         case "score.steps":
@@ -320,7 +322,13 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
 
 
 DRAWN_APART = ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives")
-BOUND_TO_OTHERS = ("model.timesteps", "codec.error_feedback", "score.guidance", "training.quorum_clients")
+BOUND_TO_OTHERS = (
+    "model.timesteps",
+    "codec.error_feedback",
+    "codec.changed_only",
+    "score.guidance",
+    "training.quorum_clients",
+)
 
 
 def hint_of(key: str) -> Any:
@@ -365,3 +373,13 @@ def test_most_keys_take_part_in_the_round_trip():
 def test_a_configuration_is_a_value_that_nobody_changes():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load().training.rounds = 3  # type: ignore[misc]
+
+
+def test_a_key_that_a_run_did_not_know_yet_stood_at_its_default():
+    from osmotic.config import refuse_changes, to_dict
+
+    before = to_dict(load())
+    del before["codec"]["changed_only"]
+    refuse_changes(before, to_dict(load()))
+    with pytest.raises(ConfigError, match="codec.changed_only = True: was False when this run began"):
+        refuse_changes(before, to_dict(load(sets=["codec.changed_only=true"])))

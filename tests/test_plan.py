@@ -224,3 +224,20 @@ def test_planning_imports_nothing_heavy(tmp_path: Path):
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("partition, clients", [("q-skew", 144), ("l-skew", 144), ("iid", 1438)])
+def test_a_plan_refuses_more_clients_than_a_run_would(partition: str, clients: int) -> None:
+    sets = (f"data.partition={partition}", f"data.clients={clients}")
+    with pytest.raises(ConfigError, match=f"data.clients = {clients}: must be at most {clients - 1}|1437"):
+        plan.plan(config.load(sets=sets))
+    plan.network(config.load(sets=(f"data.partition={partition}", f"data.clients={clients - 1}")))
+
+
+def test_a_client_without_a_global_model_keeps_its_own_and_an_average() -> None:
+    # Of P weights: 4 P bytes for its own model, 8 P for the sums of the average, 4 P for the average itself.
+    own, none = (
+        plan.plan(config.load(preset=p, sets=["recipe.ema_half_lives=[5000.0]"])) for p in ("udec", "fedavg")
+    )
+    more = own["memory_bytes"]["client"] - none["memory_bytes"]["client"]
+    assert more == 16 * own["parameters"]

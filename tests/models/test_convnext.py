@@ -5,6 +5,7 @@ Source of the figures: arXiv:2406.12575, Table 2 and its code.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from osmotic import config, models, plan, study
 from osmotic.errors import ConfigError
@@ -249,3 +252,82 @@ def test_without_trust_its_code_is_not_run(tmp_path: Path) -> None:
     folder = pipeline.save(tmp_path / "model", PLAIN, models.initial(PLAIN, 0), V)
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DDIMPipeline.from_pretrained(folder)
+
+
+# --- the forward pass, written a second time from the paper's description, one operation a line ---
+
+
+def by_hand(w: dict[str, Tensor], x: Tensor, t: Tensor, side: int, y: Tensor | None = None) -> Tensor:
+    """The answer of weights `w`: arXiv 2406.12575, Fig. 2 and its code, without modules."""
+    half = side // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1))
+    angles = t[:, None].float() * frequencies[None]
+    time = torch.cat([angles.sin(), angles.cos()], dim=1)
+    time = F.linear(time, w["time_embedding.linear_1.weight"], w["time_embedding.linear_1.bias"])
+    time = F.linear(F.gelu(time), w["time_embedding.linear_2.weight"], w["time_embedding.linear_2.bias"])
+    time = time if y is None else time + w["class_embedding.weight"][y]
+
+    def conv(name: str, x: Tensor, **how: int) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), **how)
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=(1, 2, 3), keepdim=True)
+        scaled = centred / (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return scaled * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+    def block(name: str, x: Tensor) -> Tensor:
+        h = conv(f"{name}.depthwise", x, padding=3, groups=x.shape[1])
+        if f"{name}.time_emb_proj.weight" in w:
+            told = F.linear(F.gelu(time), w[f"{name}.time_emb_proj.weight"], w[f"{name}.time_emb_proj.bias"])
+            h = h + told[:, :, None, None]
+        h = F.gelu(conv(f"{name}.conv1", norm(f"{name}.norm1", h), padding=1))
+        h = conv(f"{name}.conv2", norm(f"{name}.norm2", h), padding=1)
+        return h + (conv(f"{name}.conv_shortcut", x) if f"{name}.conv_shortcut.weight" in w else x)
+
+    def attention(name: str, x: Tensor, linear: bool) -> Tensor:
+        images, _, height, width = x.shape
+        qkv = conv(f"{name}.to_qkv", norm(f"{name}.norm", x)).reshape(images, 3, 4, 32, height * width)
+        q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]  # images, heads, channels, pixels
+        if linear:
+            q, k = q.softmax(dim=-2) / 32**0.5, k.softmax(dim=-1)
+            context = torch.einsum("bhdn,bhen->bhde", k, v)
+            out = torch.einsum("bhde,bhdn->bhen", context, q)
+        else:
+            weights = torch.einsum("bhdi,bhdj->bhij", q / 32**0.5, k).softmax(dim=-1)
+            out = torch.einsum("bhij,bhdj->bhdi", weights, v)
+        out = conv(f"{name}.to_out", out.reshape(images, 128, height, width))
+        return x + (norm(f"{name}.norm_out", out) if linear else out)
+
+    def level(name: str, x: Tensor) -> Tensor:
+        return attention(
+            f"{name}.attention", block(f"{name}.blocks.1", block(f"{name}.blocks.0", x)), linear=True
+        )
+
+    first = level("down_blocks.0", conv("conv_in", x, padding=3))
+    second = level("down_blocks.1", conv("down_blocks.0.resample", first, stride=2, padding=1))
+    third = level("down_blocks.2", conv("down_blocks.1.resample", second, stride=2, padding=1))
+    x = attention("mid_block.attention", block("mid_block.blocks.0", third), linear=False)
+    x = block("mid_block.blocks.1", x)
+    for i, skip in enumerate((third, second)):  # the first level's is not used
+        x = level(f"up_blocks.{i}", torch.cat([x, skip], dim=1))
+        name = f"up_blocks.{i}.resample"
+        x = F.conv_transpose2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride=2, padding=1)
+    return conv("conv_out", block("block_out", x))
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_the_forward_pass_is_the_papers(num_classes: int) -> None:
+    spec = NetworkSpec("convnext-unet", 12, 2, num_classes)
+    model = models.build(spec).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # also norms and biases, which start at 1 and 0
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(2, 2, 12, 12, generator=generator)
+    t = torch.tensor([3, 700])
+    y = torch.tensor([1, 3]) if num_classes else None
+    with torch.no_grad():
+        found = model(x, t, class_labels=y, return_dict=False)[0]
+        expected = by_hand(dict(model.named_parameters()), x, t, 12, y)
+    # Sums of a few thousand products in another order: some 1e-6 of the largest value.
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
