@@ -17,6 +17,25 @@ SMALL = (
 )
 
 
+class Crash(BaseException):
+    """Plays a killed process: nothing after it runs."""
+
+
+def crash_at(phase_number: int, answers: int) -> Callable[[str, Any], None]:
+    """Dies in the phase of this number after so many clients have done their step."""
+    seen = {"phase": 0, "answered": 0}
+
+    def at(event: str, value: Any) -> None:
+        if event == "phase":
+            seen["phase"], seen["answered"] = seen["phase"] + 1, 0
+        elif event == "answered":
+            seen["answered"] += 1
+            if (seen["phase"], seen["answered"]) == (phase_number, answers):
+                raise Crash
+
+    return at
+
+
 class Silent:
     """An observer that remembers the lines; `at` may raise to play a crash."""
 

@@ -381,5 +381,5 @@ def test_a_key_that_a_run_did_not_know_yet_stood_at_its_default():
     before = to_dict(load())
     del before["codec"]["changed_only"]
     refuse_changes(before, to_dict(load()))
-    with pytest.raises(ConfigError, match="codec.changed_only = True: was False when this run began"):
+    with pytest.raises(ConfigError, match=r"codec\.changed_only = True: was False when this run began"):
         refuse_changes(before, to_dict(load(sets=["codec.changed_only=true"])))

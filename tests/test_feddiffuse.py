@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from seam_methods import HalfCodec
+from small_runs import Crash, crash_at
 
 from osmotic import codecs, config, plan, seeds
 from osmotic.client import Trainer, under
@@ -190,25 +191,6 @@ VARIANTS = {
 }
 
 
-class Killed(BaseException):
-    """Nothing after it runs, as after SIGKILL."""
-
-
-def kill_at(phase_number: int, answers: int) -> Any:
-    """Dies in the phase of this number once so many clients have done their step."""
-    seen = {"phase": 0, "answered": 0}
-
-    def at(event: str, value: Any) -> None:
-        if event == "phase":
-            seen["phase"], seen["answered"] = seen["phase"] + 1, 0
-        elif event == "answered":
-            seen["answered"] += 1
-            if (seen["phase"], seen["answered"]) == (phase_number, answers):
-                raise Killed
-
-    return at
-
-
 def outcome(server: Any) -> dict[str, Any]:
     """All that a run leaves but for the time: weights, averages, states on disk, ledger."""
     states = {}
@@ -236,8 +218,8 @@ def test_killed_and_resumed_gives_the_same_bits_and_the_plan_the_same_bytes(
     unbroken = make_server(*settings, name="unbroken")
     unbroken.run()
     assert not unbroken.failures
-    with pytest.raises(Killed):
-        make_server(*settings, name="broken", at=kill_at(3, 1)).run()
+    with pytest.raises(Crash):
+        make_server(*settings, name="broken", at=crash_at(3, 1)).run()
     resumed = make_server(*settings, name="broken", resume=True)
     assert resumed.step == 2
     resumed.run()
@@ -258,9 +240,9 @@ def test_a_run_of_udec_killed_while_it_merges_gives_the_same_bits(make_server: A
 
     def die(event: str, value: Any) -> None:
         if event == "phase" and value.name == MERGE:
-            raise Killed
+            raise Crash
 
-    with pytest.raises(Killed):
+    with pytest.raises(Crash):
         make_server(*settings, name="broken", at=die).run()
     resumed = make_server(*settings, name="broken", resume=True)
     resumed.run()
@@ -614,8 +596,8 @@ def test_only_a_lone_client_per_round_leaves_a_part_unmoved(fraction: float, sav
 
 def test_a_client_that_lost_what_it_keeps_is_a_failure_and_not_a_guess(make_server: Any) -> None:
     settings = ("method.name=usplit", "data.clients=1", "training.rounds=6", "codec.changed_only=true")
-    server = make_server(*settings, at=kill_at(6, 1))
-    with pytest.raises(Killed):
+    server = make_server(*settings, at=crash_at(6, 1))
+    with pytest.raises(Crash):
         server.run()
     for path in server.run_dir.client("client-000").glob("*.safetensors"):
         path.unlink()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from seam_methods import SEAMS, HalfCodec, TrainedCodec
+from small_runs import Crash, crash_at
 
 from osmotic import codecs, methods
 from osmotic.store import digest
@@ -17,31 +18,12 @@ from osmotic.summary import weights_sha256
 SLIM = ("training.rounds=2", "data.max_images=60", "data.clients=3")
 
 
-class Crash(Exception):
-    """Plays a killed process: nothing after it runs."""
-
-
 @pytest.fixture(autouse=True)
 def seams(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, cls in SEAMS.items():
         monkeypatch.setitem(methods.METHODS, name, cls)
     monkeypatch.setitem(codecs.CODECS, "trained", TrainedCodec)
     monkeypatch.setitem(codecs.CODECS, "half", HalfCodec)
-
-
-def crash_at(phase_number: int, answers: int) -> Any:
-    """Dies in the phase of this number after so many clients have done their step."""
-    seen = {"phase": 0, "answered": 0}
-
-    def at(event: str, value: Any) -> None:
-        if event == "phase":
-            seen["phase"], seen["answered"] = seen["phase"] + 1, 0
-        elif event == "answered":
-            seen["answered"] += 1
-            if (seen["phase"], seen["answered"]) == (phase_number, answers):
-                raise Crash
-
-    return at
 
 
 def outcome(server: Any) -> dict[str, Any]:

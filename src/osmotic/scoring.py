@@ -16,8 +16,8 @@ from osmotic.messages import Client, Tensors
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated, score
 from osmotic.report import pictures
+from osmotic.roles import Stage
 from osmotic.rundir import RunDir
-from osmotic.server import Stage
 
 if TYPE_CHECKING:
     from osmotic.study import Holding, Study

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from osmotic.messages import (
 )
 from osmotic.models import parts as network_parts
 from osmotic.protocol import choose, conveyed, expected_tensors, work_bound
+from osmotic.roles import Lab, Observer, Scorer, Stage
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -53,41 +54,6 @@ if TYPE_CHECKING:
     from osmotic.methods import Method
 
 PARTS = ("encoder", "bottleneck", "decoder")
-Stage = Literal["before", "after"]
-
-
-class Lab(Protocol):
-    """Server-side training and sampling, for methods that learn after the average."""
-
-    def fit(
-        self,
-        weights: Tensors,
-        images: np.ndarray,
-        labels: np.ndarray | None,
-        steps: int,
-        learning_rate: float,
-        seed: int,
-    ) -> Tensors: ...
-    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray: ...
-
-
-class Scorer(Protocol):
-    """Scores models; knows the data sets, which the server does not."""
-
-    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]: ...
-    def wanted(self, client: Client) -> Mapping[str, Any]: ...
-    def score_personal(
-        self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
-    ) -> dict[str, Any]: ...
-    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]: ...
-
-
-class Observer(Protocol):
-    """Is told what happens: progress bars, trackers."""
-
-    def phase_started(self, phase: Phase, index: int, count: int) -> None: ...
-    def answered(self, client: str) -> None: ...
-    def phase_done(self, line: Mapping[str, Any]) -> None: ...
 
 
 class Server:

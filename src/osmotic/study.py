@@ -26,9 +26,10 @@ from osmotic.errors import ConfigError
 from osmotic.messages import Client, Tensors, contract_hash
 from osmotic.models import norms
 from osmotic.models.dropout import make_seeded
+from osmotic.roles import Observer
 from osmotic.rundir import RunDir
 from osmotic.scoring import Scoring
-from osmotic.server import Observer, Server
+from osmotic.server import Server
 from osmotic.store import Store
 from osmotic.summary import write_summary
 
