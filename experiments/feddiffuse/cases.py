@@ -71,6 +71,20 @@ def variants() -> dict[str, list[str]]:
     return cases
 
 
+TINY_SPLITS = (29, 172, 363)  # seeds of q-skew with 3,000 images and 5 clients whose smallest client holds 13
+
+
+def tiny() -> dict[str, list[str]]:
+    """q-skew with a client of 13 images, as in the paper's split for 5 clients."""
+    cases: dict[str, list[str]] = {}
+    for seed, split in zip(SEEDS, TINY_SPLITS, strict=True):
+        more = {"data__partition_seed": split, "score__every": 0}
+        for m in ("fedavg", "udec", "local"):
+            cases[f"tiny+{m}-{seed}"] = case(m, "q-skew", seed, **more)
+        cases[f"tiny+udec+encoder5-{seed}"] = case("udec", "q-skew", seed, method__encoder_every=5, **more)
+    return cases
+
+
 def own_network() -> dict[str, list[str]]:
     """The paper's network at 16x16 on l-skew, one seed."""
     size = {"data__image_size": 16, "model__network": "convnext-unet"}

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cases import falling_rate, kept, main_grid, own_network, variants
+from cases import falling_rate, kept, main_grid, own_network, tiny, variants
 from study import machine, run_all
 
 if __name__ == "__main__":
     here = Path(__file__).parent
-    wanted = main_grid() | variants() | own_network() | falling_rate()
+    wanted = main_grid() | variants() | tiny() | own_network() | falling_rate()
     run_all(here, wanted, jobs=2, more=kept)
     print(machine())
