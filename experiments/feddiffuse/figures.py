@@ -78,13 +78,14 @@ def sizes(rows: Rows) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for axis, stage in zip(axes, ("before", "after"), strict=True):
         for m in ("local", "ulatdec", "udec", "udec+encoder5"):
-            found = [c for row in of(rows, f"{m}-q-skew") for c in row["per_client"]]
+            runs = of(rows, f"{m}-q-skew") + of(rows, f"tiny+{m}")
+            found = [c for row in runs for c in row["per_client"]]
             own = [c for c in found if c["stage"] == stage or m == "local"]
             colour = COLOURS.get(m, "#b03a6b")
             axis.scatter(
                 [c["num_examples"] for c in own], [c["fd_all"] for c in own], s=22, color=colour, label=m
             )
-        one = [row["fd"] for row in of(rows, "fedavg-q-skew")]
+        one = [row["fd"] for row in of(rows, "fedavg-q-skew") + of(rows, "tiny+fedavg")]
         if one:
             axis.axhline(
                 statistics.mean(one), color=COLOURS["fedavg"], lw=1, label="fedavg, one model for all"

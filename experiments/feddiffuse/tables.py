@@ -109,30 +109,41 @@ def personal(rows: Rows) -> str:
 
 
 def clients(rows: Rows) -> str:
-    """q-skew, client by client: images and FD against all data, as trained and after the last average."""
+    """Splits with a client of 13 images, client by client: FD against all data, as trained / after the last average."""
     lines = []
     for seed in SEEDS:
-        methods = [m for m in ("local", "udec", "ulatdec", "udec+encoder5") if f"{m}-q-skew-{seed}" in rows]
-        if not methods:
+        own = {m: rows.get(f"tiny+{m}-{seed}") for m in ("fedavg", "local", "udec", "udec+encoder5")}
+        done = {m: row for m, row in own.items() if row is not None}
+        if len(done) < len(own):
             continue
-        sizes = rows[f"{methods[0]}-q-skew-{seed}"]["client_sizes"]
+        sizes = done["local"]["client_sizes"]
         for k in sorted(range(len(sizes)), key=lambda k: sizes[k]):
-            line = [str(seed), str(sizes[k])]
-            for m in methods:
-                own = [c for c in rows[f"{m}-q-skew-{seed}"]["per_client"] if c["client_id"] == k]
-                line.append(" / ".join(f"{c['fd_all']:.1f}" for c in own))
-            glob = rows.get(f"fedavg-q-skew-{seed}")
-            lines.append([*line, f"{glob['fd']:.1f}" if glob else "—"])
-    head = [
-        "seed",
-        "images",
-        "local",
-        "udec, before / after",
-        "ulatdec",
-        "udec, encoder every 5",
-        "fedavg (one model)",
-    ]
-    return table(head, lines)
+            cells = [
+                " / ".join(f"{c['fd_all']:.1f}" for c in row["per_client"] if c["client_id"] == k)
+                for row in done.values()
+            ]
+            lines.append([str(seed), str(sizes[k]), *cells])
+    return table(["seed", "images", "fedavg, one model", "local", "udec", "udec, encoder every 5"], lines)
+
+
+def differences(rows: Rows, prefix: str = "") -> str:
+    """FD minus that of fedavg with the same seed, split and first weights: what is shared by all methods falls out."""
+    lines = []
+    for stage in ("before", "after"):
+        for m in ("usplit", "ulatdec", "udec", "local"):
+            line = [m, stage]
+            for p in PARTITIONS:
+                pairs = zip(of(rows, f"{prefix}{m}-{p}"), of(rows, f"{prefix}fedavg-{p}"), strict=False)
+                both = [(fd(a, "mean", stage), fd(b)) for a, b in pairs]
+                line.append(interval([a - b for a, b in both if a is not None and b is not None]))
+            if any(line[2:]):
+                lines.append(line)
+    return table(["method", "last average", *PARTITIONS], lines)
+
+
+def falling_differences(rows: Rows) -> str:
+    """FD minus that of fedavg, with a learning rate that falls to 0."""
+    return differences(rows, "cosine+")
 
 
 def variants(rows: Rows) -> str:
@@ -201,5 +212,15 @@ if __name__ == "__main__":
         r["fd_floor"] for r in found.values() if r["fd_floor"] is not None and "convnext" not in r["case"]
     ]
     print(f"{len(found)} runs; floor of held-out real images {min(floors):.2f} to {max(floors):.2f}\n")
-    for part in (order, falling, personal, clients, variants, network, hashes):
+    for part in (
+        order,
+        differences,
+        falling,
+        falling_differences,
+        personal,
+        clients,
+        variants,
+        network,
+        hashes,
+    ):
         print(f"{part.__doc__}\n\n{part(found)}")
