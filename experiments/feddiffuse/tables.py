@@ -76,13 +76,16 @@ def order(rows: Rows) -> str:
 
 
 def falling(rows: Rows) -> str:
-    """The same with a learning rate that falls to 0: before and after the last average."""
+    """l-skew with a learning rate that falls to 0: before and after the last average, and each less that of fedavg."""
     lines = []
     for m in METHODS:
-        found = [of(rows, f"cosine+{m}-{p}") for p in PARTITIONS]
-        lines.append([m, *(c for own in found for c in (cell(own), cell(own, "mean", "after")))])
-    head = ["method", *(h for p in PARTITIONS for h in (f"{p}, before", f"{p}, after"))]
-    return table(head, lines)
+        own, base = of(rows, f"cosine+{m}-l-skew"), of(rows, "cosine+fedavg-l-skew")
+        line = [m, *(cell(own, "mean", stage) for stage in ("before", "after"))]
+        for stage in ("before", "after"):
+            both = [(fd(a, "mean", stage), fd(b)) for a, b in zip(own, base, strict=False)]
+            line.append(interval([a - b for a, b in both if a is not None and b is not None]) or "—")
+        lines.append(line)
+    return table(["method", "before", "after", "before, less fedavg", "after, less fedavg"], lines)
 
 
 def personal(rows: Rows) -> str:
@@ -126,24 +129,19 @@ def clients(rows: Rows) -> str:
     return table(["seed", "images", "fedavg, one model", "local", "udec", "udec, encoder every 5"], lines)
 
 
-def differences(rows: Rows, prefix: str = "") -> str:
+def differences(rows: Rows) -> str:
     """FD minus that of fedavg with the same seed, split and first weights: what is shared by all methods falls out."""
     lines = []
     for stage in ("before", "after"):
         for m in ("usplit", "ulatdec", "udec", "local"):
             line = [m, stage]
             for p in PARTITIONS:
-                pairs = zip(of(rows, f"{prefix}{m}-{p}"), of(rows, f"{prefix}fedavg-{p}"), strict=False)
+                pairs = zip(of(rows, f"{m}-{p}"), of(rows, f"fedavg-{p}"), strict=False)
                 both = [(fd(a, "mean", stage), fd(b)) for a, b in pairs]
                 line.append(interval([a - b for a, b in both if a is not None and b is not None]))
             if any(line[2:]):
                 lines.append(line)
     return table(["method", "last average", *PARTITIONS], lines)
-
-
-def falling_differences(rows: Rows) -> str:
-    """FD minus that of fedavg, with a learning rate that falls to 0."""
-    return differences(rows, "cosine+")
 
 
 def variants(rows: Rows) -> str:
@@ -216,7 +214,6 @@ if __name__ == "__main__":
         order,
         differences,
         falling,
-        falling_differences,
         personal,
         clients,
         variants,
