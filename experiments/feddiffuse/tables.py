@@ -145,7 +145,7 @@ def differences(rows: Rows) -> str:
 
 
 def variants(rows: Rows) -> str:
-    """What goes beyond the paper, each beside the method it starts from."""
+    """What goes beyond the paper, each below the method it starts from; "less" is the paired difference to that."""
     pairs = [
         ("usplit", "usplit+freeze", "l-skew"),
         ("udec", "udec+encoder5", "l-skew"),
@@ -154,25 +154,21 @@ def variants(rows: Rows) -> str:
     ]
     lines = []
     for plain, variant, p in pairs:
+        base = of(rows, f"{plain}-{p}")
         for m in (plain, variant):
-            found = of(rows, f"{m}-{p}")
-            if not found:
+            own = of(rows, f"{m}-{p}")
+            if not own:
                 continue
-            first = found[0]
-            weights = (first["parameters_up"] + first["parameters_down"]) / 1e6
-            size = statistics.mean(r["bytes_up"] + r["bytes_down"] for r in found) / 1e6
-            after = cell(found, "mean", "after")
-            worst = cell(found, "worst", "after")
-            lines.append([p, m, cell(found), after, worst, f"{weights:.2f}", f"{size:.1f}"])
-    head = [
-        "split",
-        "method",
-        "FD",
-        "FD after the last average",
-        "worst after",
-        "weights, millions",
-        "MB up and down",
-    ]
+            weights = (own[0]["parameters_up"] + own[0]["parameters_down"]) / 1e6
+            size = statistics.mean(r["bytes_up"] + r["bytes_down"] for r in own) / 1e6
+            line = [p, m]
+            for stage in ("before", "after"):
+                line.append(cell(own, "mean", stage))
+                both = [(fd(a, "mean", stage), fd(b, "mean", stage)) for a, b in zip(own, base, strict=False)]
+                less = [a - b for a, b in both if a is not None and b is not None]
+                line.append(interval(less) if m != plain and less else "—")
+            lines.append([*line, f"{weights:.2f}", f"{size:.1f}"])
+    head = ["split", "method", "FD", "less", "FD after the last average", "less", "weights, millions", "MB"]
     return table(head, lines)
 
 
