@@ -698,3 +698,16 @@ def test_a_client_of_13_images_and_a_batch_of_128(make_server: Any, method: str)
     server.run()
     assert not server.failures
     assert server.totals.images_seen == 3 * 39 and server.totals.client_steps == 3 * 3
+
+
+def test_a_key_of_another_method_is_named_with_its_owner() -> None:
+    with pytest.raises(
+        config.ConfigError, match=r"method\.freeze = True: is a key of usplit; method udec has"
+    ):
+        config.load(preset="udec", sets=["method.freeze=true"])
+
+
+def test_the_plan_for_people_names_the_method_and_the_sum_of_both_ways() -> None:
+    text = plan.text(planned("feddiffuse-full", 5))
+    assert text.startswith("feddiffuse-full (method fedavg): 5 clients, 15 rounds")
+    assert "(449,447,250 weights)" in text

@@ -150,7 +150,11 @@ def sample(
         str | None, typer.Option("--client", help="Whose model, where each client has its own.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the images; default DIR/samples/new-SEED.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the images; default DIR/samples/new-SEED, with --client new-SEED-CLIENT.",
+        ),
     ] = None,
     json: JsonOpt = False,
 ) -> None:

@@ -137,9 +137,11 @@ def sample(
     Raises: ConfigError for an unknown label or client, or a folder that is not empty.
     """
     run = _finished(directory)
-    folder = out or run.samples / f"new-{seed}"
-    RunDir.refuse_used(folder)
     model = _model_folder(run, client)
+    folder = out or run.samples / "-".join(["new", str(seed), *([client] if client else [])])
+    if out is None and folder.exists():
+        raise ConfigError("--seed", seed, f"{folder} is there already: give another --seed, or --out")
+    RunDir.refuse_used(folder)
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar, set_verbosity_error

@@ -180,9 +180,9 @@ def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
     """
     shape = sources.describe(config.data)
     num_classes = classes(config, shape.num_classes)
-    check_clients(config.data, shape.num_train)
     if shape.num_classes == 0:
         refuse_label_partition(config.data.partition)
+    check_clients(config.data, shape.num_train)
     resolved = models.resolve(
         config.model.network, shape.image_size, shape.channels, num_classes, config.recipe.dropout
     )
@@ -273,11 +273,14 @@ def text(figures: Mapping[str, Any]) -> str:
     up, down = size(figures["bytes_up"]), size(figures["bytes_down"])
     about = "" if figures["exact"] else "at most "
     most = max(figures["sites"].items(), key=lambda s: s[1]["bytes_up"] + s[1]["bytes_down"])
+    method = "" if figures["preset"].endswith(figures["method"]) else f" (method {figures['method']})"
     lines = [
-        f"{figures['preset']}: {figures['num_clients']} clients, {figures['rounds']} rounds, "
+        f"{figures['preset']}{method}: {figures['num_clients']} clients, {figures['rounds']} rounds, "
         f"{count(figures['parameters'])} parameters, codec {figures['codec_up']} up, {figures['codec_down']} down",
         f"  all sites    up {about}{up} ({count(figures['parameters_up'])} weights), "
         f"down {about}{down} ({count(figures['parameters_down'])} weights)",
+        f"  together     {about}{size(figures['bytes_up'] + figures['bytes_down'])} "
+        f"({count(figures['parameters_up'] + figures['parameters_down'])} weights)",
         f"  busiest site {most[0]}: up {size(most[1]['bytes_up'])}, down {size(most[1]['bytes_down'])}, "
         f"{duration(figures['link_seconds_busiest_site'])} on a line of {figures['link_mbit']:g} Mbit/s",
         f"  memory       server {size(figures['memory_bytes']['server'])}, client {size(figures['memory_bytes']['client'])}, "

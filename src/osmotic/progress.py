@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from osmotic.messages import Phase
+from osmotic.messages import MERGE, Phase
 from osmotic.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def describe(line: Mapping[str, Any]) -> str:
     parts = [f"{line['phase']} {line['round']}"]
     if line["loss"] is not None:
         parts.append(f"loss {line['loss']:.4f}")
-    parts.append(f"{line['num_counted']} clients")
+    parts.append(f"{line['num_counted']} clients" if line["phase"] != MERGE else "nobody trains")
     if line["num_failed"]:
         parts.append(f"{line['num_failed']} failed")
     if line["kept_old_weights"]:

@@ -56,6 +56,8 @@ def _method(config: Config) -> None:
                 if known
                 else f"method {name} has no keys of its own"
             )
+            if owners := [m for m, c in METHODS.items() if option in {f.name for f in dataclasses.fields(c)}]:
+                rule = f"is a key of {', '.join(owners)}; {rule}"
             raise ConfigError(key, value, rule, nearest(option, known))
         checked(key, value, typing.get_type_hints(cls)[option], known[option].metadata)
     try:

@@ -49,7 +49,7 @@ def check_clients(cfg: DataConfig, size: int) -> None:
 def refuse_label_partition(name: str) -> None:
     """Raises ConfigError if a partition goes by labels: for images that have none."""
     if name in BY_LABEL or name in ("by:label", "by:labels"):
-        raise ConfigError("data.partition", name, "needs labels, and the images have none: use iid")
+        raise ConfigError("data.partition", name, "needs labels, and the images have none: use iid or q-skew")
 
 
 def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
