@@ -27,11 +27,12 @@ from typing import Any
 import machine
 import numpy as np
 
-from osmotic import codecs, config, methods, models
-from osmotic.aggregate import Accumulator
-from osmotic.messages import Answer, Client, Packet, Phase, Sent, Spec, gate
-from osmotic.rundir import RunDir
-from osmotic.server import Server
+from osmotic import codecs, methods, models
+from osmotic.federation.server import Server
+from osmotic.protocol.aggregate import Accumulator
+from osmotic.protocol.messages import Answer, Client, Packet, Phase, Sent, Spec, gate
+from osmotic.runs import resolve
+from osmotic.storage.folder import RunDir
 
 EXAMPLES, MAX_ABS = 90, 8.0
 Shapes = dict[str, tuple[int, ...]]
@@ -211,7 +212,7 @@ class NoLab:
 def serve(reply: Path, clients: int, rounds: int, every: int, averages: bool) -> dict[str, Any]:
     """Runs the server here, in a process of its own, and returns its memory in bytes and its time."""
     sets = [f"training.rounds={rounds}", "score.every=0"]
-    cfg = config.load(sets=sets if averages else [*sets, "recipe.ema_half_lives=[]"])
+    cfg = resolve.load(sets=sets if averages else [*sets, "recipe.ema_half_lives=[]"])
     layout = shapes(every)
     import safetensors.numpy  # noqa: F401 - loaded at the first checkpoint, and no part of the figure
 

@@ -34,16 +34,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from osmotic import aggregate, config, methods, models, seeds, study
-from osmotic.client import Trainer
-from osmotic.config import Config
+from osmotic import methods, models, seeds
+from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset, Split
 from osmotic.diffusion.process import Process
 from osmotic.engines.inprocess import InProcess
-from osmotic.messages import Client, Phase, contract_hash
-from osmotic.rundir import RunDir
-from osmotic.server import Server
-from osmotic.store import Tensors
+from osmotic.federation.client import Trainer
+from osmotic.federation.server import Server
+from osmotic.protocol import aggregate
+from osmotic.protocol.messages import Client, Phase, contract_hash
+from osmotic.runs import resolve, study
+from osmotic.storage.folder import RunDir
+from osmotic.storage.store import Tensors
 
 UNIT = 2.0**-24  # unit roundoff of float32, half its eps
 
@@ -72,7 +74,7 @@ def main() -> None:
 
 def digits_like(clients: int, images: int, local_epochs: float) -> study.Study:
     """Clients with random 8x8 images and labels: the arithmetic of `digits`, in any number."""
-    cfg: Config = config.load(
+    cfg: Config = resolve.load(
         sets=[f"training.local_epochs={local_epochs}", "training.rounds=1", "score.every=0"]
     )
     rng = np.random.default_rng(0)

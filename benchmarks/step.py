@@ -7,7 +7,7 @@ fixed inputs drawn once: noisy images, timesteps, labels, goals. Its floating-po
 FlopCounterMode over one real step, backward included (matrix products and convolutions only; on the CPU the counter
 does not know fused attention, below 1 % of `unet-8`, so the rate is a lower bound). The yardstick is `torch.mm` of two
 square float32 matrices on the same threads, timed in turn with the step in the same run; the figure is the median of
-the ratios of neighbours. `fit` is the training loop that clients really run, `osmotic.client.fit`, batches, noise and
+the ratios of neighbours. `fit` is the training loop that clients really run, `osmotic.federation.client.fit`, batches, noise and
 labels included.
 
 On a CUDA device every variant is timed: float32, TF32, bfloat16 autocast, each also through torch.compile and as a
@@ -32,12 +32,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from osmotic import client, config, models
+from osmotic import models
+from osmotic.config import schema
 from osmotic.diffusion.process import Process
+from osmotic.federation import client
 
 SIZES = {"unet-8": (8, 1), "unet-28": (28, 1), "unet-32": (32, 3)}  # side and channels of the images
 CLASSES = 10
-TRAINING = config.TrainingConfig()
+TRAINING = schema.TrainingConfig()
 FIT_STEPS = 8
 
 
@@ -114,7 +116,7 @@ class Work:
         self.spec = models.resolve(network, side, channels, CLASSES, 0.0)
         self.device, self.batch, self.clip = device, batch, clip
         generator = torch.Generator().manual_seed(0)
-        cfg = config.Config()
+        cfg = schema.Config()
         self.process = Process.from_config(cfg.model, cfg.recipe, CLASSES)
         shape = (batch, channels, side, side)
         x0 = torch.rand(shape, generator=generator) * 2 - 1
@@ -178,7 +180,7 @@ class Work:
         pixels = rng.integers(0, 256, (FIT_STEPS * self.batch, side, side, channels), dtype=np.uint8)
         images = client.Images.of(pixels, rng.integers(0, CLASSES, len(pixels)), self.device)
         model = self.network()
-        training = config.TrainingConfig(batch_size=self.batch, grad_clip=self.clip)
+        training = schema.TrainingConfig(batch_size=self.batch, grad_clip=self.clip)
 
         def fit() -> None:
             client.fit(

@@ -10,8 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from osmotic import config
-from osmotic.presets import PRESETS, RECIPES
+from osmotic.config import schema
+from osmotic.config.presets import PRESETS, RECIPES
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -103,8 +103,8 @@ TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, "## Keys\n", "### Top level\n", table(config.Config, "")]
-    for name, section in config.SECTIONS.items():
+    parts = [HEAD, "## Keys\n", "### Top level\n", table(schema.Config, "")]
+    for name, section in schema.SECTIONS.items():
         parts += [f"### [{name}]\n", f"{section.__doc__}\n", table(section, f"{name}.")]
         if name == "method":
             parts.append(
@@ -121,7 +121,7 @@ def table(section: type, prefix: str) -> str:
     hints = typing.get_type_hints(section)
     rows = ["| key | type | default | range | meaning |", "|---|---|---|---|---|"]
     for field in dataclasses.fields(section):
-        if field.name in config.SECTIONS or field.name == "options":
+        if field.name in schema.SECTIONS or field.name == "options":
             continue
         rows.append(
             f"| `{prefix}{field.name}` | {type_name(hints[field.name])} | `{toml(field.default)}` "

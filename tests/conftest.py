@@ -21,11 +21,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def make_server(tmp_path: Path) -> Callable[..., Any]:
     """A real server over real clients of a small run; the same `name` gives the same folder, to go on after a crash."""
-    from osmotic import config, study
-    from osmotic.rundir import RunDir
+    from osmotic.runs import resolve, study
+    from osmotic.storage.folder import RunDir
 
     def make(*sets: str, name: str = "run", at: Any = None, resume: bool = False, change: Any = None) -> Any:
-        cfg = config.load(sets=[*SMALL, *sets])
+        cfg = resolve.load(sets=[*SMALL, *sets])
         prepared = study.prepare(cfg)
         study.make_deterministic(prepared)
         run = RunDir(tmp_path / name)

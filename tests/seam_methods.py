@@ -11,8 +11,8 @@ import numpy as np
 from osmotic.codecs.base import Entry
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
-from osmotic.messages import Client, Phase, Reply, Spec, Task, Tensors
 from osmotic.methods.base import PARTS, Method
+from osmotic.protocol.messages import Client, Phase, Reply, Spec, Task, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import osmotic
-from osmotic import cli, config, finish, plan, presets
+import osmotic.runs
+from osmotic import cli
+from osmotic.config import presets, schema
+from osmotic.runs import commands, plan, resolve
 
 
 @dataclass
@@ -194,14 +196,14 @@ def test_a_folder_that_is_no_run_is_refused(osm: Command, command: str):
 
 def test_a_run_that_is_not_finished_is_not_sampled_or_scored(osm: Command):
     (osm.folder / "half").mkdir()
-    (osm.folder / "half" / "config.toml").write_text(config.to_toml(config.load()))
+    (osm.folder / "half" / "config.toml").write_text(schema.to_toml(resolve.load()))
     for command in ("sample", "evaluate"):
         is_refused(osm(command, "half"), "half", "not finished", "osmotic resume half")
 
 
 def test_only_score_keys_can_change_after_training(osm: Command):
     (osm.folder / "done").mkdir()
-    (osm.folder / "done" / "config.toml").write_text(config.to_toml(config.load()))
+    (osm.folder / "done" / "config.toml").write_text(schema.to_toml(resolve.load()))
     (osm.folder / "done" / "summary.json").write_text("{}")
     is_refused(osm("evaluate", "done", "--set", "training.rounds=3"), "training.rounds=3", "[score]")
     is_refused(osm("evaluate", "done", "--set", "score.step=3"), "score.step = 3", "score.steps")
@@ -287,11 +289,11 @@ class FakeStudy:
     fails: BaseException | None = None
     written: bool = True
 
-    def start(self, cfg: config.Config, folder: Path, observer: Any) -> Any:
+    def start(self, cfg: schema.Config, folder: Path, observer: Any) -> Any:
         self.cfg, self.folder = cfg, folder
         if self.written:
             folder.mkdir(parents=True)
-            (folder / "config.toml").write_text(config.to_toml(cfg))
+            (folder / "config.toml").write_text(schema.to_toml(cfg))
         if self.fails is not None:
             raise self.fails
         return folder
@@ -300,11 +302,11 @@ class FakeStudy:
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
     fake = FakeStudy()
-    module = types.ModuleType("osmotic.study")
+    module = types.ModuleType("osmotic.runs.study")
     module.start = fake.start  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "osmotic.study", module)
-    monkeypatch.setattr(osmotic, "study", module, raising=False)
-    monkeypatch.setattr(finish, "publish", lambda run, json: print(f"published {run} {json}") or True)
+    monkeypatch.setitem(sys.modules, "osmotic.runs.study", module)
+    monkeypatch.setattr(osmotic.runs, "study", module, raising=False)
+    monkeypatch.setattr(commands, "publish", lambda run, json: print(f"published {run} {json}") or True)
     monkeypatch.setattr(plan, "network", lambda cfg: None)  # no images are there to be looked at
     return fake
 
@@ -313,7 +315,7 @@ def test_run_hands_on_what_was_typed_and_publishes_the_result(osm: Command, stud
     done = osm("run", "--preset", "local", "--set", "seed=7", "--out", "x/y", "--json")
     assert done.code == 0
     assert done.out == "published x/y True\n"
-    assert study.cfg == config.load(preset="local", sets=["seed=7"])
+    assert study.cfg == resolve.load(preset="local", sets=["seed=7"])
 
 
 def test_without_a_folder_runs_are_named_and_never_overwritten(osm: Command, study: FakeStudy):

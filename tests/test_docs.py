@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 import typer
 
-from osmotic import config, methods
+from osmotic import methods
 from osmotic.cli import app
 from osmotic.codecs import Codec
+from osmotic.config import schema
+from osmotic.config.presets import PRESETS
 from osmotic.engines.base import Engine
+from osmotic.errors import ConfigError
 from osmotic.methods import Method
-from osmotic.presets import PRESETS
-from osmotic.store import Store
+from osmotic.runs import resolve
+from osmotic.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -76,7 +79,7 @@ def test_the_configuration_page_is_what_the_script_makes() -> None:
 
 def test_the_configuration_page_names_every_key() -> None:
     text = (DOCS / "configuration.md").read_text()
-    missing = [key for key in config.valid_keys() if f"| `{key}` |" not in text]
+    missing = [key for key in schema.valid_keys() if f"| `{key}` |" not in text]
     assert not missing
 
 
@@ -113,15 +116,15 @@ def test_commands_in_the_pages_parse_and_their_keys_are_valid(page: str, line: s
     context = group.commands[name].make_context(name, words, parent=click.Context(group, info_name="osmotic"))
     given = context.params
     if name in ("run", "plan", "split") and given["config"] is None:
-        config.load(None, preset=given["preset"], data=given["data"], sets=given["sets"])
+        resolve.load(None, preset=given["preset"], data=given["data"], sets=given["sets"])
     elif given.get("sets"):  # on top of a file that is not here: names, types and ranges alone
-        config.build(dict(config.parse_set(text) for text in given["sets"]))
+        schema.build(dict(resolve.parse_set(text) for text in given["sets"]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_toml_examples_are_valid_configurations(page: Path) -> None:
     for block in blocks(page, "toml"):
-        config.build(config.flatten(tomllib.loads(block)))
+        schema.build(schema.flatten(tomllib.loads(block)))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "design.md"], ids=lambda p: p.name)
@@ -220,5 +223,5 @@ def test_the_pull_of_the_example_method_is_half_mu_times_squared_distance(fedpro
 
 
 def test_the_example_method_refuses_a_negative_mu_with_one_line(fedprox: Any) -> None:
-    with pytest.raises(config.ConfigError, match=r"mu must be >= 0, got -1"):
-        config.load(sets=["method.name=fedprox", "method.mu=-1"])
+    with pytest.raises(ConfigError, match=r"mu must be >= 0, got -1"):
+        resolve.load(sets=["method.name=fedprox", "method.mu=-1"])

@@ -18,11 +18,11 @@ import pytest
 from small_runs import SMALL
 
 from osmotic import methods
-from osmotic.client import Trainer
-from osmotic.messages import Client, Packet, Phase, Task
+from osmotic.federation.client import Trainer
 from osmotic.methods.fedavg import FedAvg
-from osmotic.store import digest
-from osmotic.summary import weights_sha256
+from osmotic.protocol.messages import Client, Packet, Phase, Task
+from osmotic.runs.summary import weights_sha256
+from osmotic.storage.store import digest
 
 VARIANTS = {
     "fedavg": (),

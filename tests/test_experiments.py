@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from osmotic import config
+from osmotic.config import schema
+from osmotic.runs import resolve
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "feddiffuse"
 
@@ -21,10 +22,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
-def loaded(arguments: list[str]) -> config.Config:
+def loaded(arguments: list[str]) -> schema.Config:
     """The configuration of `osmotic run` with these arguments."""
     assert arguments[0] == "--preset" and set(arguments[2::2]) == {"--set"}
-    return config.load(preset=arguments[1], sets=arguments[3::2])
+    return resolve.load(preset=arguments[1], sets=arguments[3::2])
 
 
 def test_the_small_grid_varies_one_thing_at_a_time(module: Any) -> None:

@@ -10,16 +10,19 @@ import pytest
 from seam_methods import HalfCodec
 from small_runs import Crash, crash_at
 
-from osmotic import codecs, config, plan, seeds
-from osmotic.client import Trainer, under
+from osmotic import codecs, seeds
 from osmotic.codecs import make
-from osmotic.downlink import DownLink, held
-from osmotic.messages import MERGE, Client, Packet, Phase
+from osmotic.config import schema
+from osmotic.config.presets import RECIPES
+from osmotic.errors import ConfigError
+from osmotic.federation.client import Trainer, under
+from osmotic.federation.downlink import DownLink, held
 from osmotic.methods.base import PARTS
 from osmotic.methods.usplit import USplit
 from osmotic.models import parts as network_parts
-from osmotic.presets import RECIPES
-from osmotic.store import StateLost, read_checked
+from osmotic.protocol.messages import MERGE, Client, Packet, Phase
+from osmotic.runs import plan, resolve
+from osmotic.storage.store import StateLost, read_checked
 
 P, D, M, U = 2_996_315, 1_280_642, 999_376, 716_297  # 28x28x1: all, encoder, bottleneck, decoder
 MILLIONS = {
@@ -33,7 +36,7 @@ MILLIONS = {
 def planned(preset: str, clients: int, *sets: str) -> dict[str, Any]:
     """What `osmotic plan` says of the paper's setting: Fashion-MNIST at 28x28, 15 rounds, everybody."""
     asked = [f"data.clients={clients}", "training.rounds=15", *sets]
-    return plan.plan(config.load(preset=preset, data="fashion-mnist", sets=asked))
+    return plan.plan(resolve.load(preset=preset, data="fashion-mnist", sets=asked))
 
 
 def conveyed(figures: dict[str, Any]) -> int:
@@ -87,11 +90,11 @@ def test_the_recipe_is_the_papers() -> None:
         "training.learning_rate": 1e-4,
         "training.grad_clip": 0.0,
     }
-    plain = config.load(preset="feddiffuse-udec", sets=["recipe.name=default"])
+    plain = resolve.load(preset="feddiffuse-udec", sets=["recipe.name=default"])
     assert (plain.model, plain.recipe, plain.training) == (
-        config.ModelConfig(),
-        config.RecipeConfig(),
-        config.TrainingConfig(),
+        schema.ModelConfig(),
+        schema.RecipeConfig(),
+        schema.TrainingConfig(),
     )
     assert plain.method.name == "udec"
 
@@ -103,7 +106,7 @@ def test_the_coin_is_fair() -> None:
 
 def drawn_tasks(clients: int, rounds: int) -> list[dict[str, tuple[str, ...]]]:
     """What each client returns, round by round, as `tasks` of the method draws it."""
-    cfg = config.load(preset="usplit", sets=[f"data.clients={clients}"])
+    cfg = resolve.load(preset="usplit", sets=[f"data.clients={clients}"])
     layout = {"conv_in.weight": (1,), "mid_block.bias": (1,), "conv_out.weight": (1,)}
     everyone = [Client(i, f"client-{i:03d}", 10) for i in range(clients)]
     rehearsal: Any = plan.Rehearsal(cfg, layout, everyone)
@@ -133,7 +136,7 @@ def test_savings_do_not_depend_on_the_network(mode: str) -> None:
     """The same formulas for another network, from `plan` alone."""
     figures = planned(f"feddiffuse-{mode}", 4, "recipe.name=default", "data.image_size=8")
     layout = plan.models.layout(
-        plan.network(config.load(data="fashion-mnist", sets=["data.image_size=8"]))[0]
+        plan.network(resolve.load(data="fashion-mnist", sets=["data.image_size=8"]))[0]
     )
     d, m, u = (sum(int(np.prod(layout[n])) for n in network_parts.names(layout, [p])) for p in PARTS)
     p, k, r = d + m + u, 4, 15
@@ -701,10 +704,8 @@ def test_a_client_of_13_images_and_a_batch_of_128(make_server: Any, method: str)
 
 
 def test_a_key_of_another_method_is_named_with_its_owner() -> None:
-    with pytest.raises(
-        config.ConfigError, match=r"method\.freeze = True: is a key of usplit; method udec has"
-    ):
-        config.load(preset="udec", sets=["method.freeze=true"])
+    with pytest.raises(ConfigError, match=r"method\.freeze = True: is a key of usplit; method udec has"):
+        resolve.load(preset="udec", sets=["method.freeze=true"])
 
 
 def test_the_plan_for_people_names_the_method_and_the_sum_of_both_ways() -> None:

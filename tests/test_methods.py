@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from osmotic.config.presets import PRESETS
 from osmotic.methods import METHODS
-from osmotic.presets import PRESETS
-from osmotic.summary import weights_sha256
+from osmotic.runs.summary import weights_sha256
 
 QUICK = ("training.rounds=2", "data.max_images=48")
 

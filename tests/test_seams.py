@@ -12,8 +12,8 @@ from seam_methods import SEAMS, HalfCodec, TrainedCodec
 from small_runs import Crash, crash_at
 
 from osmotic import codecs, methods
-from osmotic.store import digest
-from osmotic.summary import weights_sha256
+from osmotic.runs.summary import weights_sha256
+from osmotic.storage.store import digest
 
 SLIM = ("training.rounds=2", "data.max_images=60", "data.clients=3")
 
@@ -95,7 +95,7 @@ def test_a_trained_codec_both_ways_survives_a_crash_and_refreshes(make_server: A
 def test_a_round_without_a_quorum_leaves_no_trace_in_codec_or_method(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from osmotic.client import Trainer
+    from osmotic.federation.client import Trainer
 
     serve = Trainer._serve
 
@@ -117,11 +117,11 @@ def test_a_round_without_a_quorum_leaves_no_trace_in_codec_or_method(
 
 
 def test_a_codec_that_remembers_cannot_go_down() -> None:
-    from osmotic import config
     from osmotic.errors import ConfigError
+    from osmotic.runs import resolve
 
     with pytest.raises(ConfigError, match=r"codec.down = 'trained': remembers earlier packets"):
-        config.load(sets=["codec.up=trained", "codec.down=trained"])
+        resolve.load(sets=["codec.up=trained", "codec.down=trained"])
 
 
 def test_a_trained_codec_loses_no_more_than_rounding(make_server: Any) -> None:

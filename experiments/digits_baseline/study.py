@@ -37,7 +37,7 @@ def interval(values: list[float]) -> str:
 
 def at_guidance(case: str, scale: float) -> dict[str, float]:
     """FD, KID, precision and recall of a finished run at another guidance scale."""
-    from osmotic.finish import evaluate
+    from osmotic.runs.commands import evaluate
 
     quality = evaluate(Path("runs/digits_baseline") / case, [f"score.guidance={scale}"], None)
     return {k: quality[k] for k in ("fd", "kid", "precision", "recall", "fd_at_floor")}

@@ -26,15 +26,17 @@ def measure(network: str, returns: str) -> dict[str, float]:
     """Median seconds of a step and the peak memory above the loaded program, in a process of its own, one thread."""
     import torch
 
-    from osmotic import client, config, models
+    from osmotic import models
     from osmotic.diffusion.process import Process
-    from osmotic.messages import Client
+    from osmotic.federation import client
     from osmotic.methods.usplit import USplit
     from osmotic.models import norms
+    from osmotic.protocol.messages import Client
+    from osmotic.runs import resolve
 
     torch.set_num_threads(1)
     side, batch, steps = SETTINGS[network]
-    cfg = config.load(
+    cfg = resolve.load(
         preset="usplit",
         sets=[f"model.network={network}", "model.conditional=false", f"training.batch_size={batch}"],
     )

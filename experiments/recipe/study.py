@@ -45,7 +45,7 @@ def arguments(settings: list[str]) -> list[str]:
 
 def score(folder: Path) -> None:
     """Fills scores.jsonl: every run x average x guidance, 1,000 samples each."""
-    from osmotic.finish import evaluate
+    from osmotic.runs.commands import evaluate
 
     path = folder / "scores.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -14,9 +14,9 @@ from osmotic import __version__
 from osmotic.errors import ConfigError
 
 if TYPE_CHECKING:
-    from osmotic.config import Config
-    from osmotic.progress import Progress
-    from osmotic.rundir import RunDir
+    from osmotic.config.schema import Config
+    from osmotic.runs.progress import Progress
+    from osmotic.storage.folder import RunDir
 
 app = typer.Typer(
     name="osmotic",
@@ -45,9 +45,9 @@ RunArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 
 
 def _load(config: Path | None, preset: str | None, data: str | None, sets: list[str]) -> Config:
-    from osmotic import config as configs
+    from osmotic.runs import resolve
 
-    return configs.load(config, preset=preset, data=data, sets=sets)
+    return resolve.load(config, preset=preset, data=data, sets=sets)
 
 
 def _say(document: dict[str, Any], json: bool, text: str) -> None:
@@ -68,14 +68,14 @@ def run(
     """Train a model, score it and write the report. CONFIG is a TOML file; every key has a default."""
     cfg = _load(config, preset, data, sets)
     folder = out or _fresh_folder(cfg)
-    from osmotic import plan
-    from osmotic.rundir import RunDir
+    from osmotic.runs import plan
+    from osmotic.storage.folder import RunDir
 
     RunDir.refuse_used(folder)
     plan.network(cfg)  # what can be known without the images is refused before the seconds that imports take
 
     def start(observer: Any) -> RunDir:
-        from osmotic import study
+        from osmotic.runs import study
 
         return study.start(cfg, folder, observer)
 
@@ -85,12 +85,12 @@ def run(
 @app.command()
 def resume(directory: RunArg, json: JsonOpt = False) -> None:
     """Go on with the run in folder DIR after a crash, a power cut or Ctrl-C."""
-    from osmotic.rundir import RunDir
+    from osmotic.storage.folder import RunDir
 
     RunDir.existing(directory)
 
     def go_on(observer: Any) -> RunDir:
-        from osmotic import study
+        from osmotic.runs import study
 
         return study.resume(directory, observer)
 
@@ -108,7 +108,7 @@ def _fresh_folder(cfg: Config) -> Path:
 
 
 def _train(start: Any, folder: Path, json: bool) -> None:
-    from osmotic.progress import Progress
+    from osmotic.runs.progress import Progress
 
     opened: list[Progress] = []
 
@@ -126,9 +126,9 @@ def _train(start: Any, folder: Path, json: bool) -> None:
     finally:
         for progress in opened:
             progress.close()
-    from osmotic import finish
+    from osmotic.runs import commands
 
-    if not finish.publish(run_dir, json):
+    if not commands.publish(run_dir, json):
         raise typer.Exit(1)
 
 
@@ -159,9 +159,9 @@ def sample(
     json: JsonOpt = False,
 ) -> None:
     """Draw images from the model of the run in folder DIR: one PNG grid and one PNG per image."""
-    from osmotic import finish
+    from osmotic.runs import commands
 
-    made = finish.sample(directory, count, label, steps, guidance, seed, client, out)
+    made = commands.sample(directory, count, label, steps, guidance, seed, client, out)
     _say(made, json, f"{made['count']} images in {made['folder']}\ngrid: {made['grid']}")
 
 
@@ -176,10 +176,10 @@ def evaluate(
     json: JsonOpt = False,
 ) -> None:
     """Score the run in folder DIR again, e.g. with --set score.sampler=ddim --set score.samples=5000."""
-    from osmotic import finish
+    from osmotic.runs import commands
 
-    quality = finish.evaluate(directory, sets, ema)
-    _say(quality, json, finish.quality_text(quality))
+    quality = commands.evaluate(directory, sets, ema)
+    _say(quality, json, commands.quality_text(quality))
 
 
 @app.command()
@@ -191,9 +191,9 @@ def compare(
     json: JsonOpt = False,
 ) -> None:
     """Set the runs in several folders side by side: scores, bytes, images."""
-    from osmotic import finish
+    from osmotic.runs import commands
 
-    finish.compare(directories, out, json)
+    commands.compare(directories, out, json)
 
 
 @app.command()
@@ -209,7 +209,7 @@ def report(directory: RunArg, json: JsonOpt = False) -> None:
 @app.command()
 def methods(json: JsonOpt = False) -> None:
     """List the presets: what each exchanges, and the paper it comes from."""
-    from osmotic.presets import PRESETS
+    from osmotic.config.presets import PRESETS
 
     rows = [
         {"preset": n, "exchanges": p.exchanges, "paper": p.paper or None, "keys": dict(p.keys)}
@@ -236,7 +236,7 @@ def plan(
     json: JsonOpt = False,
 ) -> None:
     """Say what a run will send and hold, before anything runs. CONFIG is a TOML file."""
-    from osmotic import plan as planning
+    from osmotic.runs import plan as planning
 
     figures = planning.plan(_load(config, preset, data, sets), link)
     _say(figures, json, planning.text(figures))

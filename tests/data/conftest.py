@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from osmotic.config import DataConfig
+from osmotic.config.schema import DataConfig
 from osmotic.data import sources
 from osmotic.data.dataset import Dataset, Shape
 

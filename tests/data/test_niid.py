@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osmotic.config import DataConfig
+from osmotic.config.schema import DataConfig
 from osmotic.data import niid
 from osmotic.data.dataset import Split
 from osmotic.data.partition import class_counts, partition

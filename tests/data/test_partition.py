@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osmotic.config import DataConfig
+from osmotic.config.schema import DataConfig
 from osmotic.data import partition as p
 from osmotic.data import strata
 from osmotic.data.dataset import Split

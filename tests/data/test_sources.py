@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic.config import DataConfig
+from osmotic.config.schema import DataConfig
 from osmotic.data import sources
 from osmotic.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic.config import DataConfig
+from osmotic.config.schema import DataConfig
 from osmotic.data import sources
 from osmotic.data import split as split_files
 from osmotic.errors import ConfigError

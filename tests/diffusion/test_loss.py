@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from osmotic.config import ModelConfig, RecipeConfig
+from osmotic.config.schema import ModelConfig, RecipeConfig
 from osmotic.diffusion import facts
 from osmotic.diffusion import loss as losses
 from osmotic.diffusion import schedule as schedules

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from osmotic.config import ScoreConfig
+from osmotic.config.schema import ScoreConfig
 from osmotic.diffusion import facts, sampler
 from osmotic.diffusion import target as targets
 from osmotic.diffusion.process import Process

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osmotic import config, models, plan, study
+from osmotic import models
 from osmotic.errors import ConfigError
 from osmotic.models import NetworkSpec, parts, pipeline
 from osmotic.models.construct import with_weights
+from osmotic.runs import plan, resolve, study
 
 PLAIN, TOLD = NetworkSpec("convnext-unet", 8, 1), NetworkSpec("convnext-unet", 8, 3, 2)
 V = {"target": "v", "schedule": "cosine", "timesteps": 1000}
@@ -72,7 +73,7 @@ def test_an_image_costs_what_the_papers_network_costs(
 
 @pytest.mark.parametrize("size", [2, 10, 30])
 def test_a_user_is_told_which_sizes_it_takes(size: int) -> None:
-    cfg = config.load(sets=["model.network=convnext-unet", f"data.image_size={size}"])
+    cfg = resolve.load(sets=["model.network=convnext-unet", f"data.image_size={size}"])
     told = rf"^data\.image_size = {size}: must be a multiple of 4 pixels for network convnext-unet"
     with pytest.raises(ConfigError, match=told):
         plan.network(cfg)
@@ -81,7 +82,7 @@ def test_a_user_is_told_which_sizes_it_takes(size: int) -> None:
 
 
 def test_a_user_is_told_that_it_has_no_dropout() -> None:
-    cfg = config.load(sets=["model.network=convnext-unet", "recipe.dropout=0.1"])
+    cfg = resolve.load(sets=["model.network=convnext-unet", "recipe.dropout=0.1"])
     told = r"^recipe\.dropout = 0\.1: network convnext-unet has no dropout"
     with pytest.raises(ConfigError, match=told):
         plan.network(cfg)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic import config
+from osmotic.config import schema
 from osmotic.report import pictures
 
 PARAMETERS = 702_753
@@ -25,9 +25,9 @@ def make_run(path: Path, *, clients: int = 10, classes: int = 10, rounds: int = 
         rng.dirichlet(np.full(classes, 0.5), clients) * rng.integers(60, 240, (clients, 1))
     ).astype(int)
     sizes = counts.sum(1).tolist()
-    resolved = config.build({"preset": "fedavg", "data.clients": clients, "training.rounds": rounds})
+    resolved = schema.build({"preset": "fedavg", "data.clients": clients, "training.rounds": rounds})
     path.mkdir(parents=True)
-    (path / "config.toml").write_text(config.to_toml(resolved))
+    (path / "config.toml").write_text(schema.to_toml(resolved))
     partition = {
         "clients": names,
         "class_names": [str(k) for k in range(classes)],

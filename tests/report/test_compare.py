@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from osmotic.errors import ConfigError
-from osmotic.report import compare, rundir
+from osmotic.report import compare, reading
 
 MakeRun = Callable[..., Path]
 
@@ -72,7 +72,7 @@ def test_no_run_and_a_folder_that_is_none_are_refused(run_folder: MakeRun, tmp_p
 
 
 def test_curves_run_over_images_bytes_and_rounds(run_folder: MakeRun) -> None:
-    run = rundir.read(run_folder(clients=2, rounds=10))
+    run = reading.read(run_folder(clients=2, rounds=10))
     rounds, fd = compare.curve(run, "rounds")
     assert rounds == [5, 10] and len(fd) == 2
     # 2 clients, both directions, 2811324 bytes, 5 and 10 rounds.

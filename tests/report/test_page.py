@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from osmotic.report import page, rundir, story
+from osmotic.report import narrative, page, reading
 
 MakeRun = Callable[..., Path]
 
@@ -80,7 +80,7 @@ def test_the_same_folder_gives_the_same_bytes(run_folder: MakeRun) -> None:
 
 
 def test_the_score_is_told_with_encoder_samples_sampler_and_floor(run_folder: MakeRun) -> None:
-    tile = page.tiles(rundir.read(run_folder()))[0]
+    tile = page.tiles(reading.read(run_folder()))[0]
     assert tile.name.startswith("FD") and tile.value == "6.300"
     assert "2.870" in tile.beside
     assert tile.detail == "encoder classifier-digits · 1,000 samples · dpm-solver++, 20 evaluations each"
@@ -89,7 +89,7 @@ def test_the_score_is_told_with_encoder_samples_sampler_and_floor(run_folder: Ma
 def test_the_floor_stands_beside_the_score_of_as_many_images(run_folder: MakeRun) -> None:
     path = run_folder(rounds=2, clients=2)
     edit(path, "summary.json", lambda s: s["quality"].update(fd_at_floor=7.5, floor_samples=360))
-    assert page.tiles(rundir.read(path))[0].detail.endswith("at the floor's 360 images: 7.500")
+    assert page.tiles(reading.read(path))[0].detail.endswith("at the floor's 360 images: 7.500")
 
 
 def test_fid_is_said_only_of_inception(run_folder: MakeRun) -> None:
@@ -177,7 +177,7 @@ def test_the_ledger_table_sums_by_phase_and_direction(run_folder: MakeRun) -> No
             json.dumps({"round": 2, "phase": "score", "client": "client-000", "direction": "up", "bytes": 7})
             + "\n"
         )
-    rows = {(r.phase, r.direction): r for r in page.ledger_rows(rundir.read(path))}
+    rows = {(r.phase, r.direction): r for r in page.ledger_rows(reading.read(path))}
     # 2 clients x 2 rounds x 2811324 bytes.
     assert rows["train", "up"].bytes == rows["train", "down"].bytes == 11_245_296
     assert rows["train", "up"].messages == 4
@@ -185,7 +185,7 @@ def test_the_ledger_table_sums_by_phase_and_direction(run_folder: MakeRun) -> No
 
 
 def test_lost_replies_count_as_bytes_but_not_as_rounds(run_folder: MakeRun) -> None:
-    run = rundir.read(run_folder())  # in round 4 the reply of client-002 was lost
+    run = reading.read(run_folder())  # in round 4 the reply of client-002 was lost
     clients = {c.name: c for c in page.client_rows(run)}
     assert clients["client-002"].rounds == 19 and clients["client-001"].rounds == 20
     assert clients["client-002"].bytes_up == clients["client-001"].bytes_up
@@ -218,11 +218,11 @@ def test_rounds_that_kept_the_old_weights_are_told(run_folder: MakeRun) -> None:
 
 def test_the_snippet_fits_the_kind_of_pipeline(run_folder: MakeRun) -> None:
     path = run_folder()
-    assert "class_labels=[0, 1" in story.load_snippet(rundir.read(path))
-    assert "trust_remote_code=True" in story.load_snippet(rundir.read(path))
+    assert "class_labels=[0, 1" in narrative.load_snippet(reading.read(path))
+    assert "trust_remote_code=True" in narrative.load_snippet(reading.read(path))
     (path / "model" / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
     edit(path, "partition.json", lambda p: p.update(counts=[], class_names=[]))
-    plain = story.load_snippet(rundir.read(path))
+    plain = narrative.load_snippet(reading.read(path))
     assert "trust_remote_code" not in plain and "batch_size=10" in plain
 
 
@@ -231,6 +231,6 @@ def test_the_snippet_fits_the_kind_of_pipeline(run_folder: MakeRun) -> None:
     [("central", "One trainer held all images"), ("local", "alone"), ("fedavg", "stayed where")],
 )
 def test_the_sentence_never_calls_a_baseline_federated(run_folder: MakeRun, method: str, claim: str) -> None:
-    told = story.sentence(rundir.read(run_folder(rounds=2, method=method)))
+    told = narrative.sentence(reading.read(run_folder(rounds=2, method=method)))
     assert claim in told
     assert ("together" in told) == (method == "fedavg")

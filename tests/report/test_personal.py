@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from osmotic import config, finish
+from osmotic.config import schema
 from osmotic.data import partition
-from osmotic.report import card, compare, page, plots, rundir, story
-from osmotic.rundir import RunDir
+from osmotic.report import card, compare, narrative, page, plots, reading
+from osmotic.runs import commands
+from osmotic.storage.folder import RunDir
 
 MakeRun = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def flat(text: str) -> str:
 
 def test_the_first_tile_is_the_mean_with_worst_weighted_and_merged(personal_folder: MakeRun) -> None:
     # Clients of 100, 101, 102 images with FD 10, 11, 12: mean 11, weighted (1000 + 1111 + 1224) / 303 = 11.0066.
-    tile = page.tiles(rundir.read(personal_folder()))[0]
+    tile = page.tiles(reading.read(personal_folder()))[0]
     assert tile.value == "11.00" and tile.beside == "worst 12.00 · weighted by images 11.01"
     assert tile.detail.startswith("Mean over 3 clients' own models, before the last average is merged")
     assert "after merging: mean 7.000, worst 8.000" in tile.detail  # 4 less each
@@ -33,7 +34,7 @@ def test_the_first_tile_is_the_mean_with_worst_weighted_and_merged(personal_fold
 
 def test_a_baseline_that_merges_nothing_does_not_speak_of_merging(personal_folder: MakeRun) -> None:
     path = personal_folder(method="local")
-    tiles = page.tiles(rundir.read(path))
+    tiles = page.tiles(reading.read(path))
     assert tiles[0].value == "11.00" and "3 clients' own models, each against" in tiles[0].detail
     assert not any("merg" in tile.detail for tile in tiles)
     html = flat(page.write(path).read_text())
@@ -47,11 +48,11 @@ def test_a_client_without_a_model_is_not_counted(personal_folder: MakeRun) -> No
     entries = summary["quality"]["per_client"]  # three as trained, then three merged
     assert entries.pop(1)["stage"] == "before"
     (path / "summary.json").write_text(json.dumps(summary))
-    assert "Mean over 2 clients' own models" in page.tiles(rundir.read(path))[0].detail
+    assert "Mean over 2 clients' own models" in page.tiles(reading.read(path))[0].detail
 
 
 def test_merging_is_no_further_round_of_a_curve(personal_folder: MakeRun) -> None:
-    run = rundir.read(personal_folder())
+    run = reading.read(personal_folder())
     assert [r.number for r in run.scored_rounds] == [5, 10] and run.merge_round == 11
     # Means of (10, 11, 12): 22 at twice the score, then 11; the 7 of after merging is not a point.
     assert compare.curve(run, "rounds") == ([5, 10], [22.0, 11.0])
@@ -74,7 +75,7 @@ def test_the_page_draws_fd_and_kid_of_own_models(personal_folder: MakeRun) -> No
 
 
 def test_grids_stand_in_pairs_of_client_and_stage(personal_folder: MakeRun) -> None:
-    run = rundir.read(personal_folder())
+    run = reading.read(personal_folder())
     assert run.samples == ()
     captions = [[caption for caption, _ in row] for row in page.own_pictures(run)]
     assert captions[0] == ["client-000, round 10, before merging", "client-000, after merging"]
@@ -85,19 +86,19 @@ def test_grids_stand_in_pairs_of_client_and_stage(personal_folder: MakeRun) -> N
 
 def test_of_many_clients_some_grids_are_shown_and_the_page_says_so(personal_folder: MakeRun) -> None:
     path = personal_folder(method="local", clients=9)
-    rows = page.own_pictures(rundir.read(path))
+    rows = page.own_pictures(reading.read(path))
     assert [row[0][0] for row in rows][:: len(rows) - 1] == ["client-000, round 10", "client-008, round 10"]
     assert len(rows) == 6 and "6 of 9 clients are shown" in flat(page.write(path).read_text())
 
 
 def test_a_global_run_has_no_grids_of_clients(run_folder: MakeRun) -> None:
     path = run_folder(rounds=5, clients=2)
-    assert rundir.read(path).own_grids == ()
+    assert reading.read(path).own_grids == ()
     assert "own models" not in page.write(path).read_text()
 
 
 def test_groups_before_and_after_stand_side_by_side(personal_folder: MakeRun) -> None:
-    q = rundir.read(personal_folder()).quality
+    q = reading.read(personal_folder()).quality
     rows = {name: values for name, *values in page.over_clients(q, "FD")}
     assert len(rows) == 4 * 3
     assert rows["FD against all clients' images, mean"] == ["11.00", "7.000"]
@@ -108,7 +109,7 @@ def test_groups_before_and_after_stand_side_by_side(personal_folder: MakeRun) ->
 def test_headings_name_the_stage_only_where_there_are_two(
     personal_folder: MakeRun, run_folder: MakeRun
 ) -> None:
-    mine, alone = rundir.read(personal_folder()).quality, rundir.read(run_folder()).quality
+    mine, alone = reading.read(personal_folder()).quality, reading.read(run_folder()).quality
     assert page.score_heading("fd_own before", mine) == "FD own, before merging"
     assert page.score_heading("kid_all after", mine) == "KID all, after merging"
     assert page.score_heading("fd_own before", alone) == "FD own"
@@ -136,31 +137,31 @@ def test_the_card_tells_its_own_clients_scores_and_which_weights_it_holds(person
     ],
 )  # fmt: skip
 def test_the_sentence_tells_what_is_shared(run_folder: MakeRun, method: str, claim: str) -> None:
-    told = story.sentence(rundir.read(run_folder(rounds=2, method=method)))
+    told = narrative.sentence(reading.read(run_folder(rounds=2, method=method)))
     assert claim in told
     assert ("together" in told) == (method == "usplit")
 
 
 def test_every_partition_has_its_words(run_folder: MakeRun) -> None:
-    assert set(story.PARTITIONS) == set(partition.NAMES)
+    assert set(narrative.PARTITIONS) == set(partition.NAMES)
     path = run_folder(rounds=2)
     for name, claim in (("l-skew", "capped Dirichlet(0.5)"), ("q-skew", "sizes of a Dirichlet(0.5)")):
-        made = config.build({"data.partition": name})
-        (path / "config.toml").write_text(config.to_toml(made))
-        assert claim in story.partition_phrase(rundir.read(path))
+        made = schema.build({"data.partition": name})
+        (path / "config.toml").write_text(schema.to_toml(made))
+        assert claim in narrative.partition_phrase(reading.read(path))
 
 
 def test_the_terminal_tells_mean_weighted_and_worst_before_and_after(
     personal_folder: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    assert finish.publish(RunDir.existing(personal_folder()), json=False)
+    assert commands.publish(RunDir.existing(personal_folder()), json=False)
     told = flat(capsys.readouterr().out)
     assert "3 clients' own models, before merging: mean, weighted, worst" in told
     assert "guidance —) 11.00, 11.01, 12.00 after merging 7.000, 7.007, 8.000" in told
     assert "KID 0.1100, 0.1101, 0.1200" in told and "recall" not in told
     assert "round-0010-client-000.png (the model of client-000, one of 3, before merging;" in told
-    assert finish.publish(RunDir.existing(personal_folder("alone", method="local")), json=False)
+    assert commands.publish(RunDir.existing(personal_folder("alone", method="local")), json=False)
     told = flat(capsys.readouterr().out)
     assert "3 clients' own models: mean, weighted, worst" in told and "merging" not in told
 
@@ -169,7 +170,7 @@ def test_the_terminal_tells_a_global_model_as_ever(
     run_folder: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    finish.publish(RunDir.existing(run_folder(rounds=5, clients=2)), json=False)
+    commands.publish(RunDir.existing(run_folder(rounds=5, clients=2)), json=False)
     told = flat(capsys.readouterr().out)
     assert "guidance —) 6.300" in told and "precision, recall 0.8100, 0.7000" in told
     assert "own models" not in told and "merging" not in told and "samples/round-0005.png" in told
@@ -177,10 +178,10 @@ def test_the_terminal_tells_a_global_model_as_ever(
 
 def test_an_evaluation_says_whose_scores_and_of_which_stage(personal_folder: MakeRun) -> None:
     told = {"guidance": 1.0, "half_life": 0.0}
-    mine = rundir.read(personal_folder()).quality
-    before = finish.quality_text({**mine, **told})
+    mine = reading.read(personal_folder()).quality
+    before = commands.quality_text({**mine, **told})
     assert before.startswith("FD of 3 clients' own models, before the last average is merged: mean 11.00, ")
-    local = finish.quality_text({**rundir.read(personal_folder("alone", method="local")).quality, **told})
+    local = commands.quality_text({**reading.read(personal_folder("alone", method="local")).quality, **told})
     assert local.startswith("FD of 3 clients' own models: mean 11.00, weighted by images 11.01, worst 12.00")
 
 

@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from osmotic.report import plots
-from osmotic.report.rundir import PartitionTable, Traffic
+from osmotic.report.reading import PartitionTable, Traffic
 
 
 def test_empty_inputs_give_no_plot() -> None:

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from osmotic.errors import ConfigError
-from osmotic.report import rundir
+from osmotic.report import reading
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.*no such folder"):
-        rundir.read(tmp_path / "nowhere")
+        reading.read(tmp_path / "nowhere")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no finished run folder: it holds no summary\.json"):
-        rundir.read(tmp_path)
+        reading.read(tmp_path)
 
 
 def test_an_unfinished_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("seed = 0\n")
     with pytest.raises(ConfigError, match="osmotic resume"):
-        rundir.read(tmp_path)
+        reading.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_a_damaged_file_is_named(run_folder: Callable[..., Path], file: str, tex
     path = run_folder()
     (path / file).write_text(text)
     with pytest.raises(ConfigError, match=rule) as caught:
-        rundir.read(path)
+        reading.read(path)
     assert caught.value.key.endswith(file)
 
 
 def test_the_bare_summary_alone_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"schema": 1, "quality": null, "failures": null}')
-    run = rundir.read(tmp_path)
+    run = reading.read(tmp_path)
     assert run.quality == {} and run.rounds == () and run.ledger == () and run.partition is None
     assert run.setting("data.source", "none") == "none"
 
@@ -57,9 +57,9 @@ def test_samples_are_in_order_of_rounds(run_folder: Callable[..., Path]) -> None
     path = run_folder()
     (path / "samples" / "round-10000.png").write_bytes(b"")
     (path / "samples" / "notes.txt").write_bytes(b"")
-    assert [n for n, _ in rundir.read(path).samples] == [5, 10, 15, 20, 10000]
+    assert [n for n, _ in reading.read(path).samples] == [5, 10, 15, 20, 10000]
 
 
 def test_settings_are_read_from_the_resolved_file(run_folder: Callable[..., Path]) -> None:
-    run = rundir.read(run_folder(clients=3))
+    run = reading.read(run_folder(clients=3))
     assert run.setting("data.clients") == 3 and run.setting("seed") == 0

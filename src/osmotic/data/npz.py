@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from osmotic.config import nearest
+from osmotic.config.keys import nearest
 from osmotic.data import image
 from osmotic.data.dataset import Source, StoredSplit, checked_labels
 from osmotic.errors import ConfigError

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osmotic import seeds
-from osmotic.config import DataConfig, nearest
+from osmotic.config.keys import nearest
+from osmotic.config.schema import DataConfig
 from osmotic.data import niid, strata
 from osmotic.data.dataset import Split
 from osmotic.errors import ConfigError

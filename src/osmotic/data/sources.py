@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from osmotic.config import DataConfig, nearest
+from osmotic.config.keys import nearest
+from osmotic.config.schema import DataConfig
 from osmotic.data import image, strata
 from osmotic.data.dataset import Dataset, Shape, Source, Split, StoredSplit
 from osmotic.data.folder import open_folder

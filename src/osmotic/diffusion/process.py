@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from osmotic.config import ModelConfig, RecipeConfig
+from osmotic.config.schema import ModelConfig, RecipeConfig
 from osmotic.diffusion import facts
 from osmotic.diffusion import loss as losses
 from osmotic.diffusion import schedule as schedules

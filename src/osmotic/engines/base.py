@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from osmotic.messages import Answer, Client, Sent
+from osmotic.protocol.messages import Answer, Client, Sent
 
 
 class Engine(Protocol):

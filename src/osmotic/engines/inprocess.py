@@ -13,8 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import torch
 
-from osmotic.client import Site, Trainer
-from osmotic.messages import Answer, Client, Failure, Sent
+from osmotic.federation.client import Site, Trainer
+from osmotic.protocol.messages import Answer, Client, Failure, Sent
 
 
 class InProcess:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from osmotic.messages import Client, Phase, Reply, Task, Tensors
+from osmotic.protocol.messages import Client, Phase, Reply, Task, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from osmotic.client import Local
-    from osmotic.server import Server
+    from osmotic.federation.client import Local
+    from osmotic.federation.server import Server
 
 PARTS = ("encoder", "bottleneck", "decoder")
 

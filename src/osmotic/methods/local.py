@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from osmotic.messages import Client, Phase, Reply, Task
 from osmotic.methods.base import Method
+from osmotic.protocol.messages import Client, Phase, Reply, Task
 
 if TYPE_CHECKING:
-    from osmotic.server import Server
+    from osmotic.federation.server import Server
 
 
 @dataclass(frozen=True, kw_only=True)

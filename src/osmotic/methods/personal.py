@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from osmotic.config import key
-from osmotic.messages import MERGE, Client, Phase, Task
+from osmotic.config.keys import key
 from osmotic.methods.base import PARTS, Method
+from osmotic.protocol.messages import MERGE, Client, Phase, Task
 
 if TYPE_CHECKING:
-    from osmotic.server import Server
+    from osmotic.federation.server import Server
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from osmotic import seeds
-from osmotic.config import key
-from osmotic.messages import Client, Phase, Task
+from osmotic.config.keys import key
 from osmotic.methods.base import PARTS, Method
 from osmotic.models import parts
+from osmotic.protocol.messages import Client, Phase, Task
 
 if TYPE_CHECKING:
-    from osmotic.client import Local
-    from osmotic.server import Server
+    from osmotic.federation.client import Local
+    from osmotic.federation.server import Server
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from osmotic import atomic
 from osmotic.metrics.weights import cache_folder
+from osmotic.storage import atomic
 
 # Part of the cache key: raise it whenever anything below changes what is learnt.
 RECIPE = "cnn-2"

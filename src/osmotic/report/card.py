@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from osmotic.report import page, story, words
-from osmotic.report.rundir import Run, read
+from osmotic.report import formatting, narrative, page
+from osmotic.report.reading import Run, read
 
 
 def write(run_dir: Path | str) -> list[Path]:
@@ -18,11 +18,11 @@ def write(run_dir: Path | str) -> list[Path]:
 
     Raises: ConfigError if the folder is no finished run or one of its files cannot be read.
     """
-    from osmotic.atomic import write_text
+    from osmotic.storage.atomic import write_text
 
     run = read(run_dir)
     paths = []
-    for folder in story.model_folders(run):
+    for folder in narrative.model_folders(run):
         path = run.path / folder / "README.md"
         write_text(path, render(run, folder))
         paths.append(path)
@@ -44,20 +44,20 @@ def render(run: Run, folder: str = "model") -> str:
     )
 
     def told(value: Any) -> str:
-        return words.DASH if value is None or isinstance(value, Undefined) or value == "" else str(value)
+        return formatting.DASH if value is None or isinstance(value, Undefined) or value == "" else str(value)
 
     env.filters |= {
         "md": lambda v: escape(told(v)),
-        "count": lambda v: words.count(None if isinstance(v, Undefined) else v),
-        "figure": lambda v: words.figure(None if isinstance(v, Undefined) else v),
-        "bytesize": lambda v: words.size(None if isinstance(v, Undefined) else v),
+        "count": lambda v: formatting.count(None if isinstance(v, Undefined) else v),
+        "figure": lambda v: formatting.figure(None if isinstance(v, Undefined) else v),
+        "bytesize": lambda v: formatting.size(None if isinstance(v, Undefined) else v),
     }
     q = run.quality
     clients = page.client_rows(run)
     spreads = [
         (
             page.score_heading(key, q),
-            story.spread(c.scores.get(key) for c in clients),
+            narrative.spread(c.scores.get(key) for c in clients),
         )
         for key in page.score_keys(clients)
     ]
@@ -65,23 +65,23 @@ def render(run: Run, folder: str = "model") -> str:
         run=run,
         summary=run.summary,
         quality=q,
-        fd_name=words.fd_name(q.get("encoder")),
-        conditions=story.score_conditions(run),
-        sentence=story.sentence(run),
-        kind=story.model_kind(run),
+        fd_name=formatting.fd_name(q.get("encoder")),
+        conditions=narrative.score_conditions(run),
+        sentence=narrative.sentence(run),
+        kind=narrative.model_kind(run),
         data=run.setting("data.source"),
-        phrase=story.partition_phrase(run),
-        sizes=story.spread(run.summary.get("client_sizes") or []),
-        clients=words.plural(run.summary.get("num_clients") or 0, "client"),
+        phrase=narrative.partition_phrase(run),
+        sizes=narrative.spread(run.summary.get("client_sizes") or []),
+        clients=formatting.plural(run.summary.get("num_clients") or 0, "client"),
         total=sum(run.summary.get("client_sizes") or []),
         client=(client := folder.partition("/")[2]),
         own=own_scores(run, client),
-        personal=story.is_personal(q),
-        before=story.before_merging(q),
-        shared=story.shared_parts(run),
+        personal=narrative.is_personal(q),
+        before=narrative.before_merging(q),
+        shared=narrative.shared_parts(run),
         method=run.summary.get("method"),
         spreads=[(name, values) for name, values in spreads if values],
-        snippet=story.load_snippet(run, "."),
+        snippet=narrative.load_snippet(run, "."),
         failed=len(run.failures),
     )
 
@@ -89,12 +89,15 @@ def render(run: Run, folder: str = "model") -> str:
 def own_scores(run: Run, client: str) -> list[tuple[str, float | None, float | None]]:
     """(score, before or only stage, after merging) of this client's own model; empty where it has none."""
     q = run.quality
-    if not story.is_personal(q):
+    if not narrative.is_personal(q):
         return []
     found = [c for c in q.get("per_client") or () if c.get("name") == client]
     stages = {str(c.get("stage")): c for c in found}
-    scored, merged = stages.get("before" if story.before_merging(q) else "after", {}), stages.get("after", {})
-    name = words.fd_name(q.get("encoder"))
+    scored, merged = (
+        stages.get("before" if narrative.before_merging(q) else "after", {}),
+        stages.get("after", {}),
+    )
+    name = formatting.fd_name(q.get("encoder"))
     keys = ("fd_all", "fd_own", "kid_all", "kid_own")
     labels = [
         f"{name if key.startswith('fd') else 'KID'} against {page.REALS[key.partition('_')[2]]}, lower is better"

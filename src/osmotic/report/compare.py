@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
-from osmotic.report import plots, story, words
-from osmotic.report.rundir import Run, read
+from osmotic.report import formatting, narrative, plots
+from osmotic.report.reading import Run, read
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +74,7 @@ class Comparison:
     def fd_name(self) -> str:
         """FID only if every scored run used Inception-v3."""
         encoders = {row.encoder for row in self.rows if row.encoder}
-        return "FID" if encoders and all(words.fd_name(e) == "FID" for e in encoders) else "FD"
+        return "FID" if encoders and all(formatting.fd_name(e) == "FID" for e in encoders) else "FD"
 
     def ranked(self) -> list[Row]:
         """The rows, lowest FD first, runs without one last.
@@ -119,7 +119,9 @@ class Comparison:
         scored = [row for row in self.rows if row.encoder]
         if not scored or not self.comparable:
             return ""
-        return f"Scored with encoder {scored[0].encoder} on {words.count(scored[0].num_samples)} samples."
+        return (
+            f"Scored with encoder {scored[0].encoder} on {formatting.count(scored[0].num_samples)} samples."
+        )
 
     def columns(self) -> list[tuple[str, Any]]:
         """(heading, Row -> text) of every column; how a run was scored is one only where runs differ in it."""
@@ -148,8 +150,8 @@ class Comparison:
 
     def write_html(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained page, atomically, and returns its path."""
-        from osmotic.atomic import write_text
         from osmotic.report.page import environment
+        from osmotic.storage.atomic import write_text
 
         template = environment().get_template("compare.html.jinja")
         columns = self.columns()
@@ -198,7 +200,7 @@ def compare(run_dirs: Sequence[Path | str]) -> Comparison:
 def row(run: Run, name: str) -> Row:
     """The row of one run, called `name`."""
     s, q = run.summary, run.quality
-    up, down = s.get("codec_up") or words.DASH, s.get("codec_down") or words.DASH
+    up, down = s.get("codec_up") or formatting.DASH, s.get("codec_down") or formatting.DASH
     return Row(
         name=name,
         preset=s.get("preset"),
@@ -209,7 +211,7 @@ def row(run: Run, name: str) -> Row:
         clients=s.get("num_clients"),
         parameters=s.get("parameters"),
         fd=q.get("fd"),
-        own_models=story.own_count(q) if story.is_personal(q) else None,
+        own_models=narrative.own_count(q) if narrative.is_personal(q) else None,
         fd_clients=(q.get("mean") or {}).get("fd_all"),
         fd_worst=(q.get("worst") or {}).get("fd_all"),
         fd_own=(q.get("mean") or {}).get("fd_own"),
@@ -258,8 +260,8 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
             "guidance scales differ",
             lambda r: r.quality and r.quality.get("guidance") is not None and f"{r.quality['guidance']:g}",
         ),
-        ("images seen differ", lambda r: words.count(r.summary.get("images_seen"))),
-        ("networks differ in size", lambda r: words.count(r.summary.get("parameters"))),
+        ("images seen differ", lambda r: formatting.count(r.summary.get("images_seen"))),
+        ("networks differ in size", lambda r: formatting.count(r.summary.get("parameters"))),
         ("splits differ", lambda r: f"{r.setting('data.partition')}, {r.summary.get('num_clients')} clients"),
     )
     out: list[str] = []
@@ -274,10 +276,10 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
     """(heading, Row -> text) of every column."""
 
     def text(value: Any) -> str:
-        return words.DASH if value is None or value == "" else str(value)
+        return formatting.DASH if value is None or value == "" else str(value)
 
     def of_models(r: Row, whole: float | None, mean: float | None) -> str:
-        shown = words.figure(mean if r.own_models else whole)
+        shown = formatting.figure(mean if r.own_models else whole)
         return f"{shown} mean" if r.own_models and mean is not None else shown
 
     return [
@@ -285,20 +287,20 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
         ("preset", lambda r: text(r.preset or r.method)),
         ("codec", lambda r: r.codec),
         ("seed", lambda r: text(r.seed)),
-        ("rounds", lambda r: words.count(r.rounds)),
+        ("rounds", lambda r: formatting.count(r.rounds)),
         ("models scored", lambda r: f"{r.own_models} own" if r.own_models else text(r.encoder and "global")),
         (fd_name, lambda r: of_models(r, r.fd, r.fd_clients)),
         (f"{fd_name} after merging", lambda r: of_models(r, None, r.fd_merged)),
-        (f"{fd_name}, worst model", lambda r: words.figure(r.fd_worst if r.own_models else r.fd)),
-        (f"{fd_name} on own images", lambda r: words.figure(r.fd_own)),
-        ("floor", lambda r: words.figure(r.fd_floor)),
+        (f"{fd_name}, worst model", lambda r: formatting.figure(r.fd_worst if r.own_models else r.fd)),
+        (f"{fd_name} on own images", lambda r: formatting.figure(r.fd_own)),
+        ("floor", lambda r: formatting.figure(r.fd_floor)),
         ("KID", lambda r: of_models(r, r.kid, r.kid_clients)),
-        ("up", lambda r: words.size(r.bytes_up)),
-        ("down", lambda r: words.size(r.bytes_down)),
-        ("images seen", lambda r: words.count(r.images_seen)),
-        ("time", lambda r: words.duration(r.wall_seconds)),
+        ("up", lambda r: formatting.size(r.bytes_up)),
+        ("down", lambda r: formatting.size(r.bytes_down)),
+        ("images seen", lambda r: formatting.count(r.images_seen)),
+        ("time", lambda r: formatting.duration(r.wall_seconds)),
         ("encoder", lambda r: text(r.encoder)),
-        ("samples", lambda r: words.count(r.num_samples)),
+        ("samples", lambda r: formatting.count(r.num_samples)),
     ]
 
 
@@ -313,7 +315,7 @@ def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
         if not r.quality:
             continue
         fd = r.quality.get("fd")
-        if story.is_personal(run.quality):
+        if narrative.is_personal(run.quality):
             fd = (r.quality.get("mean") or {}).get("fd_all")
         if fd is None:
             continue

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osmotic.report import plots, story, words
-from osmotic.report.rundir import Run, read
+from osmotic.report import formatting, narrative, plots
+from osmotic.report.reading import Run, read
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -78,7 +78,7 @@ def write(run_dir: Path | str) -> Path:
 
     Raises: ConfigError if the folder is no finished run or one of its files cannot be read.
     """
-    from osmotic.atomic import write_text
+    from osmotic.storage.atomic import write_text
 
     run = read(run_dir)
     path = run.path / "report.html"
@@ -89,7 +89,7 @@ def write(run_dir: Path | str) -> Path:
 def render(run: Run) -> str:
     """The page of a run as HTML; the same folder gives the same bytes."""
     q, summary = run.quality, run.summary
-    fd_name = words.fd_name(q.get("encoder"))
+    fd_name = formatting.fd_name(q.get("encoder"))
     clients = client_rows(run)
     return (
         environment()
@@ -99,19 +99,19 @@ def render(run: Run) -> str:
             summary=summary,
             quality=q,
             fd_name=fd_name,
-            sentence=story.sentence(run),
-            conditions=story.score_conditions(run),
+            sentence=narrative.sentence(run),
+            conditions=narrative.score_conditions(run),
             tiles=tiles(run),
             last=picture(run.samples[-1]) if run.samples else None,
             strip=[picture(s) for s in evenly(run.samples, MAX_PICTURES)] if len(run.samples) > 1 else [],
             own=own_pictures(run),
-            personal=story.is_personal(q),
-            before=story.before_merging(q),
-            shared=story.shared_parts(run),
+            personal=narrative.is_personal(q),
+            before=narrative.before_merging(q),
+            shared=narrative.shared_parts(run),
             drawings=drawings(run, fd_name),
             partition_plot=run.partition and plots.partition(run.partition),
             max_clients=plots.MAX_CLIENTS,
-            client_plot=plots.client_scores(q.get("per_client") or [], fd_name, story.stage_words(q)),
+            client_plot=plots.client_scores(q.get("per_client") or [], fd_name, narrative.stage_words(q)),
             further=further_scores(q),
             over_clients=over_clients(q, fd_name),
             clients=clients,
@@ -119,8 +119,8 @@ def render(run: Run) -> str:
             ledger=ledger_rows(run),
             failures=[(failed_client(run, f), f) for f in run.failures],
             kept=[r.number for r in run.training_rounds if r.kept_old_weights],
-            snippet=story.load_snippet(run),
-            folders=story.model_folders(run),
+            snippet=narrative.load_snippet(run),
+            folders=narrative.model_folders(run),
         )
     )
 
@@ -133,7 +133,7 @@ def environment() -> Environment:
     null = Markup('<span class="null" title="not measured">—<span class="sr"> not measured</span></span>')
 
     def told(text: str) -> Markup:
-        return null if text == words.DASH else escape(text)
+        return null if text == formatting.DASH else escape(text)
 
     env = Environment(
         loader=PackageLoader("osmotic", "report"),
@@ -147,9 +147,9 @@ def environment() -> Environment:
         return lambda v: null if v is None or isinstance(v, Undefined) or v == "" else told(write(v))
 
     env.filters |= {
-        "count": text_of(words.count),
-        "figure": text_of(words.figure),
-        "bytesize": text_of(words.size),
+        "count": text_of(formatting.count),
+        "figure": text_of(formatting.figure),
+        "bytesize": text_of(formatting.size),
         "told": text_of(str),
     }
     env.globals["css"] = Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
@@ -159,50 +159,52 @@ def environment() -> Environment:
 
 def tiles(run: Run) -> list[Tile]:
     """The key figures of the first screen, the score first and never without its conditions."""
-    return (own_tiles(run) if story.is_personal(run.quality) else global_tiles(run)) + cost_tiles(run)
+    return (own_tiles(run) if narrative.is_personal(run.quality) else global_tiles(run)) + cost_tiles(run)
 
 
 def own_tiles(run: Run) -> list[Tile]:
     """Scores of the clients' own models, where no global one exists."""
     q = run.quality
-    name, models = words.fd_name(q.get("encoder")), story.own_models(q)
+    name, models = formatting.fd_name(q.get("encoder")), narrative.own_models(q)
     mean, weighted, worst = ({**(q.get(group) or {})} for group in ("mean", "weighted", "worst"))
     merged = q.get("after") or {}
 
     def after(key: str) -> str:
         means, worsts = merged.get("mean") or {}, merged.get("worst") or {}
-        return f"after merging: mean {words.figure(means.get(key))}, worst {words.figure(worsts.get(key))}"
+        return f"after merging: mean {formatting.figure(means.get(key))}, worst {formatting.figure(worsts.get(key))}"
 
-    stage = ", before the last average is merged" if story.before_merging(q) else ""
+    stage = ", before the last average is merged" if narrative.before_merging(q) else ""
     parts = [f"Mean over {models}{stage}, each against all clients' images"]
     parts += [after("fd_all")] if merged else []
-    beside = f"worst {words.figure(worst.get('fd_all'))} · weighted by images {words.figure(weighted.get('fd_all'))}"
-    conditions = " · ".join([*parts, story.score_conditions(run)])
-    out = [Tile(f"{name}, lower is better", words.figure(mean.get("fd_all")), conditions, beside, wide=True)]
+    beside = f"worst {formatting.figure(worst.get('fd_all'))} · weighted by images {formatting.figure(weighted.get('fd_all'))}"
+    conditions = " · ".join([*parts, narrative.score_conditions(run)])
+    out = [
+        Tile(f"{name}, lower is better", formatting.figure(mean.get("fd_all")), conditions, beside, wide=True)
+    ]
     for key, label in (("fd_own", f"{name} against own images"), ("kid_all", "KID, lower is better")):
-        detail = f"mean; worst {words.figure(worst.get(key))}"
-        out.append(Tile(label, words.figure(mean.get(key)), f"{detail} · {after(key)}" if merged else detail))
+        detail = f"mean; worst {formatting.figure(worst.get(key))}"
+        out.append(
+            Tile(label, formatting.figure(mean.get(key)), f"{detail} · {after(key)}" if merged else detail)
+        )
     return out
 
 
 def global_tiles(run: Run) -> list[Tile]:
     """Scores of the global model."""
     q = run.quality
-    name = words.fd_name(q.get("encoder"))
+    name = formatting.fd_name(q.get("encoder"))
     fd, floor = q.get("fd"), q.get("fd_floor")
-    conditions = story.score_conditions(run) if q else "not measured"
+    conditions = narrative.score_conditions(run) if q else "not measured"
     if q and fd is None:
         conditions = "not measured: no global model was scored · " + conditions
-    beside = f"floor of held-out real images {words.figure(floor)}" if q else ""
+    beside = f"floor of held-out real images {formatting.figure(floor)}" if q else ""
     if q.get("fd_at_floor") is not None and q.get("floor_samples") is not None:
         # An FD depends on the number of images, so only this one may be set against the floor.
-        conditions += (
-            f" · at the floor's {words.count(q['floor_samples'])} images: {words.figure(q['fd_at_floor'])}"
-        )
-    out = [Tile(f"{name}, lower is better", words.figure(fd), conditions, beside, wide=True)]
+        conditions += f" · at the floor's {formatting.count(q['floor_samples'])} images: {formatting.figure(q['fd_at_floor'])}"
+    out = [Tile(f"{name}, lower is better", formatting.figure(fd), conditions, beside, wide=True)]
     if q.get("kid") is not None or fd is not None:
-        out.append(Tile("KID, lower is better", words.figure(q.get("kid"))))
-    precision, recall = words.figure(q.get("precision"), 3), words.figure(q.get("recall"), 3)
+        out.append(Tile("KID, lower is better", formatting.figure(q.get("kid"))))
+    precision, recall = formatting.figure(q.get("precision"), 3), formatting.figure(q.get("recall"), 3)
     out.append(Tile("Precision / recall", f"{precision} / {recall}"))
     return out
 
@@ -213,19 +215,29 @@ def cost_tiles(run: Run) -> list[Tile]:
     for way, label in (("up", "Sent up"), ("down", "Sent down")):
         total = s.get(f"bytes_{way}")
         exact = (
-            "not measured" if total is None else f"{words.count(total)} bytes, codec {s.get(f'codec_{way}')}"
+            "not measured"
+            if total is None
+            else f"{formatting.count(total)} bytes, codec {s.get(f'codec_{way}')}"
         )
-        out.append(Tile(label, words.size(total), exact))
+        out.append(Tile(label, formatting.size(total), exact))
     out += [
-        Tile("Parameters", words.count(s.get("parameters"))),
-        Tile("Wall time", words.duration(s.get("wall_seconds")), f"engine {s.get('engine') or words.DASH}"),
+        Tile("Parameters", formatting.count(s.get("parameters"))),
+        Tile(
+            "Wall time",
+            formatting.duration(s.get("wall_seconds")),
+            f"engine {s.get('engine') or formatting.DASH}",
+        ),
         Tile(
             "Images seen",
-            words.count(s.get("images_seen")),
-            f"{words.count(s.get('client_steps'))} client steps",
+            formatting.count(s.get("images_seen")),
+            f"{formatting.count(s.get('client_steps'))} client steps",
         ),
-        Tile("Rounds", words.count(s.get("rounds")), participation(s)),
-        Tile("Seed", str(s.get("seed", words.DASH)), f"deterministic: {words.truth(s.get('deterministic'))}"),
+        Tile("Rounds", formatting.count(s.get("rounds")), participation(s)),
+        Tile(
+            "Seed",
+            str(s.get("seed", formatting.DASH)),
+            f"deterministic: {formatting.truth(s.get('deterministic'))}",
+        ),
     ]
     return out
 
@@ -236,7 +248,7 @@ def participation(summary: Mapping[str, Any]) -> str:
     if clients is None:
         return ""
     asked = "" if fraction is None else ", all asked" if fraction == 1 else f", {100 * fraction:g} % asked"
-    return words.plural(clients, "client") + asked
+    return formatting.plural(clients, "client") + asked
 
 
 def picture(sample: tuple[int, Path]) -> tuple[int, str]:
@@ -249,7 +261,7 @@ def own_pictures(run: Run) -> list[list[tuple[str, str]]]:
     """For some clients with models of their own: (caption, data URI) of the last scored round, then of after merging."""
     rows = []
     for grid, merged in evenly(run.own_grids, MAX_CLIENT_GRIDS):
-        stage = ", before merging" if story.before_merging(run.quality) else ""
+        stage = ", before merging" if narrative.before_merging(run.quality) else ""
         row = [(f"{grid.client}, round {grid.round}{stage}", picture((grid.round, grid.path))[1])]
         if merged:
             row.append((f"{grid.client}, after merging", picture((merged.round, merged.path))[1]))
@@ -271,7 +283,7 @@ def drawings(run: Run, fd_name: str) -> list[str]:
         **(scored[-1] if scored else {}),
         **{k: v for k, v in run.quality.items() if v is not None},
     }
-    personal = story.is_personal(run.quality)
+    personal = narrative.is_personal(run.quality)
     scores = (
         [
             plots.own_scores(run.scored_rounds, key, name, run.quality.get("after"))
@@ -309,7 +321,7 @@ def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
             for key, value in over
             if value is None or is_figure(value)
         ]
-    return [(name, words.figure(value)) for name, value in out]
+    return [(name, formatting.figure(value)) for name, value in out]
 
 
 def over_clients(quality: Mapping[str, Any], fd_name: str) -> list[tuple[str, str, str]]:
@@ -318,7 +330,7 @@ def over_clients(quality: Mapping[str, Any], fd_name: str) -> list[tuple[str, st
     meanings = {"mean": "mean", "weighted": "mean weighted by images", "worst": "worst"}
 
     def told(stage: Mapping[str, Any], group: str, key: str) -> str:
-        return words.figure((stage.get(group) or {}).get(key))
+        return formatting.figure((stage.get(group) or {}).get(key))
 
     return [
         (
@@ -399,7 +411,7 @@ def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
     """The name of the client in a failure entry, which may hold only its number."""
     number = failure.get("client_id")
     if failure.get("name") or number is None:
-        return str(failure.get("name") or words.DASH)
+        return str(failure.get("name") or formatting.DASH)
     names = run.partition.clients if run.partition else ()
     return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
 
@@ -419,6 +431,6 @@ def score_heading(key: str, quality: Mapping[str, Any]) -> str:
     """`fd_own after` as `FD own, after merging`, or `FD own` where the clients have scores of one stage alone."""
     metric, stage = key.split(" ")
     kind, scope = metric.split("_")
-    name = words.fd_name(quality.get("encoder")) if kind == "fd" else "KID"
-    when = story.stage_words(quality)[stage]
+    name = formatting.fd_name(quality.get("encoder")) if kind == "fd" else "KID"
+    when = narrative.stage_words(quality)[stage]
     return f"{name} {scope}" + (f", {when}" if when else "")

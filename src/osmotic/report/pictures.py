@@ -86,7 +86,7 @@ def png_bytes(array: np.ndarray) -> bytes:
 
 def save_png(path: Path | str, array: np.ndarray) -> None:
     """Write `array` (see `png_bytes`) as PNG, atomically; missing folders are made."""
-    from osmotic.atomic import write_bytes
+    from osmotic.storage.atomic import write_bytes
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from osmotic.report import words
-from osmotic.report.rundir import PartitionTable, Round, Traffic
+from osmotic.report import formatting
+from osmotic.report.reading import PartitionTable, Round, Traffic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,13 +106,13 @@ def score(rounds: Sequence[Round], key: str, name: str, floor: float | None = No
         ax = fig.subplots()
         ax.plot(x, y, color=COLOURS[0 if key == "fd" else 2], marker="o", markersize=5)
         ax.annotate(
-            words.figure(y[-1], 3), (x[-1], y[-1]), (8, 4), textcoords="offset points", fontweight="bold"
+            formatting.figure(y[-1], 3), (x[-1], y[-1]), (8, 4), textcoords="offset points", fontweight="bold"
         )
         ax.set_title(f"{name}, lower is better")
         if floor is not None:
             ax.axhline(floor, color=SOFT, linestyle=(0, (4, 3)), linewidth=1.4)
             ax.annotate(
-                f"floor {words.figure(floor, 3)}",
+                f"floor {formatting.figure(floor, 3)}",
                 (0, floor),
                 (2, 4),
                 xycoords=("axes fraction", "data"),
@@ -161,10 +161,12 @@ def own_scores(
                 ax.plot([beyond], [value], marker="D", markersize=7, color=colour, label=named, **mark)
         # Figures of the mean alone: those of the worst would lie over them.
         told: dict[str, Any] = {"textcoords": "offset points", "fontweight": "bold"}
-        ax.annotate(words.figure(lines["mean"][-1][1], 3), lines["mean"][-1], (-6, -14), ha="right", **told)
+        ax.annotate(
+            formatting.figure(lines["mean"][-1][1], 3), lines["mean"][-1], (-6, -14), ha="right", **told
+        )
         merged = ((after or {}).get("mean") or {}).get(key)
         if merged is not None:
-            ax.annotate(words.figure(merged, 3), (beyond, merged), (9, -8), **told)
+            ax.annotate(formatting.figure(merged, 3), (beyond, merged), (9, -8), **told)
         ax.set_title(f"{name}, lower is better")
         ax.set_ylim(bottom=min(0.0, *(v for line in lines.values() for _, v in line)))
         _round_axis(ax, x)
@@ -194,7 +196,7 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
             for number in x:
                 total += totals[direction].get(number, 0)
                 y.append(total)
-            label = f"{direction}: {words.size(total)}"
+            label = f"{direction}: {formatting.size(total)}"
             ax.plot(
                 x,
                 y,
@@ -207,7 +209,7 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
             )
         ax.set_title("Bytes since the first round")
         ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_formatter(lambda value, _: words.size(value))
+        ax.yaxis.set_major_formatter(lambda value, _: formatting.size(value))
         _round_axis(ax, x)
         _legend(ax)
 
@@ -283,7 +285,7 @@ def partition(table: PartitionTable) -> str | None:
             axes[0].margins(y=0.25)  # room for the figures
             for k, n in enumerate(sizes):
                 axes[0].annotate(
-                    words.count(n), (k, n), (0, 2), textcoords="offset points", ha="center", fontsize=9
+                    formatting.count(n), (k, n), (0, 2), textcoords="offset points", ha="center", fontsize=9
                 )
         axes[0].yaxis.set_major_locator(_ticks(3))
         if classes:
@@ -409,7 +411,7 @@ def overlay(
         ax.set_title(f"{y_label} against {x_label}")
         ax.set_ylim(bottom=min(0.0, *(v for _, _, y in curves for v in y)))
         ax.xaxis.set_major_locator(_ticks(6))
-        ax.xaxis.set_major_formatter(lambda v, _: words.size(v) if x_bytes else words.count(v))
+        ax.xaxis.set_major_formatter(lambda v, _: formatting.size(v) if x_bytes else formatting.count(v))
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, borderaxespad=0, handlelength=1.8)
 
     return _svg(draw, f"{y_label} against {x_label}", "by-" + re.sub(r"\W+", "-", x_label), (6, 3.4))

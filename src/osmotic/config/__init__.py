@@ -1,0 +1,1 @@
+"""The configuration: keys, sections, presets. Reading one is `osmotic.runs.resolve`."""

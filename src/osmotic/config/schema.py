@@ -1,0 +1,255 @@
+"""A run as a value: frozen dataclasses, one per concern, and their way to and from plain tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from osmotic.config.keys import checked, key, nearest
+from osmotic.config.presets import RECIPES
+from osmotic.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What images there are and who holds which."""
+
+    source: str = key("digits", "digits, mnist, fashion-mnist, cifar10, npz:PATH, folder:PATH or hf:NAME")
+    partition: str = key(
+        "dirichlet", "iid, dirichlet, shards, pathological, l-skew, q-skew, linear, exponential or by:COLUMN"
+    )
+    dirichlet_alpha: float = key(
+        0.5, "concentration of dirichlet, l-skew and q-skew; small means more skewed", 0, above=True
+    )
+    clients: int = key(10, "number of clients", 1, 100_000)
+    image_size: int = key(0, "side in pixels to resize to; 0 keeps the native size", 0, 1024)
+    channels: int = key(0, "1 grey, 3 colour; 0 keeps the native channels", 0, 3)
+    max_images: int = key(0, "use at most so many training images; 0 means all", 0)
+    holdout: float = key(0.0, "share of each client's images kept for its own test", 0, 0.9)
+    partition_seed: int = key(0, "seed of the split over clients", 0, 2**32 - 1)
+    classes_per_client: int = key(2, "classes each client holds (pathological)", 1)
+    shards_per_client: int = key(2, "label-sorted shards each client holds (shards)", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and the diffusion process."""
+
+    network: str = key("auto", "auto, unet-8, unet-28, unet-32 or convnext-unet")
+    conditional: bool | Literal["auto"] = key(
+        "auto", "true, false, or auto: conditional where there are labels"
+    )
+    target: Literal["epsilon", "v", "sample", "edm"] = key("v", "what the network predicts")
+    schedule: Literal["linear", "cosine"] = key("cosine", "noise schedule")
+    timesteps: int = key(1000, "steps of the noise schedule", 2, 10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How the network is trained, alike for every method and for the centralised baseline."""
+
+    name: str = key("default", "named bundle of model, recipe and training keys: " + ", ".join(RECIPES))
+    loss: Literal["mse", "huber"] = key("mse", "distance between prediction and target")
+    min_snr: float = key(5.0, "gamma of the min-SNR weight; 0 gives every timestep the same weight", 0)
+    label_dropout: float = key(0.1, "share of labels dropped in training, for classifier-free guidance", 0, 1)
+    dropout: float = key(0.0, "dropout inside the network", 0, 0.9)
+    ema_half_lives: tuple[float, ...] = key(
+        (5_000.0, 20_000.0), "half-lives in images; the first one is scored; [] is off", 0, above=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The federated method and its own keys, which stand beside `name` in the file."""
+
+    name: str = key("fedavg", "a method of `osmotic methods`")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Rounds, local work and the quorum of a round."""
+
+    rounds: int = key(20, "federated rounds", 1, 1_000_000)
+    fraction_train: float = key(1.0, "share of clients asked each round", 0, 1, above=True)
+    local_epochs: float = key(2.0, "passes over a client's images per round", 0, 10_000, above=True)
+    batch_size: int = key(16, "images per optimiser step", 1)
+    learning_rate: float = key(2e-3, "step size", 0, 100, above=True)
+    optimizer: Literal["adamw", "adam", "sgd"] = key("adamw", "local optimiser")
+    optimizer_state: Literal["reset", "keep"] = key("reset", "moments at the start of a client's round")
+    lr_schedule: Literal["constant", "cosine"] = key("constant", "learning rate over the rounds")
+    grad_clip: float = key(1.0, "largest gradient norm; 0 is off", 0)
+    quorum_clients: int = key(1, "a round counts only with at least so many good answers", 1)
+    quorum_weight: float = key(0.0, "and only with at least this share of the asked images", 0, 1)
+    max_abs_update: float = key(
+        8.0, "largest change of one weight in a round; more is refused as `range`", 1e-6, 1e6
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """How weights are written to bytes, up and down."""
+
+    up: str = key("fp32", "codec of what clients send")
+    down: str = key("fp32", "codec of what the server sends")
+    error_feedback: bool = key(False, "clients keep what the up codec lost and add it next time")
+    changed_only: bool = key(
+        False, "send a client only the parts that moved since it was last sent them; it keeps the others"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where clients run."""
+
+    name: Literal["inprocess"] = key("inprocess", "where clients run")
+    workers: int = key(0, "clients side by side; 0 means one per core", 0, 1024)
+    threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    deterministic: bool = key(True, "same bits every time, also on CUDA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How images are sampled and scored."""
+
+    every: int = key(10, "score every so many rounds, and always the last; 0 means the last only", 0)
+    samples: int = key(1000, "generated images per score", 2)
+    sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc", "edm-euler", "edm-dpm-solver++"] = key(
+        "dpm-solver++", "sampler"
+    )
+    steps: int = key(20, "sampler steps", 1, 10_000)
+    encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
+    guidance: float | Literal["auto"] = key(
+        "auto",
+        "classifier-free guidance scale; 1 is off, auto is 1.5 where the model is told the class",
+        0,
+        100,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the server's state goes to disk."""
+
+    every: int = key(1, "rounds between checkpoints; the last phase always has one", 1)
+    keep: int = key(2, "checkpoints kept", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """Which trackers are told the figures of each round."""
+
+    backends: tuple[str, ...] = key(("tensorboard",), "any of tensorboard, mlflow, wandb, trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `preset` is only a label: its keys are already resolved into the sections."""
+
+    seed: int = key(0, "seed of everything but the split", 0, 2**63 - 1)
+    preset: str = key("", "name of the preset the run was started from")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    method: MethodConfig = MethodConfig()
+    training: TrainingConfig = TrainingConfig()
+    codec: CodecConfig = CodecConfig()
+    engine: EngineConfig = EngineConfig()
+    score: ScoreConfig = ScoreConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
+
+
+SECTIONS: dict[str, Any] = {
+    f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)
+}
+
+
+def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"data": {"clients": 3}}` as `{"data.clients": 3}`; a section that is no table is an error."""
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        if name in SECTIONS:
+            if not isinstance(value, dict):
+                raise ConfigError(name, value, f"is a section: write [{name}]")
+            flat.update({f"{name}.{k}": v for k, v in value.items()})
+        elif isinstance(value, dict):
+            raise ConfigError(name, None, "unknown section", nearest(name, SECTIONS))
+        else:
+            flat[name] = value
+    return flat
+
+
+def valid_keys() -> list[str]:
+    """Every fixed key, as `section.key`; a method's own keys are checked by the method."""
+    top = [f.name for f in dataclasses.fields(Config) if f.name not in SECTIONS]
+    return top + [
+        f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls) if f.name != "options"
+    ]
+
+
+def build(flat: Mapping[str, Any]) -> Config:
+    """A Config from flat keys; unknown keys, wrong types and values out of range are errors."""
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    top: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, leaf = name.partition(".")
+        if section == "method" and leaf and leaf != "name":
+            options[leaf] = value
+        elif name not in valid_keys():
+            raise ConfigError(name, value, "unknown key", nearest(name, valid_keys()))
+        elif leaf:
+            sections[section][leaf] = checked(
+                name, value, _hints(SECTIONS[section])[leaf], _meta(SECTIONS[section], leaf)
+            )
+        else:
+            top[name] = checked(name, value, _hints(Config)[name], _meta(Config, name))
+    sections["method"]["options"] = options
+    made: dict[str, Any] = {name: cls(**sections[name]) for name, cls in SECTIONS.items()}
+    return Config(**top, **made)
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _meta(cls: type, leaf: str) -> Mapping[str, Any]:
+    return next(f.metadata for f in dataclasses.fields(cls) if f.name == leaf)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dict in file order; a method's options stand beside its name."""
+    out: dict[str, Any] = {"seed": config.seed, "preset": config.preset}
+    for name in SECTIONS:
+        section = getattr(config, name)
+        table = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "options"}
+        out[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
+    out["method"].update(config.method.options)
+    return out
+
+
+# What may change between the parts of a run without changing its result.
+FREE = ("engine.workers", "track.", "checkpoint.")
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first key of a resumed run that differs from the run's beginning (`to_dict` tables)."""
+    # A key that the run's version did not have yet stood at what is its default now.
+    old, new = flatten(to_dict(Config())) | flatten(before), flatten(now)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(FREE):
+            raise ConfigError(
+                name, new.get(name), f"was {old.get(name)!r} when this run began; start a new run"
+            )
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML; `load` of it gives an equal Config."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))

@@ -1,0 +1,127 @@
+"""The books of a phase: what was asked and answered, and the ledger entries and metrics line that come of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from osmotic.federation import ledger
+from osmotic.protocol.messages import Answer, Failure, Phase, Task, Tensors
+
+
+@dataclass
+class Tally:
+    """What one phase has seen so far; thrown away if the phase does not count."""
+
+    asked: dict[str, Task] = field(default_factory=dict)
+    answers: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # metrics of counted clients
+    weights: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    entries: list[ledger.Entry] = field(default_factory=list)
+    memories: dict[str, Tensors] = field(default_factory=dict)
+
+    def share(self) -> float:
+        """Images behind the good answers, as a share of those asked for, in [0, 1]."""
+        asked = sum(task.client.num_examples for task in self.asked.values())
+        return sum(self.weights.values()) / asked if asked else 1.0
+
+    def failed(self, phase: Phase) -> list[dict[str, Any]]:
+        """The failures as the summary lists them, by client name."""
+        return [
+            {
+                "round": phase.server_round,
+                "client_id": self.asked[name].client.client_id,
+                "kind": self.failures[name].kind,
+                "reason": self.failures[name].reason,
+            }
+            for name in sorted(self.failures)
+        ]
+
+
+def entries(
+    phase: Phase,
+    answer: Answer,
+    failure: Failure | None,
+    metrics: Mapping[str, Any],
+    *,
+    weights: tuple[int, int],
+    travels: bool,
+    flops_per_image: int,
+) -> list[ledger.Entry]:
+    """The two ledger entries of one exchange.
+
+    Args:
+        weights: conveyed (down, up), one per weight whatever the codec.
+        travels: False where nothing goes over a network.
+    """
+    sent, packet = answer.sent, answer.packet
+    came = packet.num_bytes if packet is not None else 0
+    images = int(metrics.get("images", 0))
+    down = ledger.Entry(
+        round=phase.server_round,
+        phase=phase.name,
+        client=sent.task.client.name,
+        direction="down",
+        parameters=weights[0] if travels else 0,
+        bytes=sent.packet.num_bytes if travels else 0,
+        status="counted" if failure is None else "refused" if came else "failed",
+        total=phase.totals,
+    )
+    up = replace(
+        down,
+        direction="up",
+        parameters=weights[1] if travels and failure is None else 0,
+        bytes=came if travels else 0,
+        images=images,
+        steps=int(metrics.get("steps", 0)),
+        flops=images * flops_per_image,
+    )
+    return [down, up]
+
+
+def without_quorum(entry: ledger.Entry) -> ledger.Entry:
+    """An entry of a round that does not count: its bytes were spent, but no work was done."""
+    if entry.status != "counted":
+        return entry
+    parameters = entry.parameters if entry.direction == "down" else 0
+    return replace(entry, status="unused", parameters=parameters, images=0, steps=0, flops=0)
+
+
+def line(
+    phase: Phase,
+    tally: Tally,
+    totals: ledger.Totals,
+    *,
+    quorum: bool,
+    update_norm: float | None,
+    metrics: Mapping[str, float],
+    quality: Mapping[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """One line of metrics.jsonl; sums run over clients sorted by name, so that they do not depend on arrival."""
+    losses = {n: float(tally.answers[n]["loss"]) for n in sorted(tally.answers) if "loss" in tally.answers[n]}
+    weight = sum(tally.weights[n] for n in losses)
+    return {
+        "round": phase.server_round,
+        "phase": phase.name,
+        "loss": sum(losses[n] * tally.weights[n] for n in losses) / weight if weight else None,
+        "client_loss": losses,
+        "images_seen": totals.images_seen,
+        "client_steps": totals.client_steps,
+        "num_counted": len(tally.answers),
+        "num_failed": len(tally.failures),
+        "kept_old_weights": not quorum,
+        "update_norm": update_norm,
+        "wall_seconds": round(seconds, 3),
+        **metrics,
+        "quality": quality,
+    }
+
+
+def distance(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
+    """Euclidean norm of the change of all weights, summed in float64 by sorted name."""
+    return math.sqrt(sum(float(np.square(new[n] - old[n], dtype=np.float64).sum()) for n in sorted(old)))

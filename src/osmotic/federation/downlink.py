@@ -1,0 +1,232 @@
+"""The way down: weights as they are, or as one stream of changes against a replica that all clients share.
+
+    replica_r = replica_{r-1} + decode(encode(global_r - replica_{r-1}))
+
+What a packet loses stays in the difference to the replica and goes out with the next one, so no residual is needed.
+First contact is the full replica in fp32. A client that missed rounds gets the packets it missed or the full replica,
+whichever is smaller. There is one stream per part of the network, so that clients may be sent different parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from osmotic.codecs import Codec, make
+from osmotic.codecs.base import BadPacket
+from osmotic.protocol.messages import Tensors
+from osmotic.storage.store import StateLost
+
+
+@dataclass
+class Stream:
+    """One part's stream: the replica's round, and the kept packets as a chain of (base round, round, packet)."""
+
+    round: int | None = None
+    replica: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    chain: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def missed(self, base: int | None) -> list[bytes] | None:
+        """Packets that lead from the replica of round `base` to the newest, or None where they are not kept."""
+        for i, (start, _, _) in enumerate(self.chain):
+            if start == base:
+                return [data for _, _, data in self.chain[i:]]
+        return None
+
+
+class DownLink:
+    """Server end. What a phase changes is kept apart until `commit`, so that a failed or killed phase leaves no trace.
+
+    Args:
+        codec: of the changes; one with `absolute` sends the weights themselves and keeps no replica.
+        names: part -> sorted parameter names.
+        changed_only: clients keep what they were sent, and are not sent again what has not moved since.
+    """
+
+    def __init__(self, codec: Codec, names: Mapping[str, list[str]], changed_only: bool = False) -> None:
+        self.codec, self.names, self._fp32 = codec, names, make("fp32")
+        self.changed_only = changed_only
+        self.streams = {part: Stream() for part in names}
+        self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forgets the phase under way."""
+        self._next: dict[str, Stream] = {}
+        self._fresh = False
+        self._full: dict[str, bytes] = {}
+
+    def adopt(self, trained: Mapping[str, np.ndarray], fresh: bool) -> None:
+        """Weights of a codec that is itself trained; if they are `fresh`, older packets can no longer be decoded."""
+        if self.codec.trained:
+            self.codec.adopt(trained)
+            self._fresh = fresh
+
+    def unmoved(self, client: str, parts: Iterable[str], changed: Mapping[str, int]) -> dict[str, int]:
+        """Those of `parts` that `client` need not be sent, with the round in which it was: they have not moved since.
+
+        Args:
+            changed: part -> round at whose end its global weights last moved.
+        """
+        heard = self.heard.get(client, {}) if self.changed_only else {}
+        return {p: heard[p] for p in parts if p in heard and changed.get(p, heard[p] - 1) < heard[p]}
+
+    def message(
+        self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
+    ) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """Header entries and blobs that bring `client` to this round's weights of `parts`."""
+        entries: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        for part in parts:
+            base = self.heard.get(client, {}).get(part)
+            missed = None
+            if self.codec.absolute:
+                full = self._fp32_blob(part, weights)
+            else:
+                stream = self._advanced(part, server_round, weights)
+                missed, full = stream.missed(base), self._fp32_blob(part, stream.replica)
+            changes = missed is not None and sum(map(len, missed)) <= len(full)
+            payload = missed if changes and missed is not None else [full]
+            entries.append(
+                {
+                    "part": part,
+                    "base": base if changes else None,
+                    "round": server_round,
+                    "blobs": len(payload),
+                }
+            )
+            blobs += payload
+        return entries, blobs
+
+    def release(self) -> None:
+        """Nobody will ask for this phase's packets any more; what `commit` needs stays."""
+        self._full = {}
+
+    def commit(self, counted: Mapping[str, Iterable[str]], server_round: int) -> None:
+        """The phase counts: `counted` names the clients whose reply was summed and the parts each was sent."""
+        self.streams.update(self._next)
+        if self.changed_only or not self.codec.absolute:
+            for client, parts in counted.items():
+                self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
+        self.abandon()
+
+    def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
+        if part not in self._full:
+            self._full[part] = self._fp32.encode({n: weights[n] for n in self.names[part]}, {})
+        return self._full[part]
+
+    def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
+        """The part's stream moved to this round; coded once per phase, however many clients hear it."""
+        if part in self._next:
+            return self._next[part]
+        old, names = self.streams[part], self.names[part]
+        if old.round is None:
+            moved = Stream(server_round, {n: weights[n].copy() for n in names})
+        else:
+            memory = dict(old.memory)
+            data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
+            change = dict(self.codec.decode(data, {}))
+            chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
+            self.trim(chain, self.fp32_bytes(names, weights))
+            moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
+        self._next[part] = moved
+        return moved
+
+    def fp32_bytes(self, names: list[str], weights: Mapping[str, np.ndarray]) -> int:
+        """Length of the full replica's packet."""
+        return self._fp32.packet_bytes({n: ("float32", weights[n].shape) for n in names})
+
+    @staticmethod
+    def trim(chain: list[tuple[int, int, bytes]], full: int) -> None:
+        """Drops the oldest packets of a chain: what together outweighs the full replica would never be sent."""
+        while sum(len(data) for _, _, data in chain) > full:
+            chain.pop(0)
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors and JSON of the committed state, for the checkpoint."""
+        tensors: Tensors = {}
+        notes: dict[str, Any] = {"heard": self.heard, "streams": {}}
+        for part, stream in self.streams.items():
+            tensors |= {f"{part}/replica/{n}": t for n, t in stream.replica.items()}
+            tensors |= {f"{part}/memory/{n}": t for n, t in stream.memory.items()}
+            tensors |= {f"{part}/chain/{r:+09d}": np.frombuffer(d, np.uint8) for _, r, d in stream.chain}
+            notes["streams"][part] = {"round": stream.round, "chain": [[b, r] for b, r, _ in stream.chain]}
+        return tensors, json.loads(json.dumps(notes))
+
+    def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
+        for part, saved in notes["streams"].items():
+            kept = {k.removeprefix(f"{part}/"): t for k, t in tensors.items() if k.startswith(f"{part}/")}
+            self.streams[part] = Stream(
+                saved["round"],
+                {k.removeprefix("replica/"): t for k, t in kept.items() if k.startswith("replica/")},
+                {k.removeprefix("memory/"): t for k, t in kept.items() if k.startswith("memory/")},
+                [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]],
+            )
+        self.abandon()
+
+
+def receive(
+    entries: Iterable[Mapping[str, Any]],
+    blobs: list[bytes],
+    codec: Codec,
+    state: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    keep: bool = False,
+) -> Tensors:
+    """Client end: this round's weights of every part sent, name -> float32; keeps the replica in `state`.
+
+    `state` holds "replica/NAME" and "heard/PART" for codecs that send changes, and with `keep`; it is changed in place.
+    Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
+    """
+    weights: Tensors = {}
+    waiting = list(blobs)
+    for entry in entries:
+        part, base = str(entry["part"]), entry["base"]
+        payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
+        if base is None:
+            got = {n: t.copy() for n, t in make("fp32").decode(payload[0], {})}
+        else:
+            heard = state.get(f"heard/{part}")
+            if heard is None or int(heard[0]) != base:
+                raise StateLost(
+                    f"the replica of round {base} that the change of {part} builds on is not here"
+                )
+            got = {}
+            for data in payload:
+                for name, change in codec.decode(data, {}):
+                    _check(name, change, shapes)  # before the sum, which would broadcast a wrong shape
+                    got[name] = got.get(name, state[f"replica/{name}"]) + change
+        for name, tensor in got.items():
+            _check(name, tensor, shapes)
+        if keep or not codec.absolute:
+            state |= {f"replica/{n}": t for n, t in got.items()}
+            state[f"heard/{part}"] = np.array([entry["round"]], np.int64)
+        weights |= got
+    return weights
+
+
+def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: Tensors) -> Tensors:
+    """Client end: the parts that were not sent because they have not moved since this client heard them.
+
+    Args:
+        rounds: part -> round in which it was sent.
+        names: part -> parameter names.
+    Raises: StateLost if it is not here as of that round.
+    """
+    for part, number in rounds.items():
+        heard = state.get(f"heard/{part}")
+        if heard is None or int(heard[0]) != number:
+            raise StateLost(f"the {part} as of round {number}, which was not sent again, is not here")
+    return {n: state[f"replica/{n}"] for part in rounds for n in names[part]}
+
+
+def _check(name: str, tensor: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if name not in shapes or tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
+        raise BadPacket(f"{name} {tensor.dtype.name} {list(tensor.shape)} is not in the network")

@@ -1,0 +1,313 @@
+"""What is done with a finished run: publish its report, draw more images, score it again, compare it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osmotic.storage import checkpoint
+from osmotic.config import keys
+from osmotic.runs import resolve
+from osmotic.errors import ConfigError
+from osmotic.storage.folder import RunDir
+
+if TYPE_CHECKING:
+    from osmotic.runs.study import Study
+
+
+def publish(run: RunDir, json: bool) -> bool:
+    """Writes model card and report of a finished run, and prints its table, or with `json` its summary.
+
+    Returns: False, with the reason on stderr, if no client was ever counted: the model is then the untrained one.
+    """
+    from osmotic.report import card, page
+
+    card.write(run.path)
+    path = page.write(run.path)
+    summary = jsonlib.loads(run.summary.read_text())
+    if json:
+        print(jsonlib.dumps(summary))
+    else:
+        _table(summary)
+        print(f"samples  {_grid(run)}")
+        print(f"model    {run.model}")
+        print(f"report   {path}")
+    if summary["images_seen"] == 0:
+        reason = summary["failures"][0]["reason"] if summary["failures"] else "nobody was asked"
+        print(
+            f"osmotic: error: no client was counted in any round, the model is untrained: {reason}",
+            file=sys.stderr,
+        )
+    return bool(summary["images_seen"])
+
+
+def _grid(run: RunDir) -> str:
+    """Where the last images are to be seen, and whose they are where every client has its own model."""
+    from osmotic.report import reading
+    from osmotic.report import narrative
+
+    read = reading.read(run.path)
+    if read.samples:
+        return str(read.samples[-1][1])
+    if not read.own_grids:
+        return "none"
+    first, merged = read.own_grids[0]
+    stage = ", before merging" if narrative.before_merging(read.quality) else ""
+    after = f"; {merged.path.name} after merging" if merged else ""
+    return f"{first.path} (the model of {first.client}, one of {len(read.own_grids)}{stage}{after})"
+
+
+def _table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from osmotic.report import narrative
+    from osmotic.report.formatting import DASH, count, duration, fd_name, figure, plural, size
+
+    quality = summary["quality"] or {}
+    table = Table(
+        title=f"{summary['preset']}: {plural(summary['num_clients'], 'client')}, {plural(summary['rounds'], 'round')}",
+        show_header=False,
+    )
+    fd = fd_name(quality.get("encoder"))
+    conditions = f"{quality.get('encoder', DASH)}; {count(quality.get('num_samples'))} samples, {quality.get('sampler', DASH)}, {quality.get('nfe', DASH)} evaluations, guidance {quality.get('guidance', DASH)}"
+    scores = [
+        (f"{fd} ({conditions})", figure(quality.get("fd"))),
+        (
+            f"  with {count(quality.get('floor_samples'))} samples, and the floor of as many real images",
+            f"{figure(quality.get('fd_at_floor'))}, {figure(quality.get('fd_floor'))}",
+        ),
+        ("KID", figure(quality.get("kid"))),
+        ("precision, recall", f"{figure(quality.get('precision'))}, {figure(quality.get('recall'))}"),
+        (f"{fd} per client: mean, worst", f"{figure((quality.get('mean') or {}).get('fd_own'))}, {figure((quality.get('worst') or {}).get('fd_own'))}"),
+    ]  # fmt: skip
+    rows = [
+        *(_over_clients(quality, fd, conditions) if narrative.is_personal(quality) else scores),
+        ("bytes up, down", f"{size(summary['bytes_up'])}, {size(summary['bytes_down'])}"),
+        ("images seen, optimiser steps", f"{count(summary['images_seen'])}, {count(summary['client_steps'])}"),
+        ("failures", count(len(summary["failures"]))),
+        ("time", duration(summary["wall_seconds"])),
+    ]  # fmt: skip
+    for left, right in rows:
+        table.add_row(left, right)
+    Console().print(table)
+
+
+def _over_clients(quality: Mapping[str, Any], fd: str, conditions: str) -> list[tuple[str, str]]:
+    """Scores of the clients' own models: mean, weighted by images, and worst, before and after the last average is merged."""
+    from osmotic.report import narrative
+    from osmotic.report.formatting import figure
+
+    stage = ", before merging" if narrative.before_merging(quality) else ""
+    rows = [(f"{narrative.own_models(quality)}{stage}:", "mean, weighted, worst")]
+    named = {"fd_all": f"{fd} ({conditions})", "fd_own": f"{fd} against own images", "kid_all": "KID"}
+    for key, name in named.items():
+        for label, groups in ((name, quality), ("  after merging", quality.get("after"))):
+            if groups:
+                figures = (
+                    figure((groups.get(group) or {}).get(key)) for group in ("mean", "weighted", "worst")
+                )
+                rows.append((label, ", ".join(figures)))
+    return rows
+
+
+def _finished(directory: Path) -> RunDir:
+    run = RunDir.existing(directory)
+    if not run.summary.is_file():
+        raise ConfigError(
+            str(directory), None, f"is not finished yet; go on with `osmotic resume {directory}`"
+        )
+    return run
+
+
+def sample(
+    directory: Path,
+    count: int,
+    label: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    client: str | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Draws `count` images from the saved pipeline; returns folder, grid and count.
+
+    Raises: ConfigError for an unknown label or client, or a folder that is not empty.
+    """
+    run = _finished(directory)
+    model = _model_folder(run, client)
+    folder = out or run.samples / "-".join(["new", str(seed), *([client] if client else [])])
+    if out is None and folder.exists():
+        raise ConfigError("--seed", seed, f"{folder} is there already: give another --seed, or --out")
+    RunDir.refuse_used(folder)
+    import torch
+    from diffusers import DiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from osmotic.report import pictures
+
+    disable_progress_bar()
+    set_verbosity_error()  # it warns of a network class of ours in a pipeline class of its own
+    names = jsonlib.loads((run.path / "partition.json").read_text())["class_names"]
+    index = jsonlib.loads((model / "model_index.json").read_text())
+    own_class, conditional = "class_names" in index, bool(index.get("class_names"))
+    labels = _labels(label, names, count, conditional)
+    if guidance is not None and not conditional:
+        raise ConfigError("--guidance", guidance, "needs a conditional model")
+    pipeline = DiffusionPipeline.from_pretrained(
+        model,
+        custom_pipeline=str(model) if own_class else None,
+        trust_remote_code=True,
+        low_cpu_mem_usage=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [
+        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+        for i in range(count)
+    ]
+    options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
+    if own_class:
+        options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
+    images = pipeline(batch_size=count, generator=generators, output_type="np", **options).images
+    pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    for i, image in enumerate(pixels):
+        name = f"{i:05d}" + (f"-{names[labels[i]]}" if labels is not None else "")
+        pictures.save_png(folder / f"{name.replace('/', '_')}.png", image)
+    scale = max(1, 64 // pixels.shape[1])
+    pictures.save_png(folder / "grid.png", pictures.grid(pixels, 10, scale=scale))
+    return {"folder": str(folder), "grid": str(folder / "grid.png"), "count": count}
+
+
+def _model_folder(run: RunDir, client: str | None) -> Path:
+    if (run.model / "model_index.json").is_file():
+        if client is not None:
+            raise ConfigError("--client", client, "this run has one global model: leave it out")
+        return run.model
+    clients = sorted(p.parent.name for p in run.model.glob("*/model_index.json"))
+    if client is None or client not in clients:
+        raise ConfigError(
+            "--client", client, "must be one of " + ", ".join(clients), keys.nearest(client or "", clients)
+        )
+    return run.model / client
+
+
+def _labels(label: str | None, names: list[str], count: int, conditional: bool) -> list[int] | None:
+    if not conditional:
+        if label is not None:
+            raise ConfigError("--label", label, "needs a conditional model")
+        return None
+    if label is None:
+        return [i % len(names) for i in range(count)]
+    if label in names:
+        return [names.index(label)] * count
+    if label.isdigit() and int(label) < len(names):
+        return [int(label)] * count
+    raise ConfigError("--label", label, "must be one of " + ", ".join(names), keys.nearest(label, names))
+
+
+def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[str, Any]:
+    """Quality of a run's models with other `score.` keys, or another average; the run itself is not changed.
+
+    Args:
+        ema: half-life in images; 0 for the raw weights, None for the one the run scored.
+    Raises: ConfigError for keys outside `score.`, or a half-life that was not kept.
+    """
+    run = _finished(directory)
+    for text in sets:
+        key = resolve.parse_set(text)[0]
+        if not key.startswith("score."):
+            raise ConfigError("--set", text, "only keys of [score] can change after training")
+    cfg = resolve.load(run.config, sets=sets)
+    kept = cfg.recipe.ema_half_lives
+    if ema is not None and ema != 0 and ema not in kept:
+        raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
+    from osmotic.runs import study
+    from osmotic.runs.scoring import Scoring
+
+    made = study.prepare(cfg)
+    study.make_deterministic(made)
+    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    half_life = ema if ema is not None else (kept[0] if kept else 0)
+    if made.method.global_model:
+        weights = _averaged(tensors, notes, kept, half_life)
+        quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
+    elif ema is not None:
+        raise ConfigError(
+            "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
+        )
+    else:
+        quality = _personal(made, notes["counted"], run)
+    return {"half_life": half_life, **quality}
+
+
+def _averaged(
+    tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any], kept: tuple[float, ...], half_life: float
+) -> dict[str, np.ndarray]:
+    """The server's weights in a checkpoint, averaged over this half-life; 0 gives them as they are."""
+    from osmotic.federation.client import under
+    from osmotic.diffusion.ema import Ema
+
+    if not half_life:
+        return under(tensors, "weights")
+    averages = Ema(kept)
+    averages.restore(under(tensors, "ema"), notes["ema"])
+    return under(tensors, "weights") if averages.empty else averages.average(half_life)
+
+
+def _personal(made: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Any]:
+    """Scores of every client's own model, as it stood after its last training."""
+    from osmotic.runs.scoring import Scoring
+    from osmotic.runs.summary import personal_weights
+
+    scoring = Scoring(made, None)
+    labels, samples = scoring.labels(), made.config.score.samples
+    models = personal_weights(made, counted, run)
+    pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}
+    return scoring.score_personal(
+        pools, "before" if made.method.shared else "after", made.config.training.rounds
+    )
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """The scores for a person."""
+    from osmotic.report import narrative
+    from osmotic.report.formatting import fd_name, figure
+
+    name = fd_name(quality["encoder"])
+    if quality["fd"] is None:
+        mean, weighted, worst = (figure(quality[group]["fd_all"]) for group in ("mean", "weighted", "worst"))
+        stage = ", before the last average is merged" if narrative.before_merging(quality) else ""
+        first = f"{name} of {narrative.own_models(quality)}{stage}: mean {mean}, weighted by images {weighted}, worst {worst}"
+    else:
+        first = (
+            f"{name} {figure(quality['fd'])}  (at {quality['floor_samples']} samples {figure(quality['fd_at_floor'])}, "
+            f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  "
+            f"precision {figure(quality['precision'])}  recall {figure(quality['recall'])}"
+        )
+    return (
+        f"{first}\n{quality['num_samples']} samples, {quality['sampler']}, guidance {quality['guidance']:g}, "
+        f"{quality['nfe']} evaluations, encoder {quality['encoder']}, average over {quality['half_life']:g} images"
+    )
+
+
+def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
+    """Prints the runs side by side, and writes the page if asked to."""
+    from rich.console import Console
+
+    from osmotic.report.compare import compare as side_by_side
+
+    comparison = side_by_side(directories)
+    if out is not None:
+        comparison.write_html(out)
+    if json:
+        print(jsonlib.dumps(comparison.as_dicts()))
+        return
+    Console().print(comparison.table())
+    if out is not None:
+        print(out)

@@ -1,0 +1,290 @@
+"""What a run will cost, before anything runs: weights and bytes per site, link time, memory.
+
+The server's own choices (who takes part, which parts, which packets) are replayed with empty weights and the codecs'
+size formulas. No image is read, no network built, torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from osmotic import codecs, methods, models
+from osmotic.config.schema import Config
+from osmotic.data import sources
+from osmotic.data.dataset import Shape
+from osmotic.data.partition import check_clients, refuse_label_partition
+from osmotic.federation.downlink import DownLink, Stream
+from osmotic.errors import ConfigError
+from osmotic.protocol.messages import Client, Spec, Task
+from osmotic.models import parts as network_parts
+from osmotic.protocol.participation import choose, conveyed, expected_tensors
+
+PARTS = ("encoder", "bottleneck", "decoder")
+
+
+class Sized(bytes):
+    """A packet of which only the length is known."""
+
+    length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def sized(length: int) -> Sized:
+    """A packet of `length` bytes that holds none of them."""
+    packet = Sized()
+    packet.length = length
+    return packet
+
+
+class Sizes:
+    """Lengths of packets, each worked out once: plans of thousands of clients ask for the same few again and again."""
+
+    def __init__(self, layout: Mapping[str, tuple[int, ...]]) -> None:
+        self.layout = layout
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def weights(self, codec: codecs.Codec, names: list[str]) -> int:
+        """Length of the packet of these weights of the network."""
+        return self.once(
+            (codec.name, names[0], len(names)),
+            lambda: codec.packet_bytes({n: ("float32", self.layout[n]) for n in names}),
+        )
+
+    def __contains__(self, asked: tuple[Any, ...]) -> bool:
+        return asked in self._known
+
+    def once(self, asked: tuple[Any, ...], work: Callable[[], int]) -> int:
+        """The figure asked for, worked out the first time."""
+        if asked not in self._known:
+            self._known[asked] = work()
+        return self._known[asked]
+
+
+class SizedDownLink(DownLink):
+    """The down-link with packets that are only lengths; who is sent what is decided by the same code."""
+
+    sizes: Sizes
+
+    def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
+        return sized(self.sizes.weights(codecs.make("fp32"), self.names[part]))
+
+    def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
+        if part not in self._next:
+            old, names = self.streams[part], self.names[part]
+            chain = list(old.chain)
+            if old.round is not None:
+                chain.append((old.round, server_round, sized(self.sizes.weights(self.codec, names))))
+                self.trim(chain, self.sizes.weights(codecs.make("fp32"), names))
+            self._next[part] = Stream(server_round, {}, {}, chain)
+        return self._next[part]
+
+
+@dataclass
+class Rehearsal:
+    """Stands in for the server while a method makes its tasks; weights take no memory."""
+
+    config: Config
+    layout: Mapping[str, tuple[int, ...]]
+    clients: list[Client]
+    counted: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weights = {n: np.broadcast_to(np.float32(0), s) for n, s in self.layout.items()}
+        self.part_names = {p: network_parts.names(self.layout, [p]) for p in PARTS}
+
+
+@dataclass
+class Cost:
+    """Weights and bytes of one site or of all."""
+
+    parameters_up: int = 0
+    parameters_down: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, down: int, up: int, bytes_down: int, bytes_up: int) -> None:
+        """Adds one exchange."""
+        self.parameters_down += down
+        self.parameters_up += up
+        self.bytes_down += bytes_down
+        self.bytes_up += bytes_up
+
+
+def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
+    """The figures of `osmotic plan`, under the summary's names where it has them.
+
+    Args:
+        link_mbit: speed of a site's line in Mbit/s, for the time on the link.
+    Returns: totals, `sites` by name, `exact` (bytes equal the run's ledger if no client fails) and `notes` that say
+        what is only an upper bound.
+    Raises: ConfigError as `osmotic run` would.
+    """
+    spec, shape = network(config)
+    layout = models.layout(spec)
+    method = methods.make(config.method.name, dict(config.method.options))
+    count = 1 if method.pools_data else num_clients(config)
+    names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
+    clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
+    sites = rehearse(config, method, layout, clients)
+    parameters = models.count(layout)
+    total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
+    full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
+    full = full and config.data.partition not in ("pathological", "shards")  # these may leave images out
+    whole = float(config.training.local_epochs).is_integer()
+    busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
+    made = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
+    bounded = sorted({c.name for c in made if c.bounded})
+    trained = sorted({c.name for c in made if c.trained})
+    return {
+        "preset": config.preset,
+        "method": config.method.name,
+        "codec_up": config.codec.up,
+        "codec_down": config.codec.down,
+        "seed": config.seed,
+        "rounds": config.training.rounds,
+        "num_clients": count,
+        "fraction_train": config.training.fraction_train,
+        "local_epochs": config.training.local_epochs,
+        "parameters": parameters,
+        **total,
+        "images_seen": int(shape.num_train * config.training.local_epochs * config.training.rounds)
+        if full and whole
+        else None,
+        "sites": {name: vars(cost) for name, cost in sites.items()},
+        "link_mbit": link_mbit,
+        "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
+        "memory_bytes": memory(config, method, parameters),
+        "exact": not bounded and not trained,
+        "notes": [
+            f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
+            for name in bounded
+        ]
+        + [f"codec {name}: its own weights travel too and are not counted here" for name in trained]
+        + ["a client that fails or is refused changes its own figures"],
+    }
+
+
+def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
+    """The network and the shape of the data, as far as they are known without reading images.
+
+    Raises: ConfigError for a size the network cannot take, more clients than images, or labels that are needed and not
+        there.
+    """
+    shape = sources.describe(config.data)
+    num_classes = classes(config, shape.num_classes)
+    if shape.num_classes == 0:
+        refuse_label_partition(config.data.partition)
+    check_clients(config.data, shape.num_train)
+    resolved = models.resolve(
+        config.model.network, shape.image_size, shape.channels, num_classes, config.recipe.dropout
+    )
+    return resolved, shape
+
+
+def classes(config: Config, num_classes: int) -> int:
+    """Classes the network is conditioned on. Raises ConfigError if it should be told the class and there are none."""
+    if config.model.conditional is True and num_classes == 0:
+        raise ConfigError("model.conditional", True, f"needs labels, and {config.data.source} has none")
+    return num_classes if config.model.conditional in ("auto", True) else 0
+
+
+def num_clients(config: Config) -> int:
+    """As configured; with `by:COLUMN`, as many as the column has values."""
+    if not config.data.partition.startswith("by:"):
+        return config.data.clients
+    from osmotic.data.partition import partition
+
+    return len(partition(config.data, sources.load(config.data).train))
+
+
+def rehearse(
+    config: Config, method: methods.Method, layout: Mapping[str, tuple[int, ...]], clients: list[Client]
+) -> dict[str, Cost]:
+    """Cost of every site over all phases that count in the totals."""
+    server, sizes = Rehearsal(config, layout, clients), Sizes(layout)
+    up, raw = codecs.make(config.codec.up), codecs.make("fp32")
+    link = SizedDownLink(codecs.make(config.codec.down), server.part_names, config.codec.changed_only)
+    link.sizes = sizes
+    sites = {c.name: Cost() for c in clients}
+    weights: dict[tuple[Any, ...], tuple[int, int]] = {}
+    method.start(server)  # type: ignore[arg-type]
+    for phase in method.phases(config.training.rounds):
+        asked: list[Task] = list(method.tasks(server, phase, choose(config, phase, clients)))  # type: ignore[arg-type]
+        sent: dict[str, tuple[str, ...]] = {}
+        for whole in asked:
+            unmoved = link.unmoved(whole.client.name, whole.send, server.changed)
+            task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
+            sent[task.client.name] = task.send
+            _, blobs = link.message(task.client.name, task.send, phase.server_round, server.weights)
+            if not (phase.totals and method.travels):
+                continue
+            extras = {n: (t.dtype.name, t.shape) for n, t in task.extras.items()}
+            expected = {n: (s.dtype, s.shape) for n, s in task.expects.items()}
+            kind = (task.send, task.returns, tuple(extras.items()), tuple(expected.items()))
+            if kind not in weights:
+                weights[kind] = conveyed(task, layout, server.part_names)
+            down = sum(len(b) for b in blobs)
+            down += sizes.once(("extras", kind), partial(raw.packet_bytes, extras)) if extras else 0
+            answer = (
+                expected_tensors(layout, server.part_names, task) if ("answer", kind) not in sizes else {}
+            )
+            back = sizes.once(("answer", kind), partial(reply_bytes, up, answer))
+            sites[task.client.name].add(*weights[kind], down, back)
+        link.commit(sent, phase.server_round)
+        server.changed |= {part: phase.server_round for t in asked for part in t.returns}
+        server.counted |= {t.client.name: phase.server_round for t in asked}
+    return sites
+
+
+def reply_bytes(codec: codecs.Codec, expected: Mapping[str, Spec]) -> int:
+    """Length of an answer; an axis that is open counts as 1, and nothing is sent where nothing is expected."""
+    shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in expected.items()}
+    return codec.packet_bytes(shapes) if shapes else 0
+
+
+def memory(config: Config, method: methods.Method, parameters: int) -> dict[str, int]:
+    """Bytes of weights held at the peak, activations apart: on the server, and on a client.
+
+    Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each),
+    and a replica where the down-link sends changes. Client: weights, gradients, two moments, what it received, packets.
+    """
+    model = 4 * parameters
+    replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
+    averages = 2 * model * len(config.recipe.ema_half_lives)
+    kept = replica > 0 or config.codec.changed_only
+    # Without a global model a client averages its own: sums of 8 bytes, and the average itself.
+    own_average = 3 * bool(config.recipe.ema_half_lives and not method.global_model)
+    state = sum((bool(method.keep()), config.codec.error_feedback, kept, own_average)) * model
+    return {"server": 2 * model + 2 * model + 2 * model + averages + replica, "client": 7 * model + state}
+
+
+def text(figures: Mapping[str, Any]) -> str:
+    """The plan for a person."""
+    from osmotic.report.formatting import count, duration, size
+
+    up, down = size(figures["bytes_up"]), size(figures["bytes_down"])
+    about = "" if figures["exact"] else "at most "
+    most = max(figures["sites"].items(), key=lambda s: s[1]["bytes_up"] + s[1]["bytes_down"])
+    method = "" if figures["preset"].endswith(figures["method"]) else f" (method {figures['method']})"
+    lines = [
+        f"{figures['preset']}{method}: {figures['num_clients']} clients, {figures['rounds']} rounds, "
+        f"{count(figures['parameters'])} parameters, codec {figures['codec_up']} up, {figures['codec_down']} down",
+        f"  all sites    up {about}{up} ({count(figures['parameters_up'])} weights), "
+        f"down {about}{down} ({count(figures['parameters_down'])} weights)",
+        f"  together     {about}{size(figures['bytes_up'] + figures['bytes_down'])} "
+        f"({count(figures['parameters_up'] + figures['parameters_down'])} weights)",
+        f"  busiest site {most[0]}: up {size(most[1]['bytes_up'])}, down {size(most[1]['bytes_down'])}, "
+        f"{duration(figures['link_seconds_busiest_site'])} on a line of {figures['link_mbit']:g} Mbit/s",
+        f"  memory       server {size(figures['memory_bytes']['server'])}, client {size(figures['memory_bytes']['client'])}, "
+        "without activations and images",
+        *(f"  note: {note}" for note in figures["notes"]),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,239 @@
+"""Scores and sample grids of the models of a run: draws the images, then leaves the measuring to `metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from osmotic import seeds
+from osmotic.federation.client import copy_weights, to_uint8
+from osmotic.data.dataset import Split
+from osmotic.diffusion import facts, sampler
+from osmotic.protocol.messages import Client, Tensors
+from osmotic.metrics import encoder as encoders
+from osmotic.metrics import federated, score
+from osmotic.report import pictures
+from osmotic.federation.interfaces import Stage
+from osmotic.storage.folder import RunDir
+
+if TYPE_CHECKING:
+    from osmotic.runs.study import Holding, Study
+
+GRID_ROWS, GRID_COLUMNS = 10, 10
+NOT_WITHOUT_GLOBAL_MODEL = (
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "fd_floor",
+    "fd_at_floor",
+    "floor_samples",
+    "class_histogram",
+    "class_histogram_data",
+)
+
+
+class Scoring:
+    """Knows the data sets, which the server does not; makes the encoder when it is first needed.
+
+    The noise is the same in every round, so that grids and scores of different rounds differ by the weights alone.
+    """
+
+    def __init__(self, study: Study, run: RunDir | None) -> None:
+        self.study, self.run = study, run
+        self._models: list[torch.nn.Module] = []
+        self._encoder: encoders.Encoder | None = None
+        self._reference: Split | None = None
+
+    @property
+    def encoder(self) -> encoders.Encoder:
+        """The feature network the configuration names, trained or read once."""
+        if self._encoder is None:
+            self._encoder = encoders.get(self.study.dataset, self.study.config.score.encoder)
+        return self._encoder
+
+    @property
+    def seed(self) -> int:
+        """Seed of the sampling noise."""
+        return seeds.integer(self.study.config.seed, seeds.IMAGES)
+
+    def labels(self, counts: np.ndarray | None = None) -> np.ndarray | None:
+        """Labels of the pool, int64 [samples], sorted: in the proportions of `counts`, by default those of all clients."""
+        if self.study.spec.num_classes == 0:
+            return None
+        if counts is None:
+            held = np.concatenate([h.train for h in self.study.holdings])
+            labels = self.study.dataset.train.labels
+            assert labels is not None
+            counts = np.bincount(labels[held], minlength=self.study.spec.num_classes)
+        return apportion(counts, self.study.config.score.samples)
+
+    def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
+        """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
+        from osmotic.runs.study import make_model
+
+        study, cfg = self.study, self.study.config
+        while len(self._models) < study.workers:
+            self._models.append(make_model(study))
+        for model in self._models:
+            copy_weights(dict(model.named_parameters()), weights)
+        size = study.spec.image_size
+        images, nfe = sampler.sample_chunks(
+            self._models,
+            study.process,
+            None if labels is None else torch.from_numpy(labels),
+            (samples, study.spec.channels, size, size),
+            cfg.score.sampler,
+            cfg.score.steps,
+            self.seed,
+            study.guidance,
+            threads=cfg.engine.threads,
+            device=study.device,
+        )
+        return to_uint8(images), nfe
+
+    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
+        """Quality of the global model, with one entry per client, and the round's sample grid."""
+        labels = self.labels()
+        images, nfe = self.draw(weights, labels, self.study.config.score.samples)
+        self.save_grid(images, labels, f"round-{server_round:04d}")
+        quality = self._measure(images, nfe)
+        per_client = self._per_client(images, labels, self.study.holdings, "after")
+        return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
+
+    def wanted(self, client: Client) -> Mapping[str, Any]:
+        """What a client is told to sample from its own model: the label mix of all, and the run's noise."""
+        labels = self.labels()
+        return {
+            "samples": self.study.config.score.samples,
+            "labels": None if labels is None else labels.tolist(),
+            "seed": self.seed,
+            "guidance": self.study.guidance,
+        }
+
+    def score_personal(
+        self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
+    ) -> dict[str, Any]:
+        """Quality where every client has its own model and no global one exists: the global fields are null."""
+        cfg, labels = self.study.config, self.labels()
+        per_client: list[dict[str, Any]] = []
+        for holding in self.study.holdings:
+            name = holding.client.name
+            if name in pools:
+                per_client += self._per_client(pools[name], labels, [holding], stage)
+                self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
+        empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
+        described = self._described(facts.nfe(cfg.score.steps, self.study.guidance))
+        found = federated.aggregate(per_client)
+        return {**described, **empty, **found, "after": None, "per_client": per_client}
+
+    @staticmethod
+    def with_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """The quality of personal models as trained, and beside it that of the same models with the last average merged."""
+        merged = {key: after[key] for key in ("mean", "weighted", "worst")}
+        return {**before, "after": merged, "per_client": [*before["per_client"], *after["per_client"]]}
+
+    def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
+        """Scores of one pool under the summary's names."""
+        measured = score.score(images, self.reference, self.study.dataset.test, self.encoder)
+        found = {
+            "fd": measured.fd,
+            "kid": measured.kid,
+            "precision": measured.precision,
+            "recall": measured.recall,
+            "fd_floor": measured.fd_floor,
+            "fd_at_floor": measured.fd_at_floor,
+            "floor_samples": measured.m,
+            "class_histogram": measured.class_histogram,
+            "class_histogram_data": measured.class_histogram_data,
+        }
+        return self._described(nfe) | found
+
+    def _described(self, nfe: int) -> dict[str, Any]:
+        score_cfg = self.study.config.score
+        return {
+            "encoder": self.encoder.name,
+            "encoder_sha256": self.encoder.sha256,
+            "encoder_accuracy": self.encoder.test_accuracy,
+            "num_samples": score_cfg.samples,
+            "sampler": score_cfg.sampler,
+            "guidance": self.study.guidance,
+            "nfe": nfe,
+        }
+
+    @property
+    def reference(self) -> Split:
+        """All images that clients train on."""
+        rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
+        train = self.study.dataset.train
+        if self._reference is None:
+            same = len(rows) == len(train)
+            self._reference = (
+                train
+                if same
+                else Split(train.images[rows], None if train.labels is None else train.labels[rows])
+            )
+        return self._reference
+
+    def _per_client(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        holdings: Sequence[Holding],
+        stage: Stage,
+    ) -> list[dict[str, Any]]:
+        train = self.study.dataset.train
+        clients = [
+            federated.ClientImages(
+                h.client.name,
+                h.client.client_id,
+                train.images[h.train],
+                None if train.labels is None else train.labels[h.train],
+                train.images[h.own_test] if len(h.own_test) else None,
+            )
+            for h in holdings
+        ]
+        features = self.encoder.features_once(self.reference.images)
+        union = self.reference.labels
+        return federated.score_clients(
+            images, labels, self.encoder, features, clients, stage, union_labels=union
+        )
+
+    def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
+        """PNG grid of the first images of each class, or of the first hundred."""
+        if self.run is None:
+            return
+        picked, rows = pick_for_grid(labels, len(images), list(self.study.dataset.class_names))
+        scale = max(1, 32 // images.shape[1]) * (2 if images.shape[1] <= 16 else 1)
+        pictures.save_png(
+            self.run.samples / f"{name}.png",
+            pictures.grid(images[picked], GRID_COLUMNS, scale=scale, row_labels=rows),
+        )
+
+
+def apportion(counts: np.ndarray, total: int) -> np.ndarray:
+    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted."""
+    share = counts / counts.sum() * total
+    whole = np.floor(share).astype(np.int64)
+    # Stable order: of equal remainders the smaller label comes first.
+    whole[np.argsort(whole - share, kind="stable")[: total - whole.sum()]] += 1
+    return np.repeat(np.arange(len(counts)), whole)
+
+
+def pick_for_grid(
+    labels: np.ndarray | None, count: int, class_names: list[str]
+) -> tuple[np.ndarray, list[str] | None]:
+    """Positions of the images to show, row by row, and the rows' names: a row per class, or rows without names.
+
+    At most the first GRID_ROWS classes that have a full row of images.
+    """
+    if labels is None:
+        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
+    full = [c for c in range(len(class_names)) if (labels == c).sum() >= GRID_COLUMNS][:GRID_ROWS]
+    if not full:
+        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
+    rows = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in full]
+    return np.concatenate(rows), [class_names[c] for c in full]

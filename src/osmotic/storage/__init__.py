@@ -1,0 +1,1 @@
+"""Files: atomic writes, checked tensors, checkpoints, private stores, the run folder."""

@@ -1,0 +1,92 @@
+"""The server's state on disk: written after a round, verified when loaded, the last few kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osmotic.errors import ConfigError
+from osmotic.storage.atomic import clear_leftovers
+from osmotic.storage.store import StateLost, Tensors, read_with_notes, write_checked
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """File of the checkpoint after `step` phases."""
+    return Path(folder) / f"checkpoint-{step:06d}.safetensors"
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
+) -> list[int]:
+    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes all but the last `keep`.
+
+    Returns: the steps whose checkpoints are still there, ascending.
+    """
+    clear_leftovers(folder)
+    write_checked(path_of(folder, step), tensors, {"state": json.dumps(state, sort_keys=True)})
+    found = steps(folder)
+    for old in found[:-keep]:
+        path_of(folder, old).unlink()
+    return found[-keep:]
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint file, ascending."""
+    found = (
+        re.fullmatch(r"checkpoint-(\d{6,})\.safetensors", p.name) for p in Path(folder).glob("checkpoint-*")
+    )
+    return sorted(int(match[1]) for match in found if match)
+
+
+def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and state of one checkpoint. Raises StateLost if it is torn or altered."""
+    tensors, notes = read_with_notes(path_of(folder, step))
+    try:
+        return tensors, json.loads(notes["state"])
+    except (KeyError, ValueError):
+        raise StateLost(f"{path_of(folder, step).name} holds no state") from None
+
+
+def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, dict[str, Any]]:
+    """The newest checkpoint that is whole: (step, tensors, state).
+
+    A torn or altered file is passed over with a warning and renamed to `.damaged` (unless not `mark_damaged`), so that nothing mistakes it for a good one.
+    Raises: ConfigError if none is left.
+    """
+    found = steps(folder)
+    for step in reversed(found):
+        path = path_of(folder, step)
+        try:
+            tensors, state = load(folder, step)
+        except StateLost as error:
+            warnings.warn(
+                f"checkpoint {path.name} is damaged ({error}); the one before is used", stacklevel=2
+            )
+            if mark_damaged:
+                path.rename(path.with_suffix(".damaged"))
+            continue
+        return step, tensors, state
+    reason = "holds no checkpoint" if not found else "holds no undamaged checkpoint"
+    raise ConfigError(str(folder), None, f"{reason}; start the run anew in another folder")
+
+
+def damaged(folder: Path) -> bool:
+    """Whether a checkpoint was found damaged here before."""
+    return any(Path(folder).glob("checkpoint-*.damaged"))
+
+
+def counted(folder: Path) -> dict[int, dict[str, int]]:
+    """For every whole checkpoint: the round in which each client was last counted."""
+    found: dict[int, dict[str, int]] = {}
+    for step in steps(folder):
+        # A damaged older one is no use to resume from, so nothing needs to be kept for it.
+        with contextlib.suppress(StateLost):
+            found[step] = load(folder, step)[1]["counted"]
+    return found

@@ -1,0 +1,250 @@
+"""The way down: full weights or one stream of changes, and a replica that is the same bits on both ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from osmotic.codecs import BadPacket, make
+from osmotic.federation.downlink import DownLink, receive
+from osmotic.storage.store import StateLost
+
+SHAPES = {"conv.weight": (16, 40), "conv.bias": (16,), "out.weight": (8, 30)}
+NAMES = {"encoder": ["conv.bias", "conv.weight"], "decoder": ["out.weight"]}
+PARTS = ("encoder", "decoder")
+Weights = dict[str, np.ndarray]
+
+
+def weights(server_round: int) -> Weights:
+    """The global weights of a round, walking on from round to round."""
+    total = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
+    for r in range(server_round + 1):
+        rng = np.random.default_rng(r)
+        total = {n: t + rng.normal(size=t.shape).astype(np.float32) for n, t in total.items()}
+    return total
+
+
+class Listener:
+    """A client's end."""
+
+    def __init__(self, name: str, codec: str) -> None:
+        self.name, self.codec, self.state = name, make(codec), {}
+
+    def hear(self, link: DownLink, server_round: int, parts: tuple[str, ...] = PARTS) -> Weights:
+        entries, blobs = link.message(self.name, parts, server_round, weights(server_round))
+        return receive(json.loads(json.dumps(entries)), blobs, self.codec, self.state, SHAPES)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(one[n].tobytes() == other[n].tobytes() for n in one)
+
+
+def replica(link: DownLink, parts: tuple[str, ...] = PARTS) -> Weights:
+    return {n: t for part in parts for n, t in link.streams[part].replica.items()}
+
+
+def test_fp32_sends_the_weights_themselves_and_keeps_nothing():
+    link, client = DownLink(make("fp32"), NAMES), Listener("a", "fp32")
+    for r in (1, 2, 3):
+        assert same(client.hear(link, r), weights(r))
+        link.commit({"a": PARTS}, r)
+    assert client.state == {}
+    assert link.heard == {}
+    assert link.state()[0] == {}
+
+
+def test_fp32_sends_only_the_parts_asked_for():
+    link, client = DownLink(make("fp32"), NAMES), Listener("a", "fp32")
+    assert sorted(client.hear(link, 1, ("decoder",))) == ["out.weight"]
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_the_replica_is_the_same_bits_on_both_ends_whatever_was_missed(codec: str):
+    link = DownLink(make(codec), NAMES)
+    clients = {name: Listener(name, codec) for name in "abc"}
+    # a hears every round, b misses 2 and 3, c comes in round 3 for the first time and misses 4.
+    present = {1: "ab", 2: "a", 3: "ac", 4: "ab", 5: "abc"}
+    for r, names in present.items():
+        heard = [clients[n].hear(link, r) for n in names]
+        link.commit({n: PARTS for n in names}, r)
+        assert all(same(h, replica(link)) for h in heard)
+
+
+@pytest.mark.parametrize(("codec", "size"), [("fp16", 2.0**-11), ("int8", 0.5 / 127 * 1.01)])
+def test_what_a_packet_loses_goes_out_with_the_next_one(codec: str, size: float):
+    # The error is that of the newest change alone: it does not grow with the rounds.
+    link, client = DownLink(make(codec), NAMES), Listener("a", codec)
+    for r in range(1, 9):
+        client.hear(link, r)
+        link.commit({"a": PARTS}, r)
+        if r > 1:
+            step = max(np.abs(weights(r)[n] - weights(r - 1)[n]).max() for n in SHAPES) * 1.1
+            assert max(np.abs(replica(link)[n] - weights(r)[n]).max() for n in SHAPES) <= step * size
+
+
+def test_first_contact_is_the_full_replica_in_fp32():
+    link, first, late = DownLink(make("int8"), NAMES), Listener("a", "int8"), Listener("b", "int8")
+    assert same(first.hear(link, 1), weights(1))
+    link.commit({"a": PARTS}, 1)
+    first.hear(link, 2)
+    entries, blobs = link.message("b", PARTS, 2, weights(2))
+    assert [e["base"] for e in entries] == [None, None]
+    full = make("fp32")
+    assert [len(b) for b in blobs] == [
+        full.packet_bytes({n: ("float32", SHAPES[n]) for n in NAMES[p]}) for p in PARTS
+    ]
+    got = late.hear(link, 2)
+    link.commit({"a": PARTS, "b": PARTS}, 2)
+    assert same(got, replica(link))
+    assert not same(got, weights(2))
+
+
+def test_missed_packets_are_sent_as_long_as_they_are_the_smaller_choice():
+    link, a, b = DownLink(make("int8"), NAMES), Listener("a", "int8"), Listener("b", "int8")
+    for client in (a, b):
+        client.hear(link, 1)
+    link.commit({"a": PARTS, "b": PARTS}, 1)
+    # Decoder: 8 x 30. A change is 256 bytes and a header, the full replica 960 and a header of the same length.
+    sizes = {p: make("int8").packet_bytes({n: ("float32", SHAPES[n]) for n in NAMES[p]}) for p in PARTS}
+    full = make("fp32").packet_bytes({"out.weight": ("float32", (8, 30))})
+    for r in range(2, 8):
+        a.hear(link, r)
+        entries, blobs = link.message("b", ("decoder",), r, weights(r))
+        missed = (r - 1) * sizes["decoder"]
+        assert entries[0]["base"] == (1 if missed <= full else None)
+        assert sum(map(len, blobs)) == min(missed, full)
+        assert entries[0]["blobs"] == len(blobs) == (r - 1 if missed <= full else 1)
+        link.commit({"a": PARTS}, r)
+    assert same(b.hear(link, 8), a.hear(link, 8))
+
+
+def test_a_chain_that_outweighs_the_full_replica_is_cut_from_its_old_end():
+    link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
+    for r in range(1, 30):
+        a.hear(link, r)
+        link.commit({"a": PARTS}, r)
+    for part in PARTS:
+        chain = link.streams[part].chain
+        full = make("fp32").packet_bytes({n: ("float32", SHAPES[n]) for n in NAMES[part]})
+        total = sum(len(data) for _, _, data in chain)
+        assert total <= full < total + 2 * len(chain[0][2])
+        assert chain[-1][:2] == (28, 29)
+        assert all(end == start for (_, end, _), (start, _, _) in itertools.pairwise(chain))
+
+
+def test_a_part_is_coded_once_per_round_however_many_clients_hear_it():
+    calls = []
+
+    class Counting(type(make("int8"))):  # type: ignore[misc]
+        def encode(self, tensors, memory):  # type: ignore[no-untyped-def]
+            calls.append(sorted(tensors))
+            return super().encode(tensors, memory)
+
+    link = DownLink(Counting(), NAMES)
+    clients = [Listener(n, "int8") for n in "abcd"]
+    for r in (1, 2):
+        for client in clients:
+            client.hear(link, r)
+        link.commit({c.name: PARTS for c in clients}, r)
+    assert calls == [NAMES["encoder"], NAMES["decoder"]]
+
+
+def saved(link: DownLink) -> tuple[dict[str, bytes], str]:
+    tensors, notes = link.state()
+    return {n: t.tobytes() for n, t in tensors.items()}, json.dumps(notes, sort_keys=True)
+
+
+def test_an_abandoned_round_leaves_no_trace_and_is_repeated_bit_for_bit():
+    link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
+    for r in (1, 2):
+        a.hear(link, r)
+        link.commit({"a": PARTS}, r)
+    before = saved(link)
+    first = link.message("a", PARTS, 3, weights(3))
+    link.abandon()
+    assert saved(link) == before
+    assert link.message("a", PARTS, 3, weights(3)) == first
+    link.abandon()
+    # Another round's weights must not meet what the abandoned one had coded.
+    assert link.message("a", PARTS, 4, weights(4)) != first
+
+
+def test_a_client_that_was_not_counted_is_brought_on_from_where_it_was():
+    link, a, b = DownLink(make("int8"), NAMES), Listener("a", "int8"), Listener("b", "int8")
+    for client in (a, b):
+        client.hear(link, 1)
+    link.commit({"a": PARTS, "b": PARTS}, 1)
+    kept = dict(b.state)
+    a.hear(link, 2)
+    b.hear(link, 2)
+    link.commit({"a": PARTS}, 2)
+    b.state = kept  # its reply was refused, so it starts from its state of round 1
+    assert same(a.hear(link, 3), b.hear(link, 3))
+
+
+def test_parts_have_streams_of_their_own():
+    link, a, b = DownLink(make("int8"), NAMES), Listener("a", "int8"), Listener("b", "int8")
+    a.hear(link, 1)
+    b.hear(link, 1, ("encoder",))
+    link.commit({"a": PARTS, "b": ("encoder",)}, 1)
+    b.hear(link, 2, ("encoder",))
+    link.commit({"b": ("encoder",)}, 2)
+    assert link.heard == {"a": {"encoder": 1, "decoder": 1}, "b": {"encoder": 2}}
+    assert (link.streams["encoder"].round, link.streams["decoder"].round) == (2, 1)
+    got = [c.hear(link, 3) for c in (a, b)]
+    link.commit({"a": PARTS, "b": PARTS}, 3)
+    assert all(same(g, replica(link)) for g in got)
+
+
+def test_a_restored_link_goes_on_as_the_one_that_was_saved():
+    link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
+    for r in (-1, 1, 2):
+        a.hear(link, r)
+        link.commit({"a": PARTS}, r)
+    tensors, notes = link.state()
+    other = DownLink(make("int8"), NAMES)
+    other.restore(tensors, json.loads(json.dumps(notes)))
+    assert saved(other) == saved(link)
+    for client in ("a", "new"):
+        assert link.message(client, PARTS, 3, weights(3)) == other.message(client, PARTS, 3, weights(3))
+
+
+def test_restoring_forgets_the_round_under_way():
+    link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
+    a.hear(link, 1)
+    link.commit({"a": PARTS}, 1)
+    tensors, notes = link.state()
+    first = link.message("a", PARTS, 2, weights(2))
+    link.restore(tensors, notes)
+    assert link.message("a", PARTS, 3, weights(3)) != first
+
+
+def test_a_change_without_its_replica_is_told():
+    link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
+    a.hear(link, 1)
+    link.commit({"a": PARTS}, 1)
+    a.state = {}
+    with pytest.raises(StateLost, match="replica of round 1"):
+        a.hear(link, 2)
+
+
+def entry(base: int | None) -> dict[str, object]:
+    return {"part": "decoder", "base": base, "round": 2, "blobs": 1}
+
+
+@pytest.mark.parametrize("bad", [{"other": (8, 30)}, {"out.weight": (30, 8)}, {"out.weight": (1, 30)}])
+def test_full_weights_that_the_network_does_not_have_are_refused(bad: dict[str, tuple[int, ...]]):
+    data = make("fp32").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
+    with pytest.raises(BadPacket, match="not in the network"):
+        receive([entry(None)], [data], make("int8"), {}, SHAPES)
+
+
+@pytest.mark.parametrize("bad", [{"other": (8, 30)}, {"out.weight": (1, 30)}, {"out.weight": (30,)}])
+def test_a_change_that_the_network_does_not_have_is_refused(bad: dict[str, tuple[int, ...]]):
+    state = {"replica/out.weight": np.zeros((8, 30), np.float32), "heard/decoder": np.array([1])}
+    data = make("int8").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
+    with pytest.raises(BadPacket, match="not in the network"):
+        receive([entry(1)], [data], make("int8"), state, SHAPES)

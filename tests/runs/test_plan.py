@@ -1,0 +1,245 @@
+"""`osmotic plan`: hand-worked figures, the same bytes as the real codecs give, and no heavy import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from osmotic import codecs, methods
+from osmotic.codecs import base
+from osmotic.errors import ConfigError
+from osmotic.federation.downlink import DownLink
+from osmotic.models import parts as network_parts
+from osmotic.protocol.messages import Client, Phase, Spec, Task
+from osmotic.protocol.participation import choose, conveyed, expected_tensors
+from osmotic.runs import plan, resolve
+
+TINY = {"conv_in.weight": (6, 4), "mid_block.bias": (3,), "conv_out.weight": (2, 5)}
+P = 24 + 3 + 10
+UNET_8 = 702_753  # with 10 classes and the null class
+
+
+def sites(count: int) -> list[Client]:
+    return [Client(i, f"client-{i:03d}", 10) for i in range(count)]
+
+
+def tiny(clients: int, *sets: str) -> dict[str, plan.Cost]:
+    cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
+    return plan.rehearse(cfg, methods.make(cfg.method.name, {}), TINY, sites(clients))
+
+
+def test_fedavg_conveys_every_weight_once_each_way_per_client_and_round():
+    # 2 * K * P * R: 4 clients, 37 weights, 3 rounds, each way 444.
+    cost = tiny(4, "training.rounds=3")
+    assert sum(c.parameters_up for c in cost.values()) == 4 * P * 3
+    assert sum(c.parameters_down for c in cost.values()) == 4 * P * 3
+    assert len({tuple(vars(c).items()) for c in cost.values()}) == 1
+
+
+def test_the_default_run_by_hand():
+    # 10 clients, 20 rounds, all clients every round; 1437 images twice per round.
+    figures = plan.plan(resolve.load())
+    assert figures["parameters"] == UNET_8
+    assert figures["parameters_up"] == figures["parameters_down"] == 10 * 20 * UNET_8
+    assert figures["images_seen"] == 1437 * 2 * 20
+    assert figures["exact"] is True
+    assert figures["bytes_up"] == sum(s["bytes_up"] for s in figures["sites"].values())
+    # Up one packet, down one per part: at least 4 bytes a weight, and headers of a few per cent.
+    for way in ("bytes_up", "bytes_down"):
+        assert 0 < figures[way] - 4 * 10 * 20 * UNET_8 < 0.01 * figures[way]
+
+
+def test_the_link_time_is_that_of_the_busiest_site():
+    # (up + down) bytes * 8 bits / (10 * 10**6 bit/s).
+    figures = plan.plan(resolve.load(sets=["training.rounds=1"]), link_mbit=10.0)
+    site = figures["sites"]["client-000"]
+    assert figures["link_seconds_busiest_site"] == pytest.approx(
+        (site["bytes_up"] + site["bytes_down"]) * 8 / 1e7
+    )
+
+
+def test_fp32_bytes_of_a_tiny_network_by_hand():
+    # Head 12 bytes, header JSON, 4 bytes a weight. Up: one packet of all changes. Down: one packet per part.
+    up = (
+        '{"codec":"fp32","tensors":[["model/conv_in.weight","float32",[6,4],"raw"],'
+        '["model/conv_out.weight","float32",[2,5],"raw"],["model/mid_block.bias","float32",[3],"raw"]]}'
+    )
+    down = [
+        '{"codec":"fp32","tensors":[["conv_in.weight","float32",[6,4],"raw"]]}',
+        '{"codec":"fp32","tensors":[["mid_block.bias","float32",[3],"raw"]]}',
+        '{"codec":"fp32","tensors":[["conv_out.weight","float32",[2,5],"raw"]]}',
+    ]
+    cost = tiny(1, "training.rounds=2")["client-000"]
+    assert cost.bytes_up == 2 * (12 + len(up) + 4 * P)
+    assert cost.bytes_down == 2 * (3 * 12 + sum(map(len, down)) + 4 * P)
+
+
+def real(clients: int, *sets: str) -> dict[str, list[int]]:
+    """Bytes down and up per site, with real weights, packets and down-link."""
+    cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
+    rng = np.random.default_rng(0)
+    names = {p: network_parts.names(TINY, [p]) for p in plan.PARTS}
+    link, up = DownLink(codecs.make(cfg.codec.down), names), codecs.make(cfg.codec.up)
+    total = {c.name: [0, 0] for c in sites(clients)}
+    for r in range(1, cfg.training.rounds + 1):
+        weights = {n: rng.normal(size=s).astype(np.float32) for n, s in TINY.items()}
+        chosen = choose(cfg, Phase("train", r), sites(clients))
+        for client in chosen:
+            _, blobs = link.message(client.name, plan.PARTS, r, weights)
+            total[client.name][0] += sum(map(len, blobs))
+            total[client.name][1] += len(up.encode({f"model/{n}": w for n, w in weights.items()}, {}))
+        link.commit({c.name: plan.PARTS for c in chosen}, r)
+    return total
+
+
+@pytest.mark.parametrize("down", codecs.CODECS)
+@pytest.mark.parametrize("up", codecs.CODECS)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_bytes_are_those_of_real_packets(up: str, down: str, share: float):
+    sets = [
+        f"codec.up={up}",
+        f"codec.down={down}",
+        f"training.fraction_train={share}",
+        "training.rounds=6",
+    ]
+    planned = {n: [c.bytes_down, c.bytes_up] for n, c in tiny(5, *sets).items()}
+    assert planned == real(5, *sets)
+
+
+def test_sampling_asks_the_same_clients_as_the_seed_says_and_no_others():
+    # 0.4 of 5 clients are 2: every round counts two clients.
+    cost = tiny(5, "training.fraction_train=0.4", "training.rounds=9", "seed=3")
+    assert sum(c.parameters_up for c in cost.values()) == 2 * 9 * P
+    other = tiny(5, "training.fraction_train=0.4", "training.rounds=9", "seed=4")
+    assert {n: c.parameters_up for n, c in cost.items()} != {n: c.parameters_up for n, c in other.items()}
+
+
+@pytest.mark.parametrize("method", ["central", "local"])
+def test_a_baseline_sends_nothing(method: str):
+    figures = plan.plan(resolve.load(preset=method))
+    ways = ("parameters_up", "parameters_down", "bytes_up", "bytes_down", "link_seconds_busiest_site")
+    assert [figures[w] for w in ways] == [0] * 5
+    assert figures["num_clients"] == (1 if method == "central" else 10)
+    assert figures["images_seen"] == 1437 * 2 * 20
+
+
+def test_int8_up_costs_about_a_quarter():
+    # 1 byte a weight, 2 per output channel, and vectors at 4: under a third of fp32 for this network.
+    exact, coded = (plan.plan(resolve.load(sets=[f"codec.up={c}"])) for c in ("fp32", "int8"))
+    assert exact["bytes_up"] / 4 < coded["bytes_up"] < exact["bytes_up"] / 3
+    assert coded["parameters_up"] == exact["parameters_up"]
+    assert coded["bytes_down"] == exact["bytes_down"]
+
+
+def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(codecs.CODECS["int8"], "bounded", True)
+    figures = plan.plan(resolve.load(sets=["codec.up=int8", "training.rounds=1"]))
+    assert figures["exact"] is False
+    assert any("int8" in n and "upper bound" in n for n in figures["notes"])
+    assert "at most" in plan.text(figures)
+    assert "at most" not in plan.text(plan.plan(resolve.load(sets=["training.rounds=1"])))
+
+
+def test_images_are_not_counted_where_they_are_not_known():
+    for unknown in ("training.fraction_train=0.5", "data.holdout=0.2", "training.local_epochs=1.5"):
+        assert plan.plan(resolve.load(sets=[unknown, "training.rounds=1"]))["images_seen"] is None
+
+
+def test_images_that_a_partition_may_leave_out_are_not_counted():
+    # Two clients of one class each hold two of the ten classes.
+    cfg = resolve.load(
+        sets=[
+            "data.partition=pathological",
+            "data.clients=2",
+            "data.classes_per_client=1",
+            "training.rounds=1",
+        ]
+    )
+    assert plan.plan(cfg)["images_seen"] != 1437 * 2
+
+
+def test_more_clients_than_images_are_refused_as_the_run_would():
+    with pytest.raises(ConfigError) as caught:
+        plan.plan(resolve.load(sets=["data.clients=1438", "training.fraction_train=0.001"]))
+    assert caught.value.key == "data.clients"
+
+
+def test_packet_lengths_are_not_worked_out_anew_for_every_client(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    original = base.header_bytes
+    monkeypatch.setattr(base, "header_bytes", lambda *a: calls.append(1) or original(*a))
+    tiny(4, "training.rounds=2")
+    few = len(calls)
+    calls.clear()
+    tiny(40, "training.rounds=2")
+    assert len(calls) <= 2 * few
+
+
+def test_conveyed_weights_count_parts_and_variates_but_no_images():
+    names = {p: network_parts.names(TINY, [p]) for p in plan.PARTS}
+    task = Task(
+        sites(1)[0],
+        "train",
+        send=("encoder", "bottleneck"),
+        returns=("decoder",),
+        extras={"control/c": np.zeros((2, 2), np.float32), "image/x": np.zeros((9, 9), np.uint8)},
+        expects={"control/d": Spec((7,)), "image/y": Spec((5, None), "uint8")},
+    )
+    # Down 24 + 3 + 4, up 10 + 7.
+    assert conveyed(task, TINY, names) == (31, 17)
+    assert set(expected_tensors(TINY, names, task)) == {"model/conv_out.weight", "control/d", "image/y"}
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 10), (0.5, 5), (0.01, 1), (0.34, 3)])
+def test_a_share_of_clients_is_drawn_without_repeats_and_at_least_one(share: float, count: int):
+    cfg = resolve.load(sets=[f"training.fraction_train={share}"])
+    for r in (-2, 1, 7):
+        drawn = choose(cfg, Phase("train", r), sites(10))
+        assert len(drawn) == count
+        assert [c.name for c in drawn] == sorted({c.name for c in drawn})
+        assert drawn == choose(cfg, Phase("train", r), sites(10))
+        assert len(choose(cfg, Phase("all", r, everybody=True), sites(10))) == 10
+
+
+def test_draws_differ_from_round_to_round():
+    cfg = resolve.load(sets=["training.fraction_train=0.3"])
+    assert len({tuple(c.name for c in choose(cfg, Phase("train", r), sites(10))) for r in range(20)}) > 5
+
+
+SCRIPT = """
+import sys
+from osmotic.runs import resolve
+from osmotic.runs import plan
+plan.plan(resolve.load(sets=["training.rounds=1", "codec.up=int8", "data.source=cifar10"]))
+plan.plan(resolve.load(sets=["training.rounds=1"]))
+heavy = {"torch", "diffusers", "sklearn", "scipy", "torchmetrics", "datasets", "flwr_datasets", "matplotlib", "PIL"}
+print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def test_planning_imports_nothing_heavy(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("partition, clients", [("q-skew", 144), ("l-skew", 144), ("iid", 1438)])
+def test_a_plan_refuses_more_clients_than_a_run_would(partition: str, clients: int) -> None:
+    sets = (f"data.partition={partition}", f"data.clients={clients}")
+    with pytest.raises(ConfigError, match=f"data.clients = {clients}: must be at most {clients - 1}|1437"):
+        plan.plan(resolve.load(sets=sets))
+    plan.network(resolve.load(sets=(f"data.partition={partition}", f"data.clients={clients - 1}")))
+
+
+def test_a_client_without_a_global_model_keeps_its_own_and_an_average() -> None:
+    # Of P weights: 4 P bytes for its own model, 8 P for the sums of the average, 4 P for the average itself.
+    own, none = (
+        plan.plan(resolve.load(preset=p, sets=["recipe.ema_half_lives=[5000.0]"])) for p in ("udec", "fedavg")
+    )
+    more = own["memory_bytes"]["client"] - none["memory_bytes"]["client"]
+    assert more == 16 * own["parameters"]
