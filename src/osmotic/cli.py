@@ -75,9 +75,9 @@ def run(
     plan.network(cfg)  # what can be known without the images is refused before the seconds that imports take
 
     def start(observer: Any) -> RunDir:
-        from osmotic.runs import study
+        from osmotic.runs import launch
 
-        return study.start(cfg, folder, observer)
+        return launch.start(cfg, folder, observer)
 
     _train(start, folder, json)
 
@@ -90,9 +90,9 @@ def resume(directory: RunArg, json: JsonOpt = False) -> None:
     RunDir.existing(directory)
 
     def go_on(observer: Any) -> RunDir:
-        from osmotic.runs import study
+        from osmotic.runs import launch
 
-        return study.resume(directory, observer)
+        return launch.resume(directory, observer)
 
     _train(go_on, directory, json)
 

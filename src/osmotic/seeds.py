@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 # Purposes are fixed numbers: a new one must never move the streams of the others.
-WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, HOLDOUT = 1, 2, 3, 4, 5, 6
+WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, HOLDOUT, PIECE, CODEC = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def word(name: str) -> int:
@@ -28,3 +28,8 @@ def rng(run_seed: int, purpose: int, server_round: int = 0, client: str = "") ->
 def integer(run_seed: int, purpose: int, server_round: int = 0, client: str = "") -> int:
     """A 63-bit seed, for torch generators."""
     return int(sequence(run_seed, purpose, server_round, client).generate_state(1, np.uint64)[0] >> 1)
+
+
+def piece_rng(run_seed: int, piece: str, server_round: int, client: str = "") -> np.random.Generator:
+    """A piece's own stream, apart from those of training and of every other piece, so that adding one moves no other."""
+    return rng(run_seed, PIECE, server_round, f"{piece}/{client}")

@@ -53,7 +53,7 @@ def test_max_images_is_the_same_random_subset_for_every_partition_seed(load: Loa
 
 def test_named_sets_are_described_without_files_or_imports() -> None:
     code = (
-        "import sys; from osmotic.config import DataConfig; from osmotic.data import sources\n"
+        "import sys; from osmotic.config.schema import DataConfig; from osmotic.data import sources\n"
         "for name in ('digits', 'mnist', 'fashion-mnist', 'cifar10'):\n"
         "    s = sources.describe(DataConfig(source=name, max_images=1000, image_size=16))\n"
         "    print(s.image_size, s.channels, s.num_classes, s.num_train)\n"

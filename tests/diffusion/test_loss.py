@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from conversions import to_noise
 from torch import Tensor
 
 from osmotic.config.schema import ModelConfig, RecipeConfig
-from osmotic.diffusion import facts
 from osmotic.diffusion import loss as losses
 from osmotic.diffusion import schedule as schedules
 from osmotic.diffusion import target as targets
 from osmotic.diffusion.process import Process
+from osmotic.diffusion.target import TARGETS
 
 
 class Recorder:
@@ -51,19 +52,19 @@ def test_distances_by_hand() -> None:
 def test_min_snr_weights_by_hand() -> None:
     # gamma 5. SNR 2: 2/2 = 1, 2/3, 2. SNR 20: 5/20 = 0.25, 5/21, 5.
     snr = torch.tensor([2.0, 20.0])
-    assert losses.min_snr_weight("epsilon", snr, 5).tolist() == pytest.approx([1.0, 0.25])
-    assert losses.min_snr_weight("v", snr, 5).tolist() == pytest.approx([2 / 3, 5 / 21])
-    assert losses.min_snr_weight("sample", snr, 5).tolist() == pytest.approx([2.0, 5.0])
+    assert TARGETS["epsilon"].weight(snr, 5).tolist() == pytest.approx([1.0, 0.25])
+    assert TARGETS["v"].weight(snr, 5).tolist() == pytest.approx([2 / 3, 5 / 21])
+    assert TARGETS["sample"].weight(snr, 5).tolist() == pytest.approx([2.0, 5.0])
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v", "sample"])
 def test_gamma_zero_weighs_every_timestep_alike(target: str) -> None:
-    assert losses.min_snr_weight(target, torch.tensor([1e-9, 1.0, 1e9]), 0).tolist() == [1.0, 1.0, 1.0]
+    assert TARGETS[target].weight(torch.tensor([1e-9, 1.0, 1e9]), 0).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v"])
 def test_noise_free_images_weigh_nothing(target: str) -> None:
-    assert losses.min_snr_weight(target, torch.tensor([math.inf]), 5).item() == 0.0
+    assert TARGETS[target].weight(torch.tensor([math.inf]), 5).item() == 0.0
 
 
 def test_one_error_costs_the_same_whatever_the_target() -> None:
@@ -73,23 +74,23 @@ def test_one_error_costs_the_same_whatever_the_target() -> None:
     noise = torch.randn(4, 1, 3, 3, generator=seeded(1), dtype=torch.float64)
     noisy = targets.add_noise(x0, noise, alpha_bar)
     wrong = x0 + 0.1 * torch.randn(4, 1, 3, 3, generator=seeded(2), dtype=torch.float64)
-    wrong_noise = targets.to_noise("sample", wrong, noisy, alpha_bar)
+    wrong_noise = to_noise("sample", wrong, noisy, alpha_bar)
     costs = []
     for target in ("epsilon", "v", "sample"):
-        prediction = targets.regression_target(target, wrong, wrong_noise, alpha_bar)
-        goal = targets.regression_target(target, x0, noise, alpha_bar)
-        weight = losses.min_snr_weight(target, schedules.snr(alpha_bar), 5.0)
+        prediction = TARGETS[target].goal(wrong, wrong_noise, alpha_bar)
+        goal = TARGETS[target].goal(x0, noise, alpha_bar)
+        weight = TARGETS[target].weight(schedules.snr(alpha_bar), 5.0)
         costs.append(weight * (prediction - goal).square().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(costs[0], costs[2])
     torch.testing.assert_close(costs[1], costs[2])
 
 
-def test_edm_weight_by_hand_and_against_the_raw_network() -> None:
-    # sigma = sigma_data = 0.5: (0.25 + 0.25) / 0.25^2 = 8.
-    assert losses.edm_weight(torch.tensor([0.5])).item() == pytest.approx(8.0)
+def test_the_papers_edm_weight_leaves_the_raw_network_unweighted() -> None:
+    # Table 1: lambda = (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2; D - x0 is c_out times F - goal.
     sigma = torch.tensor([0.01, 0.5, 30.0])
-    product = losses.edm_weight(sigma) * targets.edm_scaling(sigma).c_out.square()
-    torch.testing.assert_close(product, torch.ones(3))
+    papers = (sigma.square() + 0.25) / (0.5 * sigma).square()
+    torch.testing.assert_close(papers * targets.edm_scaling(sigma).c_out.square(), torch.ones(3))
+    assert TARGETS["edm"].example(images(), torch.ones(0), 5.0, seeded()).weight is None
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("mse", 0.25), ("huber", 0.125)])
@@ -108,7 +109,7 @@ def test_loss_is_the_weighted_mean_over_images() -> None:
     assert loss.item() == pytest.approx((0.25 * snr.clamp(max=5.0)).mean().item())
 
 
-@pytest.mark.parametrize("target", facts.TARGETS)
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_a_perfect_network_has_no_loss(target: str) -> None:
     process, x0 = Process(target=target), images()
 
@@ -117,14 +118,14 @@ def test_a_perfect_network_has_no_loss(target: str) -> None:
             scaling = targets.edm_scaling((4 * t).exp())
             return (targets.edm_target(x0, x / targets.per_image(scaling.c_in, x), scaling),)
         alpha_bar = process.alpha_bar[t]
-        noise = targets.to_noise("sample", x0, x, alpha_bar)
-        return (targets.regression_target(target, x0, noise, alpha_bar),)
+        noise = to_noise("sample", x0, x, alpha_bar)
+        return (TARGETS[target].goal(x0, noise, alpha_bar),)
 
     # float32 noise found back by subtraction is off by up to 1e-7 / sqrt(4e-5) = 2e-5 where there is hardly any.
     assert process.loss(perfect, x0, None, seeded()).item() < 1e-6
 
 
-@pytest.mark.parametrize("target", facts.TARGETS)
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_same_generator_same_loss_and_the_next_draw_differs(target: str) -> None:
     process, generator = Process(target=target, num_classes=3), seeded()
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -186,7 +187,7 @@ def test_labels_for_an_unconditional_process_are_refused() -> None:
         Process(target="v").loss(Recorder(), images(), torch.zeros(6, dtype=torch.int64), seeded())
 
 
-@pytest.mark.parametrize("target", facts.TARGETS)
+@pytest.mark.parametrize("target", list(TARGETS))
 def test_loss_trains_diffusers_unet_under_bfloat16_autocast_and_channels_last(target: str) -> None:
     from diffusers import UNet2DModel
 
@@ -238,4 +239,4 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="loss must be"):
         losses.distance(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), "l1")
     with pytest.raises(ValueError, match="gamma must be"):
-        losses.min_snr_weight("v", torch.ones(1), -1.0)
+        TARGETS["v"].weight(torch.ones(1), -1.0)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conversions import to_noise
 from torch import Tensor
 
-from osmotic.config.schema import ScoreConfig
-from osmotic.diffusion import facts, sampler
+from osmotic.diffusion import compatibility, sampler, solvers
 from osmotic.diffusion import target as targets
 from osmotic.diffusion.process import Process
+from osmotic.diffusion.solvers import SAMPLERS
+from osmotic.diffusion.space import Pixels
+from osmotic.diffusion.target import TARGETS
 
 # Four and a half standard deviations from the mean to 1, so that no clip to [-1, 1] acts on this data.
 MEAN, STD = 0.1, 0.2
 SHAPE = (16, 1, 8, 8)
 SEED = 7
-PAIRS = [(t, s) for t in facts.TARGETS for s in facts.SAMPLERS if facts.compatible(t, s) is None]
-SMOOTH = [(t, s) for t, s in PAIRS if not facts.SAMPLERS[s].ancestral]
+PAIRS = [(t, s) for t in TARGETS for s in SAMPLERS if compatibility.compatible(t, s) is None]
+SMOOTH = [(t, s) for t, s in PAIRS if not SAMPLERS[s].ancestral]
 
 
 def ideal(process: Process, mean: Tensor | float = MEAN, shift: float = 0.0) -> Callable[..., tuple[Tensor]]:
@@ -47,8 +49,8 @@ def ideal(process: Process, mean: Tensor | float = MEAN, shift: float = 0.0) -> 
         alpha_bar = process.alpha_bar.double()[t]
         a2 = targets.per_image(alpha_bar, x)
         x0 = centre + a2.sqrt() * STD**2 / (a2 * STD**2 + 1 - a2) * (x - a2.sqrt() * centre)
-        noise = targets.to_noise("sample", x0, x, alpha_bar)
-        return (targets.regression_target(process.target, x0, noise, alpha_bar).float(),)
+        noise = to_noise("sample", x0, x, alpha_bar)
+        return (TARGETS[process.target].goal(x0, noise, alpha_bar).float(),)
 
     return network
 
@@ -59,11 +61,11 @@ def exact(process: Process, name: str, steps: int) -> Tensor:
     The ODE keeps each pixel's standard score. The last step is E[x0 | x] by construction, which from noise sigma (in
     units of the signal) shrinks the score by STD / sqrt(STD^2 + sigma^2).
     """
-    scheduler = sampler.build_scheduler(process, name, steps)
+    scheduler = SAMPLERS[name].scheduler(process, steps)
     generators = sampler.image_generators((SEED,), range(SHAPE[0]))
     noise = torch.stack([torch.randn(SHAPE[1:], generator=g) for g in generators]).double()
     if process.target == "edm":
-        score = (noise * scheduler.init_noise_sigma - MEAN) / (STD**2 + facts.SIGMA_MAX**2) ** 0.5
+        score = (noise * scheduler.init_noise_sigma - MEAN) / (STD**2 + targets.SIGMA_MAX**2) ** 0.5
     else:
         a2 = process.alpha_bar.double()[int(scheduler.timesteps[0])]
         score = (noise - a2.sqrt() * MEAN) / (a2 * STD**2 + 1 - a2).sqrt()
@@ -82,10 +84,10 @@ def test_error_falls_with_the_order_of_the_solver(target: str, name: str) -> Non
         errors.append((images - exact(process, name, steps)).abs().mean().item())
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     # Nearer to its own order than to the neighbouring ones.
-    assert abs(slope - facts.SAMPLERS[name].order) < 0.5, (slope, errors)
+    assert abs(slope - SAMPLERS[name].order) < 0.5, (slope, errors)
 
 
-@pytest.mark.parametrize("name", [name for name, found in facts.SAMPLERS.items() if not found.edm])
+@pytest.mark.parametrize("name", [name for name, found in SAMPLERS.items() if not found.edm])
 def test_what_the_network_predicts_does_not_change_the_images(name: str) -> None:
     drawn = []
     for target in ("epsilon", "v", "sample"):
@@ -112,7 +114,7 @@ def ancestral_spread(process: Process, steps: int) -> float:
     With the ideal denoiser a step is x -> (c_x + c_0 * k) * x + sqrt(beta_tilde) * noise around the mean, k as in
     `ideal`, c_x, c_0 and beta_tilde from arXiv:2006.11239, eq. 7; it starts at variance 1.
     """
-    stops = [*sampler.stops(process, "ddpm", steps), -1]
+    stops = [*solvers.even_stops(process, steps), -1]
     variance = 1.0
     for here, there in itertools.pairwise(stops):
         a2 = float(process.alpha_bar[here])
@@ -139,7 +141,7 @@ def test_samples_have_the_mean_and_spread_of_the_data(target: str, name: str, sc
     # 4096 pixels: standard error of the mean 0.2 / 64 = 0.0031; four of them.
     assert images.mean().item() == pytest.approx(MEAN, abs=0.0125)
     # Four standard errors of the spread, 0.2 / sqrt(8192) = 0.0022.
-    spread = ancestral_spread(process, 250) if facts.SAMPLERS[name].ancestral else STD
+    spread = ancestral_spread(process, 250) if SAMPLERS[name].ancestral else STD
     assert images.std().item() == pytest.approx(spread, abs=0.0088)
 
 
@@ -152,7 +154,7 @@ def test_ddim_is_diffusers_ddim_where_the_steps_divide_the_timesteps(target: str
     ours, _ = sampler.sample(network, process, None, SHAPE, "ddim", 20, SEED)
     theirs = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
-        prediction_type=sampler.PREDICTION_TYPES[target],
+        prediction_type=TARGETS[target].prediction_type,
         timestep_spacing="trailing",
     )
     theirs.set_timesteps(20)
@@ -164,22 +166,24 @@ def test_ddim_is_diffusers_ddim_where_the_steps_divide_the_timesteps(target: str
     torch.testing.assert_close(ours, x.clamp(-1, 1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm-solver++"])
+@pytest.mark.parametrize("rule", [solvers.even_stops, solvers.crowded_stops])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_stops_fall_strictly_from_the_noisy_end_for_any_number_of_steps(name: str, schedule: str) -> None:
+def test_stops_fall_strictly_from_the_noisy_end_for_any_number_of_steps(
+    rule: Callable[[Process, int], list[int]], schedule: str
+) -> None:
     for timesteps in (2, 7, 10, 1000):
         process = Process(target="v", schedule=schedule, timesteps=timesteps)
         for steps in {1, 2, 3, 7, 10, 30, 333, 600, 998, 1000}:
             if steps > timesteps:
                 continue
-            stops = sampler.stops(process, name, steps)
+            stops = rule(process, steps)
             assert len(stops) == steps and stops[-1] >= 0
             assert stops[0] >= 0.98 * (timesteps - 1) - 1 and stops[0] < timesteps
             assert all(a > b for a, b in itertools.pairwise(stops))
 
 
 def test_ddpm_of_all_timesteps_visits_each_once() -> None:
-    assert sampler.stops(Process(target="v", timesteps=50), "ddpm", 50) == list(range(49, -1, -1))
+    assert solvers.even_stops(Process(target="v", timesteps=50), 50) == list(range(49, -1, -1))
 
 
 @pytest.mark.parametrize(("target", "name"), PAIRS)
@@ -289,17 +293,14 @@ def test_images_are_clipped(target: str, name: str) -> None:
     assert images.dtype == torch.float32 and images.max() == 1.0
 
 
-def test_every_sampler_and_target_of_the_configuration_is_known() -> None:
-    hints = typing.get_type_hints(ScoreConfig)
-    assert set(typing.get_args(hints["sampler"])) == set(facts.SAMPLERS)
-
-
 def test_edm_and_the_rest_exclude_each_other() -> None:
-    for target in facts.TARGETS:
-        for name in facts.SAMPLERS:
-            assert (facts.compatible(target, name) is None) == ((target == "edm") == name.startswith("edm-"))
-    assert "edm-euler" in str(facts.compatible("edm", "ddim"))
-    assert "target must be one of" in str(facts.compatible("x0", "ddim"))
+    for target in TARGETS:
+        for name in SAMPLERS:
+            assert (compatibility.compatible(target, name) is None) == (
+                (target == "edm") == name.startswith("edm-")
+            )
+    assert "edm-euler" in str(compatibility.compatible("edm", "ddim"))
+    assert "target must be one of" in str(compatibility.compatible("x0", "ddim"))
 
 
 @pytest.mark.parametrize(
@@ -322,12 +323,47 @@ def test_what_cannot_work_is_refused(change: dict[str, Any], rule: str) -> None:
         sampler.sample(ideal(process), process, **(call | change))
 
 
-def test_guidance_needs_classes_and_dropped_labels() -> None:
-    assert facts.guidance_fits(1.0, 0, 0.0) is None and facts.guidance_fits(2.0, 10, 0.1) is None
-    assert "class-conditional" in str(facts.guidance_fits(2.0, 0, 0.1))
-    assert "label_dropout" in str(facts.guidance_fits(2.0, 10, 0.0))
+def test_a_sampling_draws_what_the_long_call_draws() -> None:
+    process, labels = Process(target="v", num_classes=3), torch.arange(5) % 3
+    network = ideal(process, shift=0.05)
+    sampling = sampler.Sampling(
+        process=process, space=Pixels((1, 4, 4)), sampler="unipc", steps=6, guidance=2.0
+    )
+    long, nfe = sampler.sample(network, process, labels, (5, 1, 4, 4), "unipc", 6, SEED, 2.0)
+    assert torch.equal(sampling.draw(network, labels, 5, SEED), long) and sampling.nfe == nfe == 12
+    assert torch.equal(sampling.draw_chunks([network] * 2, labels, 5, SEED, chunk_size=2), long)
 
 
-def test_the_facts_need_no_torch() -> None:
-    code = "import sys, osmotic.diffusion.facts; assert not {'torch', 'diffusers'} & set(sys.modules)"
+class Unbounded(Pixels):
+    """A space without bounds, as that of latents."""
+
+    range = None
+
+
+@pytest.mark.parametrize(("target", "name"), PAIRS)
+def test_in_a_space_without_bounds_nothing_is_clipped(target: str, name: str) -> None:
+    process = Process(target=target)
+    sampling = sampler.Sampling(process=process, space=Unbounded((1, 4, 4)), sampler=name, steps=20)
+    values = sampling.draw(ideal(process, mean=3.0), None, 8, SEED)
+    # 128 values of spread 0.2 around 3, all far beyond 1; what few steps miss is well below 0.3.
+    assert values.mean().item() == pytest.approx(3.0, abs=0.3) and values.min() > 1.0
+
+
+def test_bounds_that_no_scheduler_can_clip_to_are_refused() -> None:
+    class Wide(Pixels):
+        range = (-2.0, 2.0)
+
+    with pytest.raises(
+        ValueError, match=r"range of the space must be \(-1.0, 1.0\) or None, got \(-2.0, 2.0\)"
+    ):
+        sampler.Sampling(process=Process(target="v"), space=Wide((1, 4, 4)), sampler="ddim", steps=2)
+
+
+def test_names_and_rules_need_no_torch() -> None:
+    code = (
+        "import sys; from osmotic.diffusion import compatibility as c;"
+        "assert c.compatible('v', 'unipc') is None and c.steps_fit('ddim', 9, 9) is None and c.nfe(3, 2.0) == 6;"
+        "assert set(c.SCHEDULES) == {'linear', 'cosine'} and len(c.TARGETS) == 4 and len(c.SAMPLERS) == 6;"
+        "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

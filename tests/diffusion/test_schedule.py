@@ -10,14 +10,14 @@ import torch
 from osmotic.diffusion import schedule
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", list(schedule.SCHEDULES))
 @pytest.mark.parametrize("timesteps", [2, 100, 1000])
 def test_alpha_bar_is_diffusers_to_the_last_bit(name: str, timesteps: int) -> None:
     from diffusers import DDPMScheduler
 
     theirs = DDPMScheduler(
         num_train_timesteps=timesteps,
-        beta_schedule=schedule.DIFFUSERS_NAMES[name],
+        beta_schedule=schedule.SCHEDULES[name].diffusers_name,
         beta_start=schedule.BETA_START,
         beta_end=schedule.BETA_END,
     )
@@ -41,7 +41,7 @@ def test_cosine_schedule_follows_its_formula_until_the_cap() -> None:
     assert table[9] == pytest.approx(expected[8] * 0.001, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", list(schedule.SCHEDULES))
 def test_signal_only_falls(name: str) -> None:
     table = schedule.alpha_bar(name, 1000)
     assert (table.diff() < 0).all() and table[0] < 1 and table[-1] > 0

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from conversions import edm_denoised, to_noise, to_x0
 from torch import Tensor
 
 from osmotic.diffusion import target as targets
+from osmotic.diffusion.target import TARGETS
 
 KINDS = ("epsilon", "v", "sample")
 
@@ -27,7 +29,7 @@ def test_noisy_image_and_v_by_hand() -> None:
     # alpha_bar = 0.64: square roots 0.8 and 0.6. Noisy 0.8 * 0.5 + 0.6 * 2 = 1.6; v = 0.8 * 2 - 0.6 * 0.5 = 1.3.
     alpha_bar = torch.tensor([0.64])
     noisy = targets.add_noise(pixel(0.5), pixel(2.0), alpha_bar)
-    v = targets.regression_target("v", pixel(0.5), pixel(2.0), alpha_bar)
+    v = TARGETS["v"].goal(pixel(0.5), pixel(2.0), alpha_bar)
     assert noisy.item() == pytest.approx(1.6) and v.item() == pytest.approx(1.3)
 
 
@@ -39,8 +41,8 @@ def test_full_signal_adds_no_noise_and_no_signal_is_noise() -> None:
 
 def test_v_is_noise_at_full_signal_and_minus_x0_without() -> None:
     x0, noise = draws()
-    assert torch.equal(targets.regression_target("v", x0, noise, torch.ones(4)), noise)
-    assert torch.equal(targets.regression_target("v", x0, noise, torch.zeros(4)), -x0)
+    assert torch.equal(TARGETS["v"].goal(x0, noise, torch.ones(4)), noise)
+    assert torch.equal(TARGETS["v"].goal(x0, noise, torch.zeros(4)), -x0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,9 +50,9 @@ def test_every_prediction_converts_back_to_image_and_noise(kind: str) -> None:
     x0, noise = draws()
     alpha_bar = torch.tensor([0.01, 0.3, 0.7, 0.99], dtype=torch.float64)
     noisy = targets.add_noise(x0, noise, alpha_bar)
-    prediction = targets.regression_target(kind, x0, noise, alpha_bar)
-    torch.testing.assert_close(targets.to_x0(kind, prediction, noisy, alpha_bar), x0)
-    torch.testing.assert_close(targets.to_noise(kind, prediction, noisy, alpha_bar), noise)
+    prediction = TARGETS[kind].goal(x0, noise, alpha_bar)
+    torch.testing.assert_close(to_x0(kind, prediction, noisy, alpha_bar), x0)
+    torch.testing.assert_close(to_noise(kind, prediction, noisy, alpha_bar), noise)
 
 
 def test_each_image_has_its_own_noise_level() -> None:
@@ -73,7 +75,7 @@ def test_edm_target_is_the_output_that_denoises() -> None:
     noisy = x0 + targets.per_image(sigma, x0) * noise
     scaling = targets.edm_scaling(sigma)
     output = targets.edm_target(x0, noisy, scaling)
-    torch.testing.assert_close(targets.edm_denoised(output, noisy, scaling), x0)
+    torch.testing.assert_close(edm_denoised(output, noisy, scaling), x0)
 
 
 def test_edm_input_has_unit_variance_and_target_too() -> None:
@@ -96,14 +98,12 @@ def test_training_sigma_is_log_normal() -> None:
     assert logs.std().item() == pytest.approx(1.2, abs=0.017)
 
 
-def test_unknown_target_and_unequal_shapes_are_refused() -> None:
-    one = torch.ones(1)
-    with pytest.raises(ValueError, match="target must be"):
-        targets.regression_target("edm", pixel(0), pixel(0), one)
-    with pytest.raises(ValueError, match="target must be"):
-        targets.to_x0("x0", pixel(0), pixel(0), one)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unequal_shapes_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="one shape"):
-        targets.add_noise(pixel(0), torch.zeros(1, 1, 2, 2), one)
+        targets.add_noise(pixel(0), torch.zeros(1, 1, 2, 2), torch.ones(1))
+    with pytest.raises(ValueError, match="one shape"):
+        TARGETS[kind].goal(pixel(0), torch.zeros(1, 1, 2, 2), torch.ones(1))
 
 
 def test_c_noise_is_a_quarter_of_the_log() -> None:

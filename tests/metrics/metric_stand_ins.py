@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from osmotic.metrics.encoder import Encoder, to_unit
+from osmotic.data.dataset import Dataset, Split
+from osmotic.metrics.features import Encoder, to_unit
+from osmotic.metrics.frechet import FeatureStatistics, frechet
 
 
-@dataclass(frozen=True)
-class Split:
-    images: np.ndarray
-    labels: np.ndarray | None
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+def dataset(name: str, train: Split, test: Split, class_names: tuple[str, ...] = ()) -> Dataset:
+    return Dataset(name, train, test, class_names)
 
 
-@dataclass(frozen=True)
-class Dataset:
-    name: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...] = ()
+def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
+    """FD between features [N, D] and [M, D]."""
+    return frechet(FeatureStatistics.of(real), FeatureStatistics.of(generated))
 
 
 def bars(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> Split:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_stand_ins import Dataset, Split, bars, unlabelled
+from metric_stand_ins import bars, dataset, unlabelled
 
-from osmotic.metrics import encoder
+from osmotic.data.dataset import Split
+from osmotic.metrics import classifier, encoder
 
-TWO_BARS = Dataset("npz:/somewhere/Two Bars.npz", bars(96, seed=0), bars(32, seed=1), ("top", "left"))
+TWO_BARS = dataset("npz:/somewhere/Two Bars.npz", bars(96, seed=0), bars(32, seed=1), ("top", "left"))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def trained() -> encoder.Encoder:
 
 def test_two_easy_classes_are_told_apart(trained: encoder.Encoder):
     assert trained.test_accuracy == 1.0
-    classes = trained.classify(TWO_BARS.test.images)
+    classes = trained.classes_of(trained.features(TWO_BARS.test.images))
     assert classes is not None
     assert classes.dtype == np.int64
     assert classes.tolist() == TWO_BARS.test.labels.tolist()
@@ -62,7 +63,7 @@ def test_the_same_images_train_the_same_weights_whatever_the_global_generator(tr
 def test_one_other_pixel_trains_another_encoder(trained: encoder.Encoder):
     images = TWO_BARS.train.images.copy()
     images[0, 0, 0, 0] ^= 255
-    other = Dataset("bars", Split(images, TWO_BARS.train.labels), TWO_BARS.test, TWO_BARS.class_names)
+    other = dataset("bars", Split(images, TWO_BARS.train.labels), TWO_BARS.test, TWO_BARS.class_names)
     assert encoder.get(other, cache=False, threads=1).sha256 != trained.sha256
 
 
@@ -74,18 +75,19 @@ def test_floats_in_unit_range_are_the_same_images_as_bytes(trained: encoder.Enco
 
 
 def test_without_labels_rotations_are_learnt():
-    data = Dataset("bars", unlabelled(bars(200, seed=0)), unlabelled(bars(32, seed=1)))
+    data = dataset("bars", unlabelled(bars(200, seed=0)), unlabelled(bars(32, seed=1)))
     # All bars on top: each rotation looks different, so all four can be told.
-    data = Dataset("bars", Split(data.train.images[::2], None), Split(data.test.images[::2], None))
+    data = dataset("bars", Split(data.train.images[::2], None), Split(data.test.images[::2], None))
     found = encoder.get(data, cache=False, threads=1)
     assert found.name == "classifier-bars-8-rotations"
-    assert found.classify(data.test.images) is None
-    assert found.features(data.test.images).shape == (16, 96)
+    features = found.features(data.test.images)
+    assert features.shape == (16, 96)
+    assert found.classes_of(features) is None
     assert found.test_accuracy >= 0.9
 
 
 def test_without_held_out_images_the_accuracy_is_none():
-    data = Dataset("bars", bars(20), Split(bars(1).images[:0], np.zeros(0, dtype=np.int64)), ("a", "b"))
+    data = dataset("bars", bars(20), Split(bars(1).images[:0], np.zeros(0, dtype=np.int64)), ("a", "b"))
     assert encoder.get(data, cache=False, threads=1).test_accuracy is None
 
 
@@ -94,7 +96,7 @@ def test_without_held_out_images_the_accuracy_is_none():
 )
 def test_grey_and_colour_of_8_to_64_pixels_and_larger(shape: tuple[int, int, int]):
     images = np.random.default_rng(0).integers(0, 255, (6, *shape), dtype=np.uint8)
-    data = Dataset("noise", Split(images, np.arange(6) % 3), Split(images[:2], np.arange(2)), ("a", "b", "c"))
+    data = dataset("noise", Split(images, np.arange(6) % 3), Split(images[:2], np.arange(2)), ("a", "b", "c"))
     found = encoder.get(data, cache=False, threads=1)
     assert found.features(images).shape == (6, 96)
     assert found.name == f"classifier-noise-{max(shape[:2])}"
@@ -113,7 +115,7 @@ def test_no_images_are_refused(trained: encoder.Encoder):
 def test_the_cache_gives_back_the_same_encoder_without_training(cache: Path, monkeypatch: pytest.MonkeyPatch):
     first = encoder.get(TWO_BARS, threads=1)
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".safetensors"]
-    monkeypatch.setattr(encoder, "_train", None)  # a second training would fail
+    monkeypatch.setattr(classifier, "_train", None)  # a second training would fail
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = encoder.get(TWO_BARS, threads=1)
@@ -168,5 +170,5 @@ def test_digits_are_told_apart_at_97_percent():
     a, b, c, d = train_test_split(
         images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
-    data = Dataset("digits", Split(a, c), Split(b, d), tuple("0123456789"))
+    data = dataset("digits", Split(a, c), Split(b, d), tuple("0123456789"))
     assert encoder.get(data, cache=False).test_accuracy >= 0.97

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from metric_stand_ins import pixel_encoder
+from metric_stand_ins import frechet_distance, pixel_encoder
 
 from osmotic.metrics.federated import ClientImages, aggregate, matching, score_clients
-from osmotic.metrics.frechet import frechet_distance
 
 
 def images(count: int, seed: int) -> np.ndarray:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_stand_ins import Dataset, bars
+from metric_stand_ins import bars, dataset
 from safetensors.torch import save_file
 
 from osmotic.errors import ConfigError
 from osmotic.metrics import encoder, pretrained, weights
 
-DATA = Dataset("bars", bars(4), bars(4), ("top", "left"))
+DATA = dataset("bars", bars(4), bars(4), ("top", "left"))
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_random_weights_in_the_published_layout_give_2048_features(folder: Path)
     features = found.features(bars(2, side=16, channels=3).images)
     assert features.shape == (2, 2048)
     assert np.isfinite(features).all()
-    assert (found.name, found.test_accuracy, found.classify(DATA.test.images)) == ("inception-v3", None, None)
+    assert (found.name, found.test_accuracy, found.classes_of(features)) == ("inception-v3", None, None)
     assert found.num_classes == 0
 
 

@@ -31,7 +31,7 @@ V = {"target": "v", "schedule": "cosine", "timesteps": 1000}
 def test_it_has_as_many_parameters_as_the_paper_counts(size: int, channels: int, total: int) -> None:
     spec = NetworkSpec("convnext-unet", size, channels)
     with torch.device("meta"):
-        built = spec.preset.construct(spec)
+        built = spec.network.construct(spec)
     assert models.count(models.layout(spec)) == total
     assert sum(p.numel() for p in built.parameters()) == total
 
@@ -67,7 +67,7 @@ def test_an_image_costs_what_the_papers_network_costs(
 
     spec = NetworkSpec("convnext-unet", size, channels)
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        spec.preset.construct(spec)(torch.zeros(1, channels, size, size), torch.zeros(1))
+        spec.network.construct(spec)(torch.zeros(1, channels, size, size), torch.zeros(1))
     assert counter.get_total_flops() / 2 == pytest.approx(cost, abs=digits / 2)
 
 

@@ -34,7 +34,7 @@ def test_layout_is_the_state_dict_of_the_built_network(
 ) -> None:
     spec = NetworkSpec(name, size, channels, num_classes, dropout=0.1 * (name != "convnext-unet"))
     with torch.device("meta"):
-        state = spec.preset.construct(spec).state_dict()
+        state = spec.network.construct(spec).state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == models.layout(spec)
     assert all(value.dtype == torch.float32 for value in state.values())
 
@@ -51,7 +51,7 @@ def test_layouts_and_parts_import_neither_torch_nor_diffusers() -> None:
         "import sys; from osmotic import models; from osmotic.models import parts;"
         "s = models.resolve('auto', 32, 3, 10, 0.0); l = models.layout(s); parts.names(l, ['decoder']);"
         "models.count(l); models.norm_groups(s);"
-        "[models.layout(models.resolve(name, 32, 3, 10, 0.0)) for name in models.PRESETS];"
+        "[models.layout(models.resolve(name, 32, 3, 10, 0.0)) for name in models.NETWORKS];"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -164,13 +164,14 @@ def test_time_may_be_a_fraction_and_each_class_row_is_heard(spec: NetworkSpec) -
     assert not torch.allclose(rows[0], rows[2]) and not torch.allclose(rows[1], rows[2])
 
 
-@pytest.mark.parametrize("name", list(models.PRESETS))
+@pytest.mark.parametrize("name", list(models.NETWORKS))
 def test_every_parameter_has_exactly_one_part(name: str) -> None:
-    layout = models.layout(NetworkSpec(name, 32, 3, 10))
-    split = [parts.names(layout, [part]) for part in parts.PARTS]
-    assert all(split)
+    spec = NetworkSpec(name, 32, 3, 10)
+    layout, table = models.layout(spec), spec.part_names()
+    assert tuple(table) == parts.PARTS and all(table.values())
+    assert table == {part: parts.names(layout, [part]) for part in parts.PARTS}
     assert (
-        sorted(name for part in split for name in part) == parts.names(layout, parts.PARTS) == sorted(layout)
+        sorted(n for part in table.values() for n in part) == parts.names(layout, parts.PARTS) == list(layout)
     )
 
 
@@ -223,13 +224,15 @@ def test_unknown_parts_and_parameters_are_refused() -> None:
         parts.names(["conv_in.weight"], ["middle"])
     with pytest.raises(ValueError, match=r"parameter 'conv_inside\.weight': must begin with one of conv_in"):
         parts.part_of("conv_inside.weight")
+    with pytest.raises(ValueError, match=r"'net\.0\.w': must belong to one part, not to encoder and decoder"):
+        parts.part_of("net.0.w", {"encoder": ("net",), "decoder": ("net.0",)})
 
 
 def test_norm_groups_divide_every_width() -> None:
-    for name, preset in models.PRESETS.items():
-        assert models.norm_groups(NetworkSpec(name, 32, 1)) == preset.norm_groups
-        widths = preset.widths if isinstance(preset, ResidualUNet) else (32,)
-        assert all(width % preset.norm_groups == 0 for width in widths)
+    for name, network in models.NETWORKS.items():
+        assert models.norm_groups(NetworkSpec(name, 32, 1)) == network.norm_groups
+        widths = network.widths if isinstance(network, ResidualUNet) else (32,)
+        assert all(width % network.norm_groups == 0 for width in widths)
 
 
 def test_a_missing_or_misshapen_weight_is_refused() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from osmotic.config import schema
+from osmotic.methods import METHODS
 from osmotic.report import pictures
 
 PARAMETERS = 702_753
@@ -132,6 +133,14 @@ def make_run(path: Path, *, clients: int = 10, classes: int = 10, rounds: int = 
         "quality": final,
         "failures": failures,
     }
+    exchange = METHODS[summary.get("method", "fedavg")]
+    told |= {
+        "pieces": [],
+        "shared": list(exchange.shared),
+        "travels": exchange.travels,
+        "personal": not exchange.global_model,
+        "global_model": exchange.global_model,
+    }
     (path / "summary.json").write_text(json.dumps(told | summary))
     (path / "model").mkdir()
     (path / "model" / "model_index.json").write_text(
@@ -215,6 +224,28 @@ def personal_folder(run_folder: Callable[..., Path]) -> Callable[..., Path]:
             (path / "model" / f"client-{k:03d}").mkdir()
             (path / "model" / f"client-{k:03d}" / "model_index.json").write_bytes(index.read_bytes())
         index.unlink()
+        return path
+
+    return make
+
+
+@pytest.fixture
+def beside_folder(run_folder: Callable[..., Path]) -> Callable[..., Path]:
+    """Makes run folders with a global model and, beside it, one of each client: `beside_folder("name", clients=3)`.
+
+    Client k, of 100 + k images, scores `fd_all` 10 + k with its own model, as in `personal_folder`; the global model 6.3.
+    """
+
+    def make(name: str = "both", clients: int = 3) -> Path:
+        path = run_folder(name, clients=clients, rounds=5, personal=True)
+        edit = json.loads((path / "summary.json").read_text())
+        entries = own_entries(clients, "after")
+        edit["quality"]["personal"] = {**over(entries), "per_client": entries}
+        (path / "summary.json").write_text(json.dumps(edit))
+        for k in range(clients):
+            folder = path / "personal" / f"client-{k:03d}"
+            folder.mkdir(parents=True)
+            (folder / "model_index.json").write_bytes((path / "model" / "model_index.json").read_bytes())
         return path
 
     return make

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from osmotic.report import card
+from osmotic.report import card, templates
 
 MakeRun = Callable[..., Path]
 
@@ -57,4 +57,4 @@ def test_names_cannot_inject_markdown(run_folder: MakeRun) -> None:
 
 
 def test_an_ampersand_stays_one() -> None:
-    assert card.escape("R&D <x>") == "R&amp;D &lt;x&gt;"
+    assert templates.escape_markdown("R&D <x>") == "R&amp;D &lt;x&gt;"

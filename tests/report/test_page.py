@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from osmotic.report import narrative, page, reading
+from osmotic.report import gallery, narrative, page, reading, tables, tiles
 
 MakeRun = Callable[..., Path]
 
@@ -80,7 +80,7 @@ def test_the_same_folder_gives_the_same_bytes(run_folder: MakeRun) -> None:
 
 
 def test_the_score_is_told_with_encoder_samples_sampler_and_floor(run_folder: MakeRun) -> None:
-    tile = page.tiles(reading.read(run_folder()))[0]
+    tile = tiles.tiles(reading.read(run_folder()))[0]
     assert tile.name.startswith("FD") and tile.value == "6.300"
     assert "2.870" in tile.beside
     assert tile.detail == "encoder classifier-digits · 1,000 samples · dpm-solver++, 20 evaluations each"
@@ -89,7 +89,7 @@ def test_the_score_is_told_with_encoder_samples_sampler_and_floor(run_folder: Ma
 def test_the_floor_stands_beside_the_score_of_as_many_images(run_folder: MakeRun) -> None:
     path = run_folder(rounds=2, clients=2)
     edit(path, "summary.json", lambda s: s["quality"].update(fd_at_floor=7.5, floor_samples=360))
-    assert page.tiles(reading.read(path))[0].detail.endswith("at the floor's 360 images: 7.500")
+    assert tiles.tiles(reading.read(path))[0].detail.endswith("at the floor's 360 images: 7.500")
 
 
 def test_fid_is_said_only_of_inception(run_folder: MakeRun) -> None:
@@ -177,7 +177,7 @@ def test_the_ledger_table_sums_by_phase_and_direction(run_folder: MakeRun) -> No
             json.dumps({"round": 2, "phase": "score", "client": "client-000", "direction": "up", "bytes": 7})
             + "\n"
         )
-    rows = {(r.phase, r.direction): r for r in page.ledger_rows(reading.read(path))}
+    rows = {(r.phase, r.direction): r for r in tables.ledger_rows(reading.read(path))}
     # 2 clients x 2 rounds x 2811324 bytes.
     assert rows["train", "up"].bytes == rows["train", "down"].bytes == 11_245_296
     assert rows["train", "up"].messages == 4
@@ -186,11 +186,11 @@ def test_the_ledger_table_sums_by_phase_and_direction(run_folder: MakeRun) -> No
 
 def test_lost_replies_count_as_bytes_but_not_as_rounds(run_folder: MakeRun) -> None:
     run = reading.read(run_folder())  # in round 4 the reply of client-002 was lost
-    clients = {c.name: c for c in page.client_rows(run)}
+    clients = {c.name: c for c in tables.client_rows(run)}
     assert clients["client-002"].rounds == 19 and clients["client-001"].rounds == 20
     assert clients["client-002"].bytes_up == clients["client-001"].bytes_up
     assert clients["client-002"].failures == 1
-    refused = {(r.phase, r.direction): r.bytes_refused for r in page.ledger_rows(run)}
+    refused = {(r.phase, r.direction): r.bytes_refused for r in tables.ledger_rows(run)}
     assert refused == {("train", "up"): 2_811_324, ("train", "down"): 0}
 
 
@@ -202,8 +202,8 @@ def test_any_number_of_clients_is_drawn(run_folder: MakeRun, clients: int) -> No
 
 
 def test_many_grids_are_thinned_with_first_and_last_kept() -> None:
-    assert page.evenly(list(range(5)), 12) == [0, 1, 2, 3, 4]
-    chosen = page.evenly(list(range(100)), 12)
+    assert gallery.evenly(list(range(5)), 12) == [0, 1, 2, 3, 4]
+    chosen = gallery.evenly(list(range(100)), 12)
     assert len(chosen) == 12 and chosen[0] == 0 and chosen[-1] == 99 and chosen == sorted(set(chosen))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from osmotic.config import schema
 from osmotic.data import partition
-from osmotic.report import card, compare, narrative, page, plots, reading
+from osmotic.report import card, compare, curves, gallery, narrative, page, reading, tables, tiles
 from osmotic.runs import commands
 from osmotic.storage.folder import RunDir
 
@@ -25,7 +25,7 @@ def flat(text: str) -> str:
 
 def test_the_first_tile_is_the_mean_with_worst_weighted_and_merged(personal_folder: MakeRun) -> None:
     # Clients of 100, 101, 102 images with FD 10, 11, 12: mean 11, weighted (1000 + 1111 + 1224) / 303 = 11.0066.
-    tile = page.tiles(reading.read(personal_folder()))[0]
+    tile = tiles.tiles(reading.read(personal_folder()))[0]
     assert tile.value == "11.00" and tile.beside == "worst 12.00 · weighted by images 11.01"
     assert tile.detail.startswith("Mean over 3 clients' own models, before the last average is merged")
     assert "after merging: mean 7.000, worst 8.000" in tile.detail  # 4 less each
@@ -34,9 +34,9 @@ def test_the_first_tile_is_the_mean_with_worst_weighted_and_merged(personal_fold
 
 def test_a_baseline_that_merges_nothing_does_not_speak_of_merging(personal_folder: MakeRun) -> None:
     path = personal_folder(method="local")
-    tiles = page.tiles(reading.read(path))
-    assert tiles[0].value == "11.00" and "3 clients' own models, each against" in tiles[0].detail
-    assert not any("merg" in tile.detail for tile in tiles)
+    found = tiles.tiles(reading.read(path))
+    assert found[0].value == "11.00" and "3 clients' own models, each against" in found[0].detail
+    assert not any("merg" in tile.detail for tile in found)
     html = flat(page.write(path).read_text())
     assert "FD own" in html and "FD own, " not in html and "personalising stands" in html
     assert "hollow" not in html.lower() and "before merging" not in html.lower()
@@ -48,7 +48,7 @@ def test_a_client_without_a_model_is_not_counted(personal_folder: MakeRun) -> No
     entries = summary["quality"]["per_client"]  # three as trained, then three merged
     assert entries.pop(1)["stage"] == "before"
     (path / "summary.json").write_text(json.dumps(summary))
-    assert "Mean over 2 clients' own models" in page.tiles(reading.read(path))[0].detail
+    assert "Mean over 2 clients' own models" in tiles.tiles(reading.read(path))[0].detail
 
 
 def test_merging_is_no_further_round_of_a_curve(personal_folder: MakeRun) -> None:
@@ -56,12 +56,12 @@ def test_merging_is_no_further_round_of_a_curve(personal_folder: MakeRun) -> Non
     assert [r.number for r in run.scored_rounds] == [5, 10] and run.merge_round == 11
     # Means of (10, 11, 12): 22 at twice the score, then 11; the 7 of after merging is not a point.
     assert compare.curve(run, "rounds") == ([5, 10], [22.0, 11.0])
-    svg = plots.own_scores(run.scored_rounds, "fd_all", "FD", run.quality["after"])
+    svg = curves.own_scores(run.scored_rounds, "fd_all", "FD", run.quality["after"])
     assert svg is not None and all(t in svg for t in (">mean<", ">worst<", ">after merging<", ">11.0<"))
     assert ">7.00<" in svg
-    alone = plots.own_scores(run.scored_rounds, "fd_all", "FD")
+    alone = curves.own_scores(run.scored_rounds, "fd_all", "FD")
     assert alone is not None and "after merging" not in alone and ">7.00<" not in alone
-    assert plots.own_scores(run.scored_rounds[:1], "fd_all", "FD") is None
+    assert curves.own_scores(run.scored_rounds[:1], "fd_all", "FD") is None
 
 
 def test_the_page_draws_fd_and_kid_of_own_models(personal_folder: MakeRun) -> None:
@@ -77,16 +77,16 @@ def test_the_page_draws_fd_and_kid_of_own_models(personal_folder: MakeRun) -> No
 def test_grids_stand_in_pairs_of_client_and_stage(personal_folder: MakeRun) -> None:
     run = reading.read(personal_folder())
     assert run.samples == ()
-    captions = [[caption for caption, _ in row] for row in page.own_pictures(run)]
+    captions = [[caption for caption, _ in row] for row in gallery.own_pictures(run)]
     assert captions[0] == ["client-000, round 10, before merging", "client-000, after merging"]
     assert [row[0][:10] for row in captions] == ["client-000", "client-001", "client-002"]
     html = page.write(run.path).read_text()
-    assert html.count("<img") == 1 + 2 * 3 and '<a href="#samples">' in html
+    assert html.count("<img") == 1 + 2 * 3 and '<a href="#own-samples">' in html
 
 
 def test_of_many_clients_some_grids_are_shown_and_the_page_says_so(personal_folder: MakeRun) -> None:
     path = personal_folder(method="local", clients=9)
-    rows = page.own_pictures(reading.read(path))
+    rows = gallery.own_pictures(reading.read(path))
     assert [row[0][0] for row in rows][:: len(rows) - 1] == ["client-000, round 10", "client-008, round 10"]
     assert len(rows) == 6 and "6 of 9 clients are shown" in flat(page.write(path).read_text())
 
@@ -99,21 +99,21 @@ def test_a_global_run_has_no_grids_of_clients(run_folder: MakeRun) -> None:
 
 def test_groups_before_and_after_stand_side_by_side(personal_folder: MakeRun) -> None:
     q = reading.read(personal_folder()).quality
-    rows = {name: values for name, *values in page.over_clients(q, "FD")}
+    rows = {name: values for name, *values in tables.over_clients(q)}
     assert len(rows) == 4 * 3
     assert rows["FD against all clients' images, mean"] == ["11.00", "7.000"]
     assert rows["FD against own images, worst"] == ["13.00", "9.000"]
-    assert [name for name, _ in page.further_scores(q) if "over clients" in name] == []
+    assert [name for name, _ in tables.further_scores(q) if "over clients" in name] == []
 
 
 def test_headings_name_the_stage_only_where_there_are_two(
     personal_folder: MakeRun, run_folder: MakeRun
 ) -> None:
     mine, alone = reading.read(personal_folder()).quality, reading.read(run_folder()).quality
-    assert page.score_heading("fd_own before", mine) == "FD own, before merging"
-    assert page.score_heading("kid_all after", mine) == "KID all, after merging"
-    assert page.score_heading("fd_own before", alone) == "FD own"
-    assert page.score_heading("fd_own after", {**mine, "after": None}) == "FD own, after personalising"
+    assert tables.score_heading("fd_own before", mine) == "FD own, before merging"
+    assert tables.score_heading("kid_all after", mine) == "KID all, after merging"
+    assert tables.score_heading("fd_own before", alone) == "FD own"
+    assert tables.score_heading("fd_own after", {**mine, "after": None}) == "FD own, after personalising"
 
 
 def test_the_card_tells_its_own_clients_scores_and_which_weights_it_holds(personal_folder: MakeRun) -> None:

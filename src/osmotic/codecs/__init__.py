@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from osmotic.codecs.base import BadPacket, Codec
 from osmotic.codecs.feedback import ErrorFeedback
@@ -10,12 +11,19 @@ from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
 from osmotic.codecs.int8 import Int8
 
-CODECS: dict[str, Callable[[], Codec]] = {"fp32": Fp32, "fp16": Fp16, "int8": Int8}
+CODECS: dict[str, Callable[..., Codec]] = {"fp32": Fp32, "fp16": Fp16, "int8": Int8}
+EXACT = Fp32()  # for what is always sent as it is: first contact, and the extras of pieces
 
-__all__ = ["CODECS", "BadPacket", "Codec", "ErrorFeedback", "make"]
+__all__ = ["CODECS", "EXACT", "BadPacket", "Codec", "ErrorFeedback", "make"]
 
 
-def make(name: str, error_feedback: bool = False) -> Codec:
-    """A new codec of this name, with its residual kept if `error_feedback`."""
-    codec = CODECS[name]()
+def make(
+    name: str, error_feedback: bool = False, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> Codec:
+    """A new codec of this name, with its residual kept if `error_feedback`.
+
+    Args:
+        options: codec name -> its options, already checked (`codec.NAME.KEY` of the configuration).
+    """
+    codec = CODECS[name](**dict((options or {}).get(name, {})))
     return ErrorFeedback(codec) if error_feedback else codec

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from osmotic.tensors import Tensors
+
 MAGIC = b"OSM1"
 HEAD = struct.Struct("<4sII")
 MAX_HEADER = 64 * 2**20
 MAX_AXES, MAX_AXIS = 32, 2**31
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
-
-Tensors = dict[str, np.ndarray]
 
 
 class BadPacket(ValueError):
@@ -49,6 +49,7 @@ class Entry:
 class Codec(ABC):
     """How an exchange is written to bytes. A stateless codec defines the four abstract methods only.
 
+    A codec with options is a dataclass: its fields are the configuration's `codec.NAME.KEY`.
     `memory` is what one end keeps between exchanges (a residual, say); the codec reads it and leaves its new content
     there. Each end has its own: clients in their Store, the server in its checkpoint.
     """
@@ -69,20 +70,29 @@ class Codec(ABC):
     )
 
     @abstractmethod
-    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
-        """One tensor as its section."""
+    def encode_tensor(
+        self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
+    ) -> bytes:
+        """One tensor as its section; `rng` is the sender's own stream, for codecs that round at random."""
 
     @abstractmethod
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         """One section as an array of entry.shape and entry.dtype; it may be a read-only view of `data`."""
 
     # --- exchanges; a wrapper such as error feedback overrides these ---
-    def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
-        """The packet of these tensors, in sorted order of names."""
+    def encode(
+        self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
+    ) -> bytes:
+        """The packet of these tensors, in sorted order of names.
+
+        Args:
+            memory: what this end keeps; changed in place.
+            rng: the stream of this sender in this round, so that a repeated step gives the same bytes.
+        """
         entries = [
             self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in sorted(tensors)
         ]
-        sections = [self.encode_tensor(e, tensors[e.name]) for e in entries]
+        sections = [self.encode_tensor(e, tensors[e.name], rng) for e in entries]
         return pack(self.name, entries, sections, self.bounded)
 
     def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,11 +118,22 @@ class Codec(ABC):
     trained = False  # True: `refresh` gives weights that both ends must have
 
     # --- a codec that is itself trained ---
-    def observe(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """The server shows every counted reply to its codec."""
+    def observe(self, tensors: Mapping[str, np.ndarray], client: str = "") -> Tensors:
+        """What the server is to remember of this client's decoded reply until the phase counts; changes nothing.
 
-    def refresh(self, server_round: int) -> Tensors | None:
-        """New weights of the codec itself, to be broadcast under "codec/" before this round; None for no change."""
+        Replies come in any order and are dropped at once, so this picks out what `learn` will need.
+        """
+        return {}
+
+    def learn(self, observed: Mapping[str, Tensors]) -> None:
+        """A phase counts: what was picked out of its replies, by client, sorted by name, so that order never matters."""
+
+    def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
+        """New weights of the codec itself, to be broadcast under "codec/" before this round; None for no change.
+
+        Args:
+            rng: the server's own stream of this round, for training.
+        """
         return None
 
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from osmotic.codecs.base import Codec, Entry, Tensors
+from osmotic.codecs.base import Codec, Entry
+from osmotic.tensors import Tensors
 
 
 class ErrorFeedback(Codec):
@@ -20,14 +21,16 @@ class ErrorFeedback(Codec):
         self.absolute, self.bounded, self.trained = inner.absolute, inner.bounded, inner.trained
         self.remembers = True
 
-    def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
+    def encode(
+        self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
+    ) -> bytes:
         meant = {
             name: t + memory[f"residual/{name}"]
             if t.dtype == np.float32 and f"residual/{name}" in memory
             else t
             for name, t in tensors.items()
         }
-        data = self.inner.encode(meant, memory)
+        data = self.inner.encode(meant, memory, rng)
         for name, got in self.inner.decode(data, {}):
             if got.dtype == np.float32:
                 memory[f"residual/{name}"] = meant[name] - got
@@ -42,17 +45,22 @@ class ErrorFeedback(Codec):
     def section_bytes(self, entry: Entry) -> int:
         return self.inner.section_bytes(entry)
 
-    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
-        return self.inner.encode_tensor(entry, tensor)
+    def encode_tensor(
+        self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
+    ) -> bytes:
+        return self.inner.encode_tensor(entry, tensor, rng)
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         return self.inner.decode_tensor(entry, data)
 
-    def observe(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.inner.observe(tensors)
+    def observe(self, tensors: Mapping[str, np.ndarray], client: str = "") -> Tensors:
+        return self.inner.observe(tensors, client)
 
-    def refresh(self, server_round: int) -> Tensors | None:
-        return self.inner.refresh(server_round)
+    def learn(self, observed: Mapping[str, Tensors]) -> None:
+        self.inner.learn(observed)
+
+    def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
+        return self.inner.refresh(server_round, rng)
 
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.inner.adopt(tensors)

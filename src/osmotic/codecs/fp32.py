@@ -1,4 +1,4 @@
-"""fp32: every tensor as it is; the reference for all other codecs."""
+"""fp32: every tensor as it is, bit for bit; the reference for all other codecs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ class Fp32(Codec):
     absolute = True
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
+        """ "raw" for every tensor, of any dtype and shape [...]."""
         return "raw"
 
     def section_bytes(self, entry: Entry) -> int:
+        """Bytes of a section: 4 per weight, exact."""
         return entry.size * np.dtype(entry.dtype).itemsize
 
-    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
+    def encode_tensor(
+        self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
+    ) -> bytes:
+        """The tensor's own bytes, little-endian, row-major; `rng` is not used, nothing is rounded."""
         return encode_raw(tensor)
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
+        """A read-only view of `data` with entry.shape: the packet must outlive it."""
         return decode_raw(entry, data)

@@ -6,17 +6,25 @@ output channel (the first axis). Vectors (biases, norms) and scalars stay fp32: 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from osmotic.codecs.base import Codec, Entry, decode_raw, encode_raw
+from osmotic.config.keys import key
 
 LEVELS = 127
 
 
+@dataclass(frozen=True, kw_only=True)
 class Int8(Codec):
     """Section of a matrix or kernel: fp16 scales [channels], then int8 codes in the tensor's own order."""
 
     name = "int8"
+
+    stochastic: bool = key(
+        False, "round up or down at random, so that the mean of many codes is the value itself"
+    )
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         return "i8" if len(shape) >= 2 and shape[0] > 0 else "raw"
@@ -26,7 +34,9 @@ class Int8(Codec):
             return 2 * entry.shape[0] + entry.size
         return entry.size * np.dtype(entry.dtype).itemsize
 
-    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
+    def encode_tensor(
+        self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
+    ) -> bytes:
         if entry.form == "raw":
             return encode_raw(tensor)
         rows = np.ascontiguousarray(tensor, np.float32).reshape(entry.shape[0], -1)
@@ -38,8 +48,13 @@ class Int8(Codec):
         low = scale.astype(np.float32) * LEVELS < peak
         scale[low] = np.nextafter(scale[low], np.float16(np.inf))
         divisor = np.where(scale > 0, scale, 1).astype(np.float32)
-        codes = np.rint(rows / divisor[:, None]).astype(np.int8)
-        return encode_raw(scale) + codes.tobytes()
+        codes = rows / divisor[:, None]
+        if self.stochastic and rng is not None:
+            # floor(x + u) with u uniform in [0, 1) is unbiased; the clip undoes what rounding may add at the ends.
+            codes = np.clip(np.floor(codes + rng.random(codes.shape, np.float32)), -LEVELS, LEVELS)
+        else:
+            codes = np.rint(codes)
+        return encode_raw(scale) + codes.astype(np.int8).tobytes()
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         if entry.form == "raw":

@@ -58,6 +58,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(name, value, f"{error.rule} or {typing.get_args(word)[0]}") from None
     if origin is tuple:
         inner = typing.get_args(hint)[0]
+        if isinstance(value, str) and inner is str:  # --set track.backends=wandb, or =[wandb,mlflow]
+            value = [word.strip(" '\"") for word in value.strip("[] ").split(",") if word.strip()]
         if not isinstance(value, list | tuple):
             raise ConfigError(name, value, "must be a list, e.g. [a, b]")
         return tuple(_typed(name, item, inner) for item in value)

@@ -57,6 +57,41 @@ PRESETS: dict[str, Preset] = {
         exchanges="as udec, with the network and recipe of FedDiffuse",
         paper="2406.12575",
     ),
+    "fedprox": Preset(
+        keys={"method.name": "fedavg", "local.pieces": ("prox",)},
+        exchanges="as fedavg; clients are pulled towards the weights of the round",
+        paper="1812.06127",
+    ),
+    "scaffold": Preset(
+        keys={"method.name": "fedavg", "local.pieces": ("scaffold",)},
+        exchanges="as fedavg, and a control variate for every weight both ways",
+        paper="1910.06378",
+    ),
+    "fedavgm": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("momentum",)},
+        exchanges="as fedavg; the server has momentum",
+        paper="1909.06335",
+    ),
+    "fednesterov": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("nesterov",)},
+        exchanges="as fedavg; the server has Nesterov momentum",
+        paper="2311.08105",
+    ),
+    "fedadam": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("adam",)},
+        exchanges="as fedavg; the server's optimiser is Adam",
+        paper="2003.00295",
+    ),
+    "fedyogi": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("yogi",)},
+        exchanges="as fedavg; the server's optimiser is Yogi",
+        paper="2003.00295",
+    ),
+    "fedadagrad": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("adagrad",)},
+        exchanges="as fedavg; the server's optimiser is Adagrad",
+        paper="2003.00295",
+    ),
     "central": Preset(
         keys={"method.name": "central"},
         exchanges="nothing: one trainer holds all images (upper baseline)",

@@ -42,8 +42,8 @@ class ModelConfig:
     conditional: bool | Literal["auto"] = key(
         "auto", "true, false, or auto: conditional where there are labels"
     )
-    target: Literal["epsilon", "v", "sample", "edm"] = key("v", "what the network predicts")
-    schedule: Literal["linear", "cosine"] = key("cosine", "noise schedule")
+    target: str = key("v", "what the network predicts: epsilon, v, sample or edm")
+    schedule: str = key("cosine", "noise schedule: linear or cosine")
     timesteps: int = key(1000, "steps of the noise schedule", 2, 10_000)
 
 
@@ -70,6 +70,30 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """What bends local training: pieces of the learning rule, in this order. Options: `local.PIECE.KEY`."""
+
+    pieces: tuple[str, ...] = key((), "any of prox, scaffold")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What the server does with the mean change: pieces, in this order. Options: `server.PIECE.KEY`."""
+
+    pieces: tuple[str, ...] = key((), "any of momentum, nesterov, adam, yogi, adagrad")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterConfig:
+    """What follows the rounds: pieces, in this order. Options: `after.PIECE.KEY`."""
+
+    pieces: tuple[str, ...] = key((), "any of personalise")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Rounds, local work and the quorum of a round."""
 
@@ -91,7 +115,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """How weights are written to bytes, up and down."""
+    """How weights are written to bytes, up and down. A codec's own keys: `codec.NAME.KEY`."""
 
     up: str = key("fp32", "codec of what clients send")
     down: str = key("fp32", "codec of what the server sends")
@@ -99,17 +123,21 @@ class CodecConfig:
     changed_only: bool = key(
         False, "send a client only the parts that moved since it was last sent them; it keeps the others"
     )
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where clients run."""
 
-    name: Literal["inprocess"] = key("inprocess", "where clients run")
+    name: str = key("inprocess", "where clients run")
     workers: int = key(0, "clients side by side; 0 means one per core", 0, 1024)
     threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = key(True, "same bits every time, also on CUDA")
+    deadline_seconds: float = key(
+        0.0, "longest wait for the answers of a phase; who is later is a failure `late`; 0 waits for all", 0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +146,10 @@ class ScoreConfig:
 
     every: int = key(10, "score every so many rounds, and always the last; 0 means the last only", 0)
     samples: int = key(1000, "generated images per score", 2)
-    sampler: Literal["ddpm", "ddim", "dpm-solver++", "unipc", "edm-euler", "edm-dpm-solver++"] = key(
-        "dpm-solver++", "sampler"
-    )
+    sampler: str = key("dpm-solver++", "ddpm, ddim, dpm-solver++, unipc, edm-euler or edm-dpm-solver++")
     steps: int = key(20, "sampler steps", 1, 10_000)
     encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
+    metrics: tuple[str, ...] = key((), "further metrics by name, of those that a plugin registered")
     guidance: float | Literal["auto"] = key(
         "auto",
         "classifier-free guidance scale; 1 is off, auto is 1.5 where the model is told the class",
@@ -156,6 +183,9 @@ class Config:
     model: ModelConfig = ModelConfig()
     recipe: RecipeConfig = RecipeConfig()
     method: MethodConfig = MethodConfig()
+    local: LocalConfig = LocalConfig()
+    server: ServerConfig = ServerConfig()
+    after: AfterConfig = AfterConfig()
     training: TrainingConfig = TrainingConfig()
     codec: CodecConfig = CodecConfig()
     engine: EngineConfig = EngineConfig()
@@ -163,6 +193,12 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     track: TrackConfig = TrackConfig()
 
+
+PIECE_SECTIONS = ("local", "server", "after")
+NESTED = (
+    *PIECE_SECTIONS,
+    "codec",
+)  # sections in which a piece or codec has keys of its own: section.NAME.key
 
 SECTIONS: dict[str, Any] = {
     f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)
@@ -176,7 +212,11 @@ def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
         if name in SECTIONS:
             if not isinstance(value, dict):
                 raise ConfigError(name, value, f"is a section: write [{name}]")
-            flat.update({f"{name}.{k}": v for k, v in value.items()})
+            for leaf, entry in value.items():
+                if name in NESTED and isinstance(entry, dict):
+                    flat.update({f"{name}.{leaf}.{k}": v for k, v in entry.items()})
+                else:
+                    flat[f"{name}.{leaf}"] = entry
         elif isinstance(value, dict):
             raise ConfigError(name, None, "unknown section", nearest(name, SECTIONS))
         else:
@@ -193,14 +233,20 @@ def valid_keys() -> list[str]:
 
 
 def build(flat: Mapping[str, Any]) -> Config:
-    """A Config from flat keys; unknown keys, wrong types and values out of range are errors."""
+    """A Config from flat keys; unknown keys, wrong types and values out of range are errors.
+
+    Keys of exchanges, pieces and codecs are taken as they are: their owners are known to `runs/rules.py`, not here.
+    """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     top: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"method": {}} | {name: {} for name in NESTED}
     for name, value in flat.items():
         section, _, leaf = name.partition(".")
+        owner, dot, option = leaf.partition(".")
         if section == "method" and leaf and leaf != "name":
-            options[leaf] = value
+            options[section][leaf] = value
+        elif section in NESTED and dot and option:
+            options[section].setdefault(owner, {})[option] = value
         elif name not in valid_keys():
             raise ConfigError(name, value, "unknown key", nearest(name, valid_keys()))
         elif leaf:
@@ -209,7 +255,8 @@ def build(flat: Mapping[str, Any]) -> Config:
             )
         else:
             top[name] = checked(name, value, _hints(Config)[name], _meta(Config, name))
-    sections["method"]["options"] = options
+    for section, given in options.items():
+        sections[section]["options"] = given
     made: dict[str, Any] = {name: cls(**sections[name]) for name, cls in SECTIONS.items()}
     return Config(**top, **made)
 
@@ -223,13 +270,15 @@ def _meta(cls: type, leaf: str) -> Mapping[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dict in file order; a method's options stand beside its name."""
+    """Nested plain dict in file order; options stand beside the name of the exchange, piece or codec that they belong to."""
     out: dict[str, Any] = {"seed": config.seed, "preset": config.preset}
     for name in SECTIONS:
         section = getattr(config, name)
         table = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "options"}
         out[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
     out["method"].update(config.method.options)
+    for name in NESTED:
+        out[name].update({owner: dict(keys) for owner, keys in getattr(config, name).options.items()})
     return out
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,34 @@ def open_hub(name: str) -> Source:
 
     Raises: ConfigError naming the data set, if it cannot be loaded or does not have exactly one image column.
     """
-    splits = _load(name)
+    return open_splits(f"hf:{name}", name, _load(name), Path(name).name)
+
+
+def open_splits(key: str, where: str, splits: Mapping[str, Any], name: str) -> Source:
+    """The source that splits of the `datasets` library make; the rules are those of `open_hub`.
+
+    Args:
+        key: what an error about the data set names.
+        where: what an error about one row names, before the split and the row.
+        splits: `datasets.Dataset` by split, one or more.
+        name: of the source.
+    Raises: ConfigError as `open_hub`.
+    """
+    for split, rows in splits.items():
+        if split in ("train", "test") and len(rows) == 0:
+            raise ConfigError(key, None, f"the {split} split is empty")
     if "train" not in splits and len(splits) > 1:
-        raise ConfigError(f"hf:{name}", None, f"has no train split, only {', '.join(splits)}")
+        raise ConfigError(key, None, f"has no train split, only {', '.join(splits)}")
     train = splits.get("train") or next(iter(splits.values()))
-    images = _image_column(name, train.features)
+    images = _image_column(key, train.features)
     label = _label_column(train.features)
     names = _class_names(train, label) if label else ()
-    stored = _stored(f"{name} train", train, images, label, names)
+    stored = _stored(f"{where} train", train, images, label, names)
     test = splits.get("test") if len(splits) > 1 else None
     if test is not None and test.features != train.features:
-        raise ConfigError(f"hf:{name}", None, "the test split must have the columns of the train split")
-    return Source(
-        Path(name).name,
-        names,
-        stored,
-        None if test is None else _stored(f"{name} test", test, images, label, names),
-    )
+        raise ConfigError(key, None, "the test split must have the columns of the train split")
+    held_out = None if test is None else _stored(f"{where} test", test, images, label, names)
+    return Source(name, names, stored, held_out)
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -70,11 +81,7 @@ def _load(name: str) -> dict[str, Any]:
     except Exception as error:  # the libraries below raise anything from OSError to their own HTTP errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"hf:{name}", None, f"cannot be loaded ({reason})") from None
-    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-    for split, rows in splits.items():
-        if split in ("train", "test") and len(rows) == 0:
-            raise ConfigError(f"hf:{name}", None, f"the {split} split is empty")
-    return splits
+    return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
 
 
 @contextlib.contextmanager
@@ -99,13 +106,13 @@ def _offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _image_column(name: str, features: Any) -> str:
+def _image_column(key: str, features: Any) -> str:
     import datasets
 
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         told = "several: " + ", ".join(found) if found else "only " + ", ".join(features)
-        raise ConfigError(f"hf:{name}", None, f"must have one image column, has {told}")
+        raise ConfigError(key, None, f"must have one image column, has {told}")
     return found[0]
 
 

@@ -45,10 +45,19 @@ def decode(where: str, file: Path | bytes) -> np.ndarray:
         raise ConfigError(where, None, f"broken image, cannot be decoded ({reason})") from None
     if frames > 1:
         raise ConfigError(where, f"{frames} frames", "a file must hold one image")
-    return _pixels(where, image, raw_mode)
+    return from_pil(where, image, raw_mode)
 
 
-def _pixels(where: str, image: Image, raw_mode: str) -> np.ndarray:
+def from_pil(where: str, image: Image, raw_mode: str = "") -> np.ndarray:
+    """The image [H, W, C] of a decoded picture: uint8, or float32 in [0, 1] for 16-bit grey.
+
+    Args:
+        where: what an error names.
+        image: as it is; its orientation tag is not looked at.
+        raw_mode: the mode of the file, which alone tells 16-bit RGB from 8-bit.
+    Raises: ConfigError naming `where` if it has an alpha channel, 16 bits per colour channel, or is neither grey
+        nor RGB.
+    """
     mode = image.mode
     if "A" in mode or "a" in mode or "transparency" in image.info:
         raise ConfigError(where, mode, "images must have no alpha channel")

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,25 @@ from osmotic.data import image
 from osmotic.data.dataset import Source, StoredSplit, checked_labels
 from osmotic.errors import ConfigError
 
+# What a column may not be called, as these arrays have a meaning.
 KEYS = ("images", "jpeg", "offsets", "labels")
+
+
+class Arrays(Protocol):
+    """Arrays by name, in a file or in memory, and what errors call them."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The names there are."""
+
+    def where(self, array: str) -> str:
+        """What an error names, e.g. "own.npz[train_images]"."""
+
+    def header(self, array: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype. Raises ConfigError if the array is broken or holds pickled objects."""
+
+    def load(self, array: str) -> np.ndarray:
+        """The array itself. Raises ConfigError as `header`."""
 
 
 def open_npz(path: Path) -> Source:
@@ -28,22 +47,32 @@ def open_npz(path: Path) -> Source:
     Raises: ConfigError naming the file and the rule, for a missing or broken file, a missing array, a wrong
         dtype, shape or length, a label out of range, or pickled objects.
     """
-    archive = _Archive(path)
-    names = archive.class_names()
+    return open_arrays(_Archive(path), path.stem)
+
+
+def open_arrays(archive: Arrays, name: str) -> Source:
+    """The source that these arrays make; images stay where they are until they are asked for.
+
+    Args:
+        archive: the arrays of the head of this file.
+        name: of the source.
+    Raises: ConfigError naming the array and the rule, as `open_npz`.
+    """
+    names = _class_names(archive)
     train = _split(archive, "train", len(names) if names else None)
     if train.labels is None and names:
-        raise archive.error("train_labels", "missing array, though there are class_names")
+        raise _error(archive, "train_labels", "missing array, though there are class_names")
     has_test = "test_images" in archive.keys or "test_jpeg" in archive.keys
     if not has_test and "test_labels" in archive.keys:
-        raise archive.error("test_images", "missing array, though there are test_labels")
+        raise _error(archive, "test_images", "missing array, though there are test_labels")
     test = _split(archive, "test", len(names) if names else None) if has_test else None
     if test and (test.labels is None) != (train.labels is None):
         which = "test_labels" if test.labels is None else "train_labels"
-        raise archive.error(which, "missing array: both splits must have labels, or neither")
+        raise _error(archive, which, "missing array: both splits must have labels, or neither")
     if train.labels is not None and not names:
         largest = max(int(s.labels.max()) for s in (train, test) if s is not None and s.labels is not None)
         names = tuple(map(str, range(largest + 1)))
-    return Source(path.stem, names, train, test)
+    return Source(name, names, train, test)
 
 
 class _Archive:
@@ -59,8 +88,8 @@ class _Archive:
         except (zipfile.BadZipFile, OSError) as error:
             raise ConfigError(str(path), None, f"is not a readable .npz file ({error})") from None
 
-    def error(self, array: str, rule: str, value: object = None, hint: str | None = None) -> ConfigError:
-        return ConfigError(f"{self.path}[{array}]", value, rule, hint)
+    def where(self, array: str) -> str:
+        return f"{self.path}[{array}]"
 
     def header(self, array: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype, from the first bytes of the array."""
@@ -71,9 +100,9 @@ class _Archive:
                 read = reader.read_array_header_1_0 if version == (1, 0) else reader.read_array_header_2_0
                 shape, _, dtype = read(file)
         except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-            raise self.error(array, f"broken array ({error})") from None
+            raise _error(self, array, f"broken array ({error})") from None
         if dtype.hasobject:
-            raise self.error(array, "holds pickled objects, which are never loaded")
+            raise _error(self, array, "holds pickled objects, which are never loaded")
         return shape, dtype
 
     def load(self, array: str) -> np.ndarray:
@@ -83,19 +112,26 @@ class _Archive:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[array]
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, zlib.error) as error:
-            raise self.error(array, f"broken array ({error})") from None
-
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, () if there are none."""
-        if "class_names" not in self.keys:
-            return ()
-        names = self.load("class_names")
-        if names.dtype.kind not in "US" or names.ndim != 1:
-            raise self.error("class_names", "must be a list of texts", f"{names.dtype} {list(names.shape)}")
-        return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist())
+            raise _error(self, array, f"broken array ({error})") from None
 
 
-def _split(archive: _Archive, prefix: str, num_classes: int | None) -> StoredSplit:
+def _error(
+    archive: Arrays, array: str, rule: str, value: object = None, hint: str | None = None
+) -> ConfigError:
+    return ConfigError(archive.where(array), value, rule, hint)
+
+
+def _class_names(archive: Arrays) -> tuple[str, ...]:
+    """The names of the classes, () if there are none."""
+    if "class_names" not in archive.keys:
+        return ()
+    names = archive.load("class_names")
+    if names.dtype.kind not in "US" or names.ndim != 1:
+        raise _error(archive, "class_names", "must be a list of texts", f"{names.dtype} {list(names.shape)}")
+    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist())
+
+
+def _split(archive: Arrays, prefix: str, num_classes: int | None) -> StoredSplit:
     if f"{prefix}_images" in archive.keys:
         size, peek, read = _pixels(archive, f"{prefix}_images")
     elif f"{prefix}_jpeg" in archive.keys:
@@ -103,71 +139,73 @@ def _split(archive: _Archive, prefix: str, num_classes: int | None) -> StoredSpl
     else:
         hint = nearest(f"{prefix}_images", archive.keys)
         found = f" (nearest array found: {hint})" if hint else ""
-        raise archive.error(f"{prefix}_images", "missing array" + found)
+        raise _error(archive, f"{prefix}_images", "missing array" + found)
     labels = None
     if f"{prefix}_labels" in archive.keys:
-        where = f"{archive.path}[{prefix}_labels]"
-        labels = checked_labels(where, archive.load(f"{prefix}_labels"), size, num_classes)
+        array = f"{prefix}_labels"
+        labels = checked_labels(archive.where(array), archive.load(array), size, num_classes)
     return StoredSplit(size, labels, _columns(archive, prefix, size), peek, read)
 
 
-def _columns(archive: _Archive, prefix: str, size: int) -> dict[str, np.ndarray]:
+def _columns(archive: Arrays, prefix: str, size: int) -> dict[str, np.ndarray]:
     columns = {}
     for array in archive.keys:
         name = array.removeprefix(f"{prefix}_")
         if name == array or name in KEYS:
             continue
         if name in ("label", "image", "offset"):
-            raise archive.error(array, "unknown array", None, f"{array}s")
+            raise _error(archive, array, "unknown array", None, f"{array}s")
         shape, _ = archive.header(array)
         if not shape or shape[0] != size:
-            raise archive.error(array, f"a column must have one row for each of the {size} images", shape)
+            raise _error(archive, array, f"a column must have one row for each of the {size} images", shape)
         if len(shape) == 1:
             columns[name] = archive.load(array)
     return columns
 
 
-def _pixels(archive: _Archive, array: str) -> tuple:
+def _pixels(archive: Arrays, array: str) -> tuple:
     """Size, peek and read of an array of pixels."""
     shape, dtype = archive.header(array)
     if dtype not in (np.uint8, np.uint16, np.float32):
-        raise archive.error(array, "must be uint8, uint16, or float32 in [0, 1]", str(dtype))
+        raise _error(archive, array, "must be uint8, uint16, or float32 in [0, 1]", str(dtype))
     if len(shape) not in (3, 4) or shape[0] < 1:
-        raise archive.error(array, "must be [N, H, W] or [N, H, W, C] with N >= 1", list(shape))
+        raise _error(archive, array, "must be [N, H, W] or [N, H, W, C] with N >= 1", list(shape))
     channels = shape[3] if len(shape) == 4 else 1
 
     def peek() -> tuple[str, tuple[int, int, int]]:
-        return f"{archive.path}[{array}]", (shape[1], shape[2], channels)
+        return archive.where(array), (shape[1], shape[2], channels)
 
     def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         images = archive.load(array).reshape(shape[0], shape[1], shape[2], channels)
-        if dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):  # false for NaN too
-            raise archive.error(array, "float32 images must lie in [0, 1]")
+        if (
+            dtype == np.float32 and images.size and not (images.min() >= 0 and images.max() <= 1)
+        ):  # false for NaN too
+            raise _error(archive, array, "float32 images must lie in [0, 1]")
         for i in positions:
             one = images[i]
-            yield f"{archive.path}[{array}]", one / np.float32(65535) if dtype == np.uint16 else one
+            yield archive.where(array), one / np.float32(65535) if dtype == np.uint16 else one
 
     return shape[0], peek, read
 
 
-def _jpegs(archive: _Archive, prefix: str) -> tuple:
+def _jpegs(archive: Arrays, prefix: str) -> tuple:
     """Size, peek and read of concatenated JPEG files."""
     if f"{prefix}_offsets" not in archive.keys:
-        raise archive.error(f"{prefix}_offsets", f"missing array, though there is {prefix}_jpeg")
+        raise _error(archive, f"{prefix}_offsets", f"missing array, though there is {prefix}_jpeg")
     (length, *more), dtype = archive.header(f"{prefix}_jpeg")
     if dtype != np.uint8 or more:
-        raise archive.error(f"{prefix}_jpeg", "must be uint8, [bytes]", str(dtype))
+        raise _error(archive, f"{prefix}_jpeg", "must be uint8, [bytes]", str(dtype))
     offsets = archive.load(f"{prefix}_offsets")
     if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
-        raise archive.error(f"{prefix}_offsets", "must be whole numbers, [N + 1]", str(offsets.dtype))
+        raise _error(archive, f"{prefix}_offsets", "must be whole numbers, [N + 1]", str(offsets.dtype))
     offsets = offsets.astype(np.int64)
     if offsets[0] != 0 or offsets[-1] != length or (np.diff(offsets) <= 0).any():
-        raise archive.error(f"{prefix}_offsets", f"must rise from 0 to the {length} bytes of {prefix}_jpeg")
+        raise _error(archive, f"{prefix}_offsets", f"must rise from 0 to the {length} bytes of {prefix}_jpeg")
 
     def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         data = archive.load(f"{prefix}_jpeg")
         for i in positions:
-            where = f"{archive.path}[{prefix}_jpeg] image {i}"
+            where = f"{archive.where(f'{prefix}_jpeg')} image {i}"
             yield where, image.decode(where, data[offsets[i] : offsets[i + 1]].tobytes())
 
     def peek() -> tuple[str, tuple[int, int, int]]:

@@ -40,21 +40,36 @@ TEST_SEED, SUBSET_SEED = 1797, 1798
 
 
 def load(cfg: DataConfig) -> Dataset:
-    """The data set in memory: channels and size converted if asked, training images cut to `max_images` at
-    random.
-
-    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a
-    fixed seed.
+    """The data set that `data.source` names, in memory: what `finish` makes of it.
 
     Raises: ConfigError naming the key or file and the rule.
     """
     check(cfg)
-    source = _open(cfg.source)
+    return finish(cfg, _open(cfg.source))
+
+
+def finish(cfg: DataConfig, source: Source) -> Dataset:
+    """The images of an opened source in memory: channels and size converted if asked, training images cut to
+    `max_images` at random.
+
+    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a
+    fixed seed.
+
+    Args:
+        cfg: `image_size`, `channels` and `max_images` are read, `source` is not.
+        source: opened by `load`, or by `own.open_python`.
+    Returns: images [N, H, W, C], uint8, or float32 in [0, 1]; labels int64 [N] or None.
+    Raises: ConfigError naming what is at fault: an image that is not square, of another size or depth than the first,
+        or float32 outside [0, 1]; a source of one image; `data.channels`.
+    """
+    _check_channels(cfg)
     train_rows, test_rows = _rows(source)
     if cfg.max_images and cfg.max_images < len(train_rows):
+        # Rows are drawn before any image is read: a subset of a large folder decodes its own files alone.
         rng = np.random.default_rng(SUBSET_SEED)
         train_rows = np.sort(rng.choice(train_rows, cfg.max_images, replace=False))
     train = _read(source.train, train_rows, cfg)
+    # The test split stays whole, whatever `max_images` is: scores of small and large runs share their floor.
     test = _read(source.test or source.train, test_rows, cfg, like=train.images)
     return Dataset(source.name, train, test, source.class_names)
 
@@ -73,18 +88,30 @@ def describe(cfg: DataConfig) -> Shape:
         side, channels, num_train = native.image_size, native.channels, native.num_train
         num_classes = native.num_classes
         side, channels = cfg.image_size or side, cfg.channels or channels
-    else:
-        source = _open(cfg.source)
-        where, shape = source.train.peek()
-        side, channels = image.fitted_shape(where, shape, cfg.image_size, cfg.channels)
-        num_classes, num_train = len(source.class_names), len(_rows(source)[0])
-    return Shape(side, channels, num_classes, min(num_train, cfg.max_images or num_train))
+        return Shape(side, channels, num_classes, min(num_train, cfg.max_images or num_train))
+    return shape_of(cfg, _open(cfg.source))
+
+
+def shape_of(cfg: DataConfig, source: Source) -> Shape:
+    """What `finish` would give of an opened source, from its labels and one image.
+
+    Raises: ConfigError as `finish`, as far as one image can tell.
+    """
+    _check_channels(cfg)
+    where, shape = source.train.peek()
+    side, channels = image.fitted_shape(where, shape, cfg.image_size, cfg.channels)
+    num_train = len(_rows(source)[0])
+    return Shape(side, channels, len(source.class_names), min(num_train, cfg.max_images or num_train))
+
+
+def _check_channels(cfg: DataConfig) -> None:
+    if cfg.channels not in (0, 1, 3):
+        raise ConfigError("data.channels", cfg.channels, "must be 0 (native), 1 (grey) or 3 (colour)")
 
 
 def check(cfg: DataConfig) -> None:
     """Raises ConfigError if the source's name or the channels are none that there are; reads nothing."""
-    if cfg.channels not in (0, 1, 3):
-        raise ConfigError("data.channels", cfg.channels, "must be 0 (native), 1 (grey) or 3 (colour)")
+    _check_channels(cfg)
     kind, colon, rest = cfg.source.partition(":")
     if cfg.source in NAMED or (kind in (*PREFIXES, "hf") and rest):
         return

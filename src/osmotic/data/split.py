@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from osmotic.data.dataset import Dataset
 from osmotic.errors import ConfigError
+from osmotic.storage import atomic
 
 
 def write(
@@ -40,8 +41,11 @@ def write(
             arrays |= _arrays(dataset, "test", holdout)
         if dataset.class_names:
             arrays["class_names"] = np.array(dataset.class_names)
+        # In memory first: zip writes its directory last, and the atomic writer takes a file from front to back.
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **arrays)
         path = out_dir / f"client-{i:03d}.npz"
-        _write_atomically(path, arrays)
+        atomic.write_chunks(path, [packed.getbuffer()])
         paths.append(path)
     return paths
 
@@ -53,17 +57,3 @@ def _arrays(dataset: Dataset, prefix: str, rows: np.ndarray) -> dict[str, np.nda
     if split.labels is not None:
         arrays[f"{prefix}_labels"] = split.labels[rows]
     return arrays | {f"{prefix}_{name}": column[rows] for name, column in split.columns.items()}
-
-
-def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with open(unfinished, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,1 +1,1 @@
-"""The diffusion process: noise schedules, targets, loss, samplers and the average of weights; `facts` is free of torch."""
+"""The diffusion process: schedules, targets, loss, samplers, spaces, the average of weights; names and rules without torch."""

@@ -13,12 +13,15 @@ import numpy as np
 
 
 def round_gain(images: int, half_life: float) -> float:
-    """Share of the average that a round renews: 1 - 0.5 ** (images / half_life); all of it at half-life 0.
+    """Share of the average that a round renews, in [0, 1]: 1 - 0.5 ** (images / half_life); all of it at half-life 0.
 
-    By expm1, so that it is not lost to rounding where half_life is huge.
+    Args:
+        images: images seen in the round, >= 0.
+        half_life: in images, >= 0.
     """
     if half_life == 0:
         return 1.0 if images else 0.0
+    # By expm1, so that the share is not lost to rounding where half_life is huge.
     return -math.expm1(-math.log(2) * (images / half_life))
 
 
@@ -52,7 +55,7 @@ class Ema:
         """Takes in the weights after a round.
 
         Args:
-            weights: name -> float32 array; the same names and shapes every time.
+            weights: name -> float32 array [...]; the same names and shapes every time.
             images: images seen in this round by all clients together, >= 0; 0 changes nothing.
         Raises: ValueError if images < 0 or names or shapes changed.
         """
@@ -67,18 +70,21 @@ class Ema:
             return
         for index, half_life in enumerate(self.half_lives):
             gain = round_gain(images, half_life)
+            # M <- d * M + (1 - d), written with 1 - d: d itself is rounded to 1 where the half-life is long.
             self._mass[index] += gain * (1.0 - self._mass[index])
             share = gain / self._mass[index]
             averages = self._averages[index]
             for name, value in weights.items():
                 old = averages.get(name)
+                # At share 1 the formula below would give old + (value - old), which is not value to the last bit.
                 if old is None or share == 1.0:
                     averages[name] = value.astype(np.float64)
                 else:
+                    # In place: a second copy of 8 bytes per weight would be the largest thing on the server.
                     old += share * (value - old)
 
     def average(self, half_life: float) -> dict[str, np.ndarray]:
-        """The average of one half-life, name -> float32 array, copies.
+        """The average of one half-life, name -> float32 array [...] shaped as the weights, copies.
 
         Raises: ValueError if this half-life is not kept or nothing was taken in yet.
         """
@@ -90,7 +96,7 @@ class Ema:
         return {name: value.astype(np.float32) for name, value in self._averages[index].items()}
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(tensors, json) for the checkpoint: float64 arrays named "INDEX/NAME", and half-lives with their masses.
+        """(tensors, json) for the checkpoint: float64 arrays [...] named "INDEX/NAME", and half-lives with their masses.
 
         The arrays are the live ones, not copies: write them before the next update.
         """
@@ -102,11 +108,15 @@ class Ema:
         return tensors, {"half_lives": list(self.half_lives), "mass": list(self._mass)}
 
     def restore(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Goes back to what `state` gave. Raises: ValueError if it was of other half-lives."""
+        """Goes back to what `state` gave: its arrays [...], copied, and its half-lives and masses.
+
+        Raises: ValueError if it was of other half-lives.
+        """
         if tuple(state["half_lives"]) != self.half_lives:
             raise ValueError(f"state is of half_lives {state['half_lives']}, not {list(self.half_lives)}")
         self._mass = [float(mass) for mass in state["mass"]]
         self._averages = [{} for _ in self.half_lives]
         for key, value in tensors.items():
+            # Copied, since `update` writes in place and a checkpoint's arrays may be views of its file.
             index, _, name = key.partition("/")
             self._averages[int(index)][name] = np.array(value, dtype=np.float64)

@@ -1,20 +1,65 @@
 """Noise schedules: how much signal power is left at each timestep, with the same float32 values as diffusers.
 
 Sources: linear, arXiv:2006.11239, sec. 4; cosine, arXiv:2102.09672, eq. 17.
+torch is imported inside functions alone: a configuration is checked, and a plan made, against the names here.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# The names diffusers' schedulers give the same betas.
-DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 BETA_START, BETA_END = 1e-4, 0.02
+# The cosine schedule's last beta would be 1 and leave no signal: the SNR would be 0 and epsilon's x0 infinite
+# (arXiv:2102.09672, sec. 3.2).
 LARGEST_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One noise schedule.
+
+    Args:
+        betas: timesteps -> noise variance added at each of them, [timesteps], float32, in (0, 1).
+        diffusers_name: what diffusers' schedulers call the same betas (`beta_schedule`).
+    """
+
+    betas: Callable[[int], Tensor]
+    diffusers_name: str
+
+
+def linear_betas(timesteps: int) -> Tensor:
+    """Evenly spaced from 1e-4 to 0.02, [timesteps], float32 (arXiv:2006.11239, sec. 4)."""
+    import torch
+
+    return torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float32)
+
+
+def cosine_betas(timesteps: int) -> Tensor:
+    """Those that leave cos^2(((t / T) + 0.008) / 1.008 * pi / 2) of the power, [timesteps], float32, at most 0.999.
+
+    Source: arXiv:2102.09672, eq. 17; the offset 0.008 keeps the first betas from being too small to learn from.
+    """
+    import torch
+
+    # In Python's float64 and rounded once, as diffusers does: in float32 the ratios differ in the last bit.
+    kept = [math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(timesteps + 1)]
+    return torch.tensor(
+        [min(1 - after / before, LARGEST_BETA) for before, after in itertools.pairwise(kept)],
+        dtype=torch.float32,
+    )
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": Schedule(linear_betas, "linear"),
+    "cosine": Schedule(cosine_betas, "squaredcos_cap_v2"),
+}
 
 
 def betas(schedule: str, timesteps: int) -> Tensor:
@@ -24,15 +69,9 @@ def betas(schedule: str, timesteps: int) -> Tensor:
     """
     if timesteps < 1:
         raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-    if schedule == "linear":
-        return torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float32)
-    if schedule == "cosine":
-        kept = [math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(timesteps + 1)]
-        return torch.tensor(
-            [min(1 - after / before, LARGEST_BETA) for before, after in itertools.pairwise(kept)],
-            dtype=torch.float32,
-        )
-    raise ValueError(f"schedule must be one of {', '.join(DIFFUSERS_NAMES)}, got {schedule!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    return SCHEDULES[schedule].betas(timesteps)
 
 
 def alpha_bar(schedule: str, timesteps: int) -> Tensor:
@@ -41,11 +80,11 @@ def alpha_bar(schedule: str, timesteps: int) -> Tensor:
     Source: arXiv:2006.11239, eq. 4.
     Raises: ValueError as `betas`.
     """
-    return torch.cumprod(1.0 - betas(schedule, timesteps), dim=0)
+    return (1.0 - betas(schedule, timesteps)).cumprod(dim=0)
 
 
 def snr(alpha_bar: Tensor) -> Tensor:
-    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), same shape; inf where alpha_bar is 1.
+    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), shaped like `alpha_bar` [...]; inf where that is 1.
 
     Source: arXiv:2107.00630, eq. 2.
     """

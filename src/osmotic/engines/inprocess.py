@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import torch
 
-from osmotic.federation.client import Site, Trainer
+from osmotic.federation.client import Site, Worker
 from osmotic.protocol.messages import Answer, Client, Failure, Sent
+from osmotic.training.loop import Cancelled
 
 
 class InProcess:
@@ -22,7 +24,7 @@ class InProcess:
 
     Args:
         sites: what each client owns.
-        make_trainer: builds one worker's network; called once per worker.
+        make_worker: builds one worker's network; called once per worker, when it is first needed.
         workers: clients side by side, >= 1.
         threads: operator threads of each worker; bits depend on it.
         stop: set when the exchange is given up, so that running clients end at their next step.
@@ -31,15 +33,15 @@ class InProcess:
     def __init__(
         self,
         sites: Sequence[Site],
-        make_trainer: Callable[[], Trainer],
+        make_worker: Callable[[], Worker],
         workers: int,
         threads: int,
         stop: threading.Event,
     ) -> None:
         self.sites = {site.client.name: site for site in sites}
         self.workers, self.threads, self.stop = workers, threads, stop
-        self._make_trainer = make_trainer
-        self._trainers: queue.SimpleQueue[Trainer] = queue.SimpleQueue()
+        self._make_worker = make_worker
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
         """All clients, at once; raises TimeoutError if there are fewer than `at_least`."""
@@ -48,26 +50,32 @@ class InProcess:
         return [self.sites[name].client for name in sorted(self.sites)]
 
     def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
-        """Answers in order of completion; a client that raises gives an Answer with a Failure.
+        """Answers in order of completion; a client that raises says so in its packet.
 
-        The next task starts before an answer is handed out, so that the server's sums cost the workers no time.
+        The next task starts before an answer is handed out, so that the server's sums cost the workers no time. At the
+        deadline clients under way are stopped at their next step, and whoever waits for a worker is late too.
         """
         self.stop.clear()  # an exchange that was given up before must not end this one
+        end = time.monotonic() + deadline_seconds if deadline_seconds else None
         waiting = iter(tasks)
-        pending: set[Future[Answer]] = set()
+        pending: dict[Future[Answer], Sent] = {}
         with ThreadPoolExecutor(self.workers) as pool:
 
             def fill() -> None:
                 while len(pending) < self.workers and (sent := next(waiting, None)) is not None:
-                    pending.add(pool.submit(self._serve, sent))
+                    pending[pool.submit(self._serve, sent)] = sent
 
             try:
                 fill()
                 while pending:
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    left = None if end is None else max(0.0, end - time.monotonic())
+                    done, _ = wait(pending, timeout=left, return_when=FIRST_COMPLETED)
+                    if not done:
+                        yield from self._late(pending, waiting, deadline_seconds)
+                        return
                     while done:
                         future = done.pop()
-                        pending.discard(future)
+                        del pending[future]
                         fill()
                         ready = [future.result()]
                         del future  # what is not named here dies when the server has folded it
@@ -76,19 +84,34 @@ class InProcess:
                 self.stop.set()
                 raise
 
+    def close(self) -> None:
+        """Lets the workers' networks go."""
+        self.stop.set()
+        while not self._idle.empty():
+            self._idle.get_nowait()
+
+    def _late(
+        self, pending: dict[Future[Answer], Sent], waiting: Iterator[Sent], seconds: float
+    ) -> Iterator[Answer]:
+        self.stop.set()
+        for future, sent in pending.items():
+            try:
+                yield future.result()  # it may have come while the clock ran out
+            except Cancelled:
+                yield Answer(sent, failure=Failure("late", f"no answer within {seconds:g} s"))
+        for sent in waiting:
+            yield Answer(sent, failure=Failure("late", f"not begun within {seconds:g} s"))
+
     def _serve(self, sent: Sent) -> Answer:
         torch.set_num_threads(self.threads)
-        trainer = self._take()
+        worker = self._take()
         try:
-            packet = trainer.serve(self.sites[sent.task.client.name], sent.packet)
+            return Answer(sent, worker.serve(self.sites[sent.task.client.name], sent.packet))
         finally:
-            self._trainers.put(trainer)
-        if failure := packet.header.get("failure"):
-            return Answer(sent, packet, Failure(*failure))
-        return Answer(sent, packet)
+            self._idle.put(worker)
 
-    def _take(self) -> Trainer:
+    def _take(self) -> Worker:
         try:
-            return self._trainers.get_nowait()
+            return self._idle.get_nowait()
         except queue.Empty:
-            return self._make_trainer()
+            return self._make_worker()

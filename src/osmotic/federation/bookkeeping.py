@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from osmotic.federation import ledger
-from osmotic.protocol.messages import Answer, Failure, Phase, Task, Tensors
+from osmotic.protocol.gate import Expectation
+from osmotic.protocol.messages import Answer, Failure, Phase, Task
 
 
 @dataclass
@@ -18,11 +19,11 @@ class Tally:
     """What one phase has seen so far; thrown away if the phase does not count."""
 
     asked: dict[str, Task] = field(default_factory=dict)
+    expected: dict[str, Expectation] = field(default_factory=dict)
     answers: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # metrics of counted clients
     weights: dict[str, int] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     entries: list[ledger.Entry] = field(default_factory=list)
-    memories: dict[str, Tensors] = field(default_factory=dict)
 
     def share(self) -> float:
         """Images behind the good answers, as a share of those asked for, in [0, 1]."""
@@ -99,10 +100,13 @@ def line(
     quorum: bool,
     update_norm: float | None,
     metrics: Mapping[str, float],
-    quality: Mapping[str, Any] | None,
-    seconds: float,
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl; sums run over clients sorted by name, so that they do not depend on arrival."""
+    """One line of metrics.jsonl, time and quality yet to come; sums run over clients sorted by name, whoever came first.
+
+    Args:
+        update_norm: length of the step of the global weights; None where there are none.
+        metrics: the pieces' own figures, "PIECE/NAME".
+    """
     losses = {n: float(tally.answers[n]["loss"]) for n in sorted(tally.answers) if "loss" in tally.answers[n]}
     weight = sum(tally.weights[n] for n in losses)
     return {
@@ -116,9 +120,9 @@ def line(
         "num_failed": len(tally.failures),
         "kept_old_weights": not quorum,
         "update_norm": update_norm,
-        "wall_seconds": round(seconds, 3),
+        "wall_seconds": None,
         **metrics,
-        "quality": quality,
+        "quality": None,
     }
 
 

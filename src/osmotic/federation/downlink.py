@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.codecs import Codec, make
-from osmotic.codecs.base import BadPacket
-from osmotic.protocol.messages import Tensors
+from osmotic import seeds
+from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.federation.memory import ClientState
 from osmotic.storage.store import StateLost
+from osmotic.tensors import Tensors, group
 
 
 @dataclass
@@ -46,10 +47,13 @@ class DownLink:
         codec: of the changes; one with `absolute` sends the weights themselves and keeps no replica.
         names: part -> sorted parameter names.
         changed_only: clients keep what they were sent, and are not sent again what has not moved since.
+        seed: the run's, for codecs that round at random.
     """
 
-    def __init__(self, codec: Codec, names: Mapping[str, list[str]], changed_only: bool = False) -> None:
-        self.codec, self.names, self._fp32 = codec, names, make("fp32")
+    def __init__(
+        self, codec: Codec, names: Mapping[str, list[str]], changed_only: bool = False, seed: int = 0
+    ) -> None:
+        self.codec, self.names, self.seed = codec, names, seed
         self.changed_only = changed_only
         self.streams = {part: Stream() for part in names}
         self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
@@ -83,6 +87,8 @@ class DownLink:
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for part in parts:
+            if not self.names[part]:
+                continue  # a network of one's own may have a single part
             base = self.heard.get(client, {}).get(part)
             missed = None
             if self.codec.absolute:
@@ -117,7 +123,7 @@ class DownLink:
 
     def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
         if part not in self._full:
-            self._full[part] = self._fp32.encode({n: weights[n] for n in self.names[part]}, {})
+            self._full[part] = EXACT.encode({n: weights[n] for n in self.names[part]}, {})
         return self._full[part]
 
     def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
@@ -129,7 +135,8 @@ class DownLink:
             moved = Stream(server_round, {n: weights[n].copy() for n in names})
         else:
             memory = dict(old.memory)
-            data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory)
+            rng = seeds.rng(self.seed, seeds.CODEC, server_round, f"down/{part}")
+            data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory, rng)
             change = dict(self.codec.decode(data, {}))
             chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
             self.trim(chain, self.fp32_bytes(names, weights))
@@ -139,7 +146,7 @@ class DownLink:
 
     def fp32_bytes(self, names: list[str], weights: Mapping[str, np.ndarray]) -> int:
         """Length of the full replica's packet."""
-        return self._fp32.packet_bytes({n: ("float32", weights[n].shape) for n in names})
+        return EXACT.packet_bytes({n: ("float32", weights[n].shape) for n in names})
 
     @staticmethod
     def trim(chain: list[tuple[int, int, bytes]], full: int) -> None:
@@ -162,11 +169,11 @@ class DownLink:
         """The inverse of `state`."""
         self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
         for part, saved in notes["streams"].items():
-            kept = {k.removeprefix(f"{part}/"): t for k, t in tensors.items() if k.startswith(f"{part}/")}
+            kept = group(tensors, part)
             self.streams[part] = Stream(
                 saved["round"],
-                {k.removeprefix("replica/"): t for k, t in kept.items() if k.startswith("replica/")},
-                {k.removeprefix("memory/"): t for k, t in kept.items() if k.startswith("memory/")},
+                group(kept, "replica"),
+                group(kept, "memory"),
                 [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]],
             )
         self.abandon()
@@ -176,13 +183,13 @@ def receive(
     entries: Iterable[Mapping[str, Any]],
     blobs: list[bytes],
     codec: Codec,
-    state: Tensors,
+    state: ClientState,
     shapes: Mapping[str, tuple[int, ...]],
     keep: bool = False,
 ) -> Tensors:
     """Client end: this round's weights of every part sent, name -> float32; keeps the replica in `state`.
 
-    `state` holds "replica/NAME" and "heard/PART" for codecs that send changes, and with `keep`; it is changed in place.
+    `state` holds `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
     Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
     """
     weights: Tensors = {}
@@ -191,10 +198,9 @@ def receive(
         part, base = str(entry["part"]), entry["base"]
         payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
         if base is None:
-            got = {n: t.copy() for n, t in make("fp32").decode(payload[0], {})}
+            got = {n: t.copy() for n, t in EXACT.decode(payload[0], {})}
         else:
-            heard = state.get(f"heard/{part}")
-            if heard is None or int(heard[0]) != base:
+            if state.heard.get(part) != base:
                 raise StateLost(
                     f"the replica of round {base} that the change of {part} builds on is not here"
                 )
@@ -202,17 +208,17 @@ def receive(
             for data in payload:
                 for name, change in codec.decode(data, {}):
                     _check(name, change, shapes)  # before the sum, which would broadcast a wrong shape
-                    got[name] = got.get(name, state[f"replica/{name}"]) + change
+                    got[name] = got.get(name, state.replica[name]) + change
         for name, tensor in got.items():
             _check(name, tensor, shapes)
         if keep or not codec.absolute:
-            state |= {f"replica/{n}": t for n, t in got.items()}
-            state[f"heard/{part}"] = np.array([entry["round"]], np.int64)
+            state.replica |= got
+            state.heard[part] = int(entry["round"])
         weights |= got
     return weights
 
 
-def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: Tensors) -> Tensors:
+def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: ClientState) -> Tensors:
     """Client end: the parts that were not sent because they have not moved since this client heard them.
 
     Args:
@@ -221,10 +227,9 @@ def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: Tenso
     Raises: StateLost if it is not here as of that round.
     """
     for part, number in rounds.items():
-        heard = state.get(f"heard/{part}")
-        if heard is None or int(heard[0]) != number:
+        if state.heard.get(part) != number:
             raise StateLost(f"the {part} as of round {number}, which was not sent again, is not here")
-    return {n: state[f"replica/{n}"] for part in rounds for n in names[part]}
+    return {n: state.replica[n] for part in rounds for n in names[part]}
 
 
 def _check(name: str, tensor: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> None:

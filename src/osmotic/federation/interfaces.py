@@ -1,19 +1,39 @@
-"""Who stands beside the server: what it is handed by study.py, and all it knows of it."""
+"""Who stands beside the server: all that it knows of the world, of training on its own machine, of scores, of observers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from osmotic.protocol.messages import Client, Phase, Tensors
+from osmotic.protocol.messages import Answer, Client, Phase, Sent
+from osmotic.tensors import Tensors
 
 Stage = Literal["before", "after"]  # personal models: without the last average of shared parts, or with it
 
 
-class Lab(Protocol):
-    """Server-side training and sampling, for methods that learn after the average."""
+class Engine(Protocol):
+    """Where clients run. Adding one means these three calls, and a line in `engines/__init__.py`."""
+
+    def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
+        """Clients sorted by their stable name; waits until `at_least` are there. Raises TimeoutError."""
+        ...
+
+    def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
+        """One Answer per task, as they arrive. Tasks are taken from the iterable only as room for them comes free.
+
+        Whoever has not answered after `deadline_seconds` is a failure `late`; 0 waits for all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the engine holds: threads, processes, connections."""
+        ...
+
+
+class Trainer(Protocol):
+    """Training and sampling on the server's own machine."""
 
     def fit(
         self,
@@ -23,8 +43,13 @@ class Lab(Protocol):
         steps: int,
         learning_rate: float,
         seed: int,
-    ) -> Tensors: ...
-    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray: ...
+    ) -> Tensors:
+        """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`."""
+        ...
+
+    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
+        """Images of these weights, uint8 [samples, H, W, C]."""
+        ...
 
 
 class Scorer(Protocol):
@@ -39,7 +64,7 @@ class Scorer(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happens: progress bars, trackers."""
+    """Is told what happens: progress bars, trackers, callbacks."""
 
     def phase_started(self, phase: Phase, index: int, count: int) -> None: ...
     def answered(self, client: str) -> None: ...

@@ -1,296 +1,248 @@
-"""The server: the round loop, readable from top to bottom.
+"""The server: the round loop, readable from top to bottom in labelled steps.
 
-    for every phase:  choose clients -> method.tasks -> encode -> engine -> decode -> gate -> method.fold
-                      -> method.finish -> average, score -> metrics, ledger -> checkpoint
+    1 choose -> 2 post -> 3 collect (gate, fold) -> 4 change -> 5 apply -> 6 after -> 7 commit -> 8 score -> 9 book
 
-A phase counts as a whole or not at all: until its end nothing of the server's state has changed that a checkpoint
-holds, so that a killed or failed phase is simply done again.
+A phase counts as a whole or not at all: until step 7 nothing has moved that a checkpoint holds, so that a killed or
+stopped phase is simply done again. Steps 7 and 9 alone hold Ctrl-C back. A phase that was stopped while it was being
+scored has counted: its checkpoint says so, and the score is taken when the run goes on.
+
+Next on the reader's path: `methods/fedavg.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from osmotic import codecs, seeds
-from osmotic.codecs.base import BadPacket
-from osmotic.config.schema import Config, refuse_changes, to_dict
-from osmotic.diffusion.ema import Ema
+from osmotic.config.schema import refuse_changes, to_dict
 from osmotic.errors import ConfigError
-from osmotic.federation import bookkeeping, ledger
+from osmotic.federation import bookkeeping, ledger, own_models
+from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
-from osmotic.federation.downlink import DownLink
-from osmotic.federation.interfaces import Lab, Observer, Scorer, Stage
+from osmotic.federation.exchange import Exchange
+from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
 from osmotic.federation.interrupts import Interrupts
-from osmotic.models import parts as network_parts
-from osmotic.protocol.aggregate import Accumulator, OutOfRange
-from osmotic.protocol.messages import (
-    MERGE,
-    SCORING,
-    Answer,
-    Client,
-    Failure,
-    Packet,
-    Phase,
-    Refused,
-    Reply,
-    Sent,
-    Spec,
-    Task,
-    Tensors,
-    gate,
-    gate_metrics,
-)
-from osmotic.protocol.participation import choose, conveyed, expected_tensors, work_bound
+from osmotic.federation.lab import ServerLab
+from osmotic.federation.state import ServerState
+from osmotic.protocol.aggregate import Accumulator
+from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task
+from osmotic.protocol.participation import choose
+from osmotic.protocol.view import View
 from osmotic.storage import checkpoint
 from osmotic.storage.folder import RunDir
+from osmotic.tensors import Tensors
 
-if TYPE_CHECKING:
-    from osmotic.engines.base import Engine
-    from osmotic.methods import Method
 
-PARTS = ("encoder", "bottleneck", "decoder")
+@dataclass
+class Outcome:
+    """What a phase would change, before it counts."""
+
+    phase: Phase
+    tally: Tally
+    quorum: bool
+    weights: Tensors
+    pieces: Tensors
+    server_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Server:
-    """State and loop of one run.
+    """Loop of one run; what it knows between two phases is `state`.
 
     Args:
-        layout: parameter name -> shape of the global network.
-        initial: its weights at round 0, float32.
+        blueprint: network, process, exchange, pieces, codecs.
+        engine: where clients run.
+        run: the folder that logs and checkpoints go to.
+        initial: weights at round 0, float32.
         contract: hash that every packet carries and every client checks.
         flops_per_image: training cost of one image, for the ledger.
+        scorer, trainer, observer: who stands beside the server (`interfaces.py`).
     """
 
     def __init__(
         self,
-        config: Config,
-        method: Method,
+        blueprint: Blueprint,
         engine: Engine,
         run: RunDir,
         *,
-        layout: Mapping[str, tuple[int, ...]],
         initial: Tensors,
         contract: str,
         flops_per_image: int,
         scorer: Scorer,
-        lab: Lab,
+        trainer: Trainer,
         observer: Observer,
     ) -> None:
-        self.config, self.method, self.engine, self.run_dir = config, method, engine, run
-        self.layout, self.contract, self.flops_per_image = dict(layout), contract, flops_per_image
-        self.scorer, self.lab, self.observer = scorer, lab, observer
-        self.part_names = {part: network_parts.names(self.layout, [part]) for part in PARTS}
-        self.phases = list(method.phases(config.training.rounds))
-        # --- what a checkpoint holds ---
-        self.step = 0  # phases done
-        self.weights: Tensors = {n: initial[n].copy() for n in sorted(initial)}
-        self.ema = Ema(config.recipe.ema_half_lives)
-        self.codec = codecs.make(config.codec.up)
-        self.codec_memory: dict[str, Tensors] = {}  # client -> decoder memory
-        self.codec_weights: Tensors = {}
-        self.codec_round: int | None = None
-        self.codec_heard: dict[str, int] = {}
-        self.down = DownLink(codecs.make(config.codec.down), self.part_names, config.codec.changed_only)
-        self.changed: dict[str, int] = {}  # part -> round at whose end its global weights last moved
-        self.counted: dict[str, int] = {}  # client -> round in which it was last counted
-        self.state_hashes: dict[str, str] = {}
-        self.totals = ledger.Totals()
-        self.failures: list[dict[str, Any]] = []
-        self.server_steps = 0
-        self.wall_seconds = 0.0
-        self.last_quality: dict[str, Any] | None = None
-        # --- what it does not ---
-        self.kept: dict[int, dict[str, int]] = {}  # step of a checkpoint on disk -> its `counted`
-        self.sum = Accumulator(1, 1.0)
+        self.blueprint, self.config, self.engine, self.run_dir = blueprint, blueprint.config, engine, run
+        self.contract = contract
+        self.scorer, self.trainer, self.observer = scorer, trainer, observer
+        self.method, self.chain = blueprint.method(), blueprint.chain()
+        self.layout, self.part_names = blueprint.layout, blueprint.part_names
+        self.phases = self.chain.phases(self.method, self.config.training.rounds)
         self.clients: list[Client] = []
+        start = View(self.config, self.layout, self.part_names)
+        self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
+        self.exchange = Exchange(blueprint, self.state, engine, contract, flops_per_image, observer)
+        self.interrupts = Interrupts()
+        self._committed: tuple[dict[str, int], int] | None = None  # logs and failures before the score
         self._clock = time.perf_counter()
-        method.start(self)
 
     # --- the loop ---
 
     def run(self) -> None:
-        """All phases that are not yet done. KeyboardInterrupt leaves the checkpoint of the last whole phase."""
-        self.clients = self.engine.clients(1, 0.0)
-        interrupts = Interrupts()
+        """All phases that are not yet done. KeyboardInterrupt leaves a checkpoint of everything that has counted."""
+        interrupts, state = self.interrupts, self.state
         with interrupts.installed():
+            self.clients = self.engine.clients(1, 0.0)
             if not checkpoint.steps(self.run_dir.checkpoints):
                 self.save()  # also a run stopped before its first round can be resumed
             try:
-                while self.step < len(self.phases):
-                    phase = self.phases[self.step]
-                    self.observer.phase_started(phase, self.step, len(self.phases))
-                    self._phase(phase, interrupts)
-                    if self.step % self.config.checkpoint.every == 0 or self.step == len(self.phases):
-                        self.save()
+                if state.pending is not None:
+                    self._finish(self.phases[state.step - 1], time.perf_counter())
+                while state.step < len(self.phases):
+                    phase = self.phases[state.step]
+                    self.clients = self.engine.clients(1, self.config.engine.deadline_seconds)
+                    self.observer.phase_started(phase, state.step, len(self.phases))
+                    self._phase(phase)
             except KeyboardInterrupt:
-                if self.step not in checkpoint.steps(self.run_dir.checkpoints) and not interrupts.torn:
+                if (
+                    state.pending or state.step not in checkpoint.steps(self.run_dir.checkpoints)
+                ) and not interrupts.torn:
                     self.save()
                 raise
 
-    def _phase(self, phase: Phase, interrupts: Interrupts) -> None:
+    def _phase(self, phase: Phase) -> None:
         started = time.perf_counter()
-        chosen, tally = choose(self.config, phase, self.clients), Tally()
-        before = self.method.state(), self.codec.state()
-        self.sum = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
         try:
-            # Clients that only sample are told no new codec.
-            refreshed = None if phase.name in SCORING else self.codec.refresh(phase.server_round)
-            trained = (
-                (self.codec_weights, self.codec_round)
-                if refreshed is None
-                else (refreshed, phase.server_round)
-            )
-            if trained[0]:
-                self.down.adopt(trained[0], trained[1] == phase.server_round)
-            # All tasks are made before the first reply is folded, so that they cannot depend on its arrival.
-            tasks = self._post(phase, list(self.method.tasks(self, phase, chosen)), tally, *trained)
-            for answer in self.engine.exchange(tasks, 0.0):
-                self._take(phase, answer, tally)
-                del answer  # or its packet would lie beside the next one
+            outcome = self._work(phase)
         except BaseException:
-            self._undo(*before)
+            self._abandon()
             raise
-        with interrupts.held():
-            old, quorum = self.weights, self._quorum(tally)
-            self.down.release()
-            metrics = self.method.finish(self, phase) if quorum else {}
-            self.sum = Accumulator(1, 1.0)
-            if quorum:
-                self._commit(phase, tally, old, *trained)
-            else:
-                self._undo(*before)
-            self._book(tally, phase, quorum)
-            quality = self._score(phase) if self._due(phase) else None
-            line = bookkeeping.line(
-                phase,
-                tally,
-                self.totals,
-                quorum=quorum,
-                update_norm=bookkeeping.distance(self.weights, old) if self.method.global_model else None,
-                metrics=metrics,
-                quality=quality,
-                seconds=time.perf_counter() - started,
-            )
-            self.step += 1
-            self.run_dir.append("metrics", [line])
-            self.run_dir.append_text("ledger", ledger.lines(tally.entries))
-            self.observer.phase_done(line)
+        with self.interrupts.held():
+            self.state.pending = self._commit(outcome)
+            self._committed = self.run_dir.sizes(), len(self.state.failures)
+        self._finish(phase, started)
 
-    def _undo(self, method_state: Tensors, codec_state: Tensors) -> None:
-        """Forgets what the answers of a phase that does not count have left behind."""
-        self.method.restore(method_state)
-        self.codec.restore(codec_state)
-        self.down.abandon()
+    def _work(self, phase: Phase) -> Outcome:
+        """Steps 1 to 6: everything that may be stopped, or thrown away without a quorum."""
+        state, tally = self.state, Tally()
 
-    def _post(
-        self,
-        phase: Phase,
-        tasks: Iterable[Task],
-        tally: Tally,
-        codec_weights: Tensors,
-        codec_round: int | None,
-        weights: Tensors | None = None,
-    ) -> Iterator[Sent]:
-        """Tasks as packets of `weights` (default: the global ones), made one at a time as the engine asks for them."""
-        for asked in tasks:
-            name = asked.client.name
-            held = {} if weights else self.down.unmoved(name, asked.send, self.changed)
-            task = dataclasses.replace(asked, send=tuple(p for p in asked.send if p not in held))
-            if name in tally.asked:
-                raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
-            extras = dict(task.extras)
-            if codec_round is not None and self.codec_heard.get(name) != codec_round:
-                extras |= {f"codec/{n}": t for n, t in codec_weights.items()}
-            entries, blobs = self.down.message(name, task.send, phase.server_round, weights or self.weights)
-            if extras:
-                blobs.append(codecs.make("fp32").encode(extras, {}))
-            header = {
-                "contract": self.contract,
-                "action": task.action,
-                "phase": phase.name,
-                "server_round": phase.server_round,
-                "counted_round": self.counted.get(name),
-                "durable_round": self._durable(name),
-                "learning_rate": self.learning_rate(phase.server_round),
-                "down": entries,
-                "held": held,
-                "extras": bool(extras),
-                "returns": list(task.returns),
-                "control": dict(task.control),
-            }
-            tally.asked[name] = task
-            yield Sent(task, Packet(header, tuple(blobs)))
+        # 1. Choose who takes part.
+        chosen = choose(self.config, phase, self.clients)
+        view = self._view()
 
-    def _durable(self, name: str) -> int | None:
-        """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""
-        return self.kept[min(self.kept)].get(name) if self.kept else None
+        # 2. Post: one task per client, all made before the first reply, so that they cannot depend on its arrival.
+        codec_weights, fresh = state.up.begin(phase.server_round, refresh=phase.name not in SCORING)
+        if codec_weights:
+            state.down.adopt(codec_weights, fresh)
+        tasks = [
+            self.chain.extend(view, state.pieces, phase, task)
+            for task in self.method.tasks(view, phase, chosen)
+        ]
 
-    def _take(self, phase: Phase, answer: Answer, tally: Tally) -> None:
-        """One answer: decoded, gated and folded, or written down as a failure."""
-        task, name = answer.sent.task, answer.sent.task.client.name
-        if name in tally.answers or name in tally.failures:
-            return  # one answer per client and round; a transport may repeat itself
-        failure, metrics = answer.failure, {}
-        if failure is None and answer.packet is None:
-            failure = Failure("lost", "nothing came back")
-        if failure is None and answer.packet is not None:
-            try:
-                reply, memory = self._decode(task, answer.packet)
-                self.sum.check_weight(reply.tensors, reply.weight)
-                self.method.fold(self, reply)
-                self.codec.observe(reply.tensors)
-                tally.memories[name], metrics = memory, dict(reply.metrics)
-                tally.answers[name], tally.weights[name] = metrics, reply.weight
-            except Refused as error:
-                failure = Failure(error.kind, str(error))
-            except OutOfRange as error:
-                failure = Failure("range", str(error))
-            except BadPacket as error:
-                failure = Failure("bad", str(error))
-        if failure is not None:
-            tally.failures[name] = failure
-        tally.entries += self._entries(phase, answer, failure, metrics)
-        self.observer.answered(name)
+        # 3. Collect: every reply goes through the gate and is folded, then dropped.
+        total = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
+        gathered: dict[str, Any] = {}
 
-    def _entries(
-        self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, Any]
-    ) -> list[ledger.Entry]:
-        weights = conveyed(answer.sent.task, self.layout, self.part_names)
-        return bookkeeping.entries(
+        def fold(reply: Reply) -> None:
+            if phase.name == TRAIN:
+                self.method.fold(total, reply)
+            self.chain.gather(view, gathered, reply)
+            state.up.observe(reply.task.client.name, reply.tensors)
+
+        self.exchange.collect(phase, self.exchange.post(phase, tasks, tally), tally, total, fold)
+        state.down.release()
+        if not self._quorum(tally):
+            return Outcome(phase, tally, False, state.weights, state.pieces)
+
+        # 4. Change: the mean of the replies, bent by the server's pieces.
+        change: Iterable[tuple[str, np.ndarray]] = self.method.mean(total)
+        pieces = state.pieces
+        metrics: dict[str, float] = {}
+        if self.chain.pieces:
+            bent, pieces, metrics = self.chain.change(view, pieces, gathered, phase, dict(change))
+            change = bent.items()
+
+        # 5. Apply it. Without pieces the mean comes tensor by tensor, each sum given up as it is taken.
+        weights = dict(state.weights)
+        for name, moved in change:
+            weights[name] = weights[name] + moved
+
+        # 6. After: what the pieces train or draw on the server.
+        lab = ServerLab(view, phase, weights, self.trainer)
+        pieces, more = self.chain.after(lab, pieces, phase)
+        return Outcome(phase, tally, True, lab.weights, pieces, lab.steps, {**metrics, **more})
+
+    def _commit(self, outcome: Outcome) -> dict[str, Any]:
+        """Step 7. The phase counts: only here does anything move that the next phase builds on. Returns its metrics line."""
+        state, phase, tally = self.state, outcome.phase, outcome.tally
+        old, state.weights = state.weights, outcome.weights
+        if outcome.quorum:
+            state.pieces = outcome.pieces
+            state.server_steps += outcome.server_steps
+            for part, names in self.part_names.items():
+                if any(state.weights[n] is not old[n] for n in names):
+                    state.changed[part] = phase.server_round
+            state.down.commit({n: tally.asked[n].send for n in tally.answers}, phase.server_round)
+            state.up.commit(tally.answers)
+            for name in sorted(tally.answers):
+                state.counted[name] = phase.server_round
+                if digest := tally.answers[name].get("state_sha256"):
+                    state.state_hashes[name] = str(digest)
+            self._average(phase, tally)
+        else:
+            self._abandon()
+        self._book(tally, phase, outcome.quorum)
+        state.step += 1
+        return bookkeeping.line(
             phase,
-            answer,
-            failure,
-            metrics,
-            weights=weights,
-            travels=self.method.travels,
-            flops_per_image=self.flops_per_image,
+            tally,
+            state.totals,
+            quorum=outcome.quorum,
+            update_norm=bookkeeping.distance(state.weights, old) if self.method.global_model else None,
+            metrics=outcome.metrics,
         )
 
-    def _decode(self, task: Task, packet: Packet) -> tuple[Reply, Tensors]:
-        memory = {n: t.copy() for n, t in self.codec_memory.get(task.client.name, {}).items()}
-        tensors: Tensors = {}
-        for blob in packet.blobs:
-            tensors |= dict(self.codec.decode(blob, memory))
-        weight = gate(
-            tensors,
-            expected_tensors(self.layout, self.part_names, task),
-            packet.header.get("num_examples"),
-            task.client.num_examples,
-            self.config.training.max_abs_update,
+    def _average(self, phase: Phase, tally: Tally) -> None:
+        """Takes the weights of a round into their averages over rounds."""
+        seen = [int(m.get("images", 0)) for m in tally.answers.values()]
+        if phase.name == TRAIN and self.method.shared and seen:
+            # Beside personal averages, which follow the images of one client, the shared parts' must not run ahead.
+            images = sum(seen) if self.method.global_model else round(sum(seen) / len(seen))
+            shared = sorted(n for part in self.method.shared for n in self.part_names[part])
+            self.state.ema.update({n: self.state.weights[n] for n in shared}, images)
+
+    def _finish(self, phase: Phase, started: float) -> None:
+        """Steps 8 and 9: the score, if one is due, and the line that closes the phase."""
+        state = self.state
+        quality, latest = self._score(phase) if self._due(phase) else (None, state.last_quality)
+        with self.interrupts.held():
+            assert state.pending is not None
+            seconds = round(time.perf_counter() - started, 3)
+            line = state.pending | {"wall_seconds": seconds, "quality": quality}
+            state.last_quality, state.pending = latest, None
+            self.run_dir.append("metrics", [line])
+            self.observer.phase_done(line)
+            if state.step % self.config.checkpoint.every == 0 or state.step == len(self.phases):
+                self.save()
+
+    def _abandon(self) -> None:
+        """Forgets what the answers of a phase that does not count have left in the links."""
+        self.state.up.abandon()
+        self.state.down.abandon()
+
+    def _view(self) -> View:
+        """The server as exchanges and pieces see it in this phase."""
+        s = self.state
+        return View(
+            self.config, self.layout, self.part_names, tuple(self.clients), s.counted, s.changed, s.weights
         )
-        return Reply(
-            task,
-            tensors,
-            weight,
-            gate_metrics(packet.header.get("metrics", {}), *work_bound(task, self.config.training)),
-        ), memory
 
     def _quorum(self, tally: Tally) -> bool:
         """Whether enough clients, and enough images, stand behind this phase; one that asks nobody always counts."""
@@ -298,217 +250,130 @@ class Server:
         enough = len(tally.weights) >= min(training.quorum_clients, len(tally.asked))
         return enough and tally.share() >= training.quorum_weight
 
-    def _commit(
-        self, phase: Phase, tally: Tally, old: Tensors, codec_weights: Tensors, codec_round: int | None
-    ) -> None:
-        """The phase counts: only here does anything move that the next phase builds on."""
-        for part, names in self.part_names.items():
-            if any(self.weights[n] is not old[n] for n in names):
-                self.changed[part] = phase.server_round
-        sent = {name: tally.asked[name].send for name in tally.answers}
-        self.down.commit(sent, phase.server_round)
-        self.codec_weights, self.codec_round = codec_weights, codec_round
-        for name in sorted(tally.answers):
-            if codec_round is not None:
-                self.codec_heard[name] = codec_round
-            if tally.memories[name]:
-                self.codec_memory[name] = tally.memories[name]
-            self.counted[name] = phase.server_round
-            if state := tally.answers[name].get("state_sha256"):
-                self.state_hashes[name] = str(state)
-        seen = [int(m.get("images", 0)) for m in tally.answers.values()]
-        if phase.name == "train" and self.method.shared and seen:
-            # Beside personal averages, which follow the images of one client, the shared parts' must not run ahead.
-            images = sum(seen) if self.method.global_model else round(sum(seen) / len(seen))
-            shared = [n for part in self.method.shared for n in self.part_names[part]]
-            self.ema.update({n: self.weights[n] for n in sorted(shared)}, images)
-
     def _book(self, tally: Tally, phase: Phase, quorum: bool) -> None:
-        """Adds a phase to totals and failures."""
+        """Adds a phase to ledger, totals and failures."""
         if not quorum:
             tally.entries = [bookkeeping.without_quorum(e) for e in tally.entries]
-        self.totals.add(tally.entries)
-        self.failures += tally.failed(phase)
+        self.state.totals.add(tally.entries)
+        self.state.failures += tally.failed(phase)
+        self.run_dir.append_text("ledger", ledger.lines(tally.entries))
 
-    # --- what methods may use ---
-
-    def apply(self, changes: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Moves the global weights by ("model/NAME", float32 change) pairs, one at a time; the others stay."""
-        moved = dict(self.weights)
-        for key, change in changes:
-            name = key.removeprefix("model/")
-            moved[name] = moved[name] + change
-        self.weights = moved
-
-    def learning_rate(self, server_round: int) -> float:
-        """Local learning rate of a round: constant, or half a cosine over the rounds of the run."""
-        t = self.config.training
-        if t.lr_schedule == "constant":
-            return t.learning_rate
-        done = (min(max(server_round, 1), t.rounds) - 1) / t.rounds
-        return t.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
-
-    def train(
-        self, images: np.ndarray, labels: np.ndarray | None, steps: int, learning_rate: float, phase: Phase
-    ) -> None:
-        """Trains the global weights on images the server holds, uint8 [N, H, W, C], and counts the steps."""
-        seed = seeds.integer(self.config.seed, seeds.METHOD, phase.server_round)
-        self.weights = self.lab.fit(self.weights, images, labels, steps, learning_rate, seed)
-        self.server_steps += steps
-
-    def sample(
-        self, weights: Tensors, labels: np.ndarray | None, samples: int, phase: Phase, client: str = ""
-    ) -> np.ndarray:
-        """Images drawn on the server from any weights of the network, uint8 [samples, H, W, C]."""
-        seed = seeds.integer(self.config.seed, seeds.METHOD, phase.server_round, client)
-        return self.lab.sample(weights, labels, samples, seed)
-
-    def scored_weights(self) -> Tensors:
-        """The average of the first half-life, or the raw weights where there is none."""
-        half_lives = self.config.recipe.ema_half_lives
-        return self.ema.average(half_lives[0]) if half_lives and not self.ema.empty else self.weights
-
-    # --- scoring ---
+    # --- scores, and models of the clients' own ---
 
     def _due(self, phase: Phase) -> bool:
         every, rounds = self.config.score.every, self.config.training.rounds
         of_round = every > 0 and phase.server_round % every == 0
-        last_round = phase.server_round == rounds or self.step == len(self.phases) - 1
-        return last_round or (phase.name == "train" and of_round)
+        last = phase.server_round == rounds or self.state.step == len(self.phases)
+        return last or (phase.name == TRAIN and of_round)
 
-    def _score(self, phase: Phase) -> dict[str, Any]:
-        if self.method.global_model:
-            quality = self.scorer.score_global(self.scored_weights(), phase.server_round)
+    def _score(self, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Scores the models that there are after this phase: (for the metrics line, for the summary)."""
+        state, own_phase = self.state, phase.name not in (TRAIN, MERGE)
+        if self.method.global_model and not (self.chain.personal and own_phase):
+            quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
+            latest = quality
         else:
-            quality = self._score_personal(phase)
-        if phase.name == MERGE and self.last_quality is not None:
-            self.last_quality = self.scorer.with_after(self.last_quality, quality)
-        else:
-            self.last_quality = quality
-        return {k: v for k, v in quality.items() if k != "per_client"}
-
-    def _score_personal(self, phase: Phase) -> dict[str, Any]:
-        """Every client that has trained samples from its own model; the images come back outside the four totals.
-
-        In the phase MERGE the shared parts as the server would publish them are put into each model beforehand.
-        """
-        merging = phase.name == MERGE
-        scoring = Phase(MERGE if merging else "score", phase.server_round, totals=False, everybody=True)
-        tally, pools = Tally(), {}
-        size = self.config.score.samples
-        tasks = (
-            Task(
-                client,
-                "sample",
-                send=self.method.shared if merging else (),
-                control=self.scorer.wanted(client),
-                expects={"image/samples": Spec((size, None, None, None), "uint8")},
+            quality = own_models.score(
+                self._ask,
+                self.scorer,
+                self._trained(),
+                self.config.score.samples,
+                phase,
+                self.method.shared,
+                state.scored_weights(),
             )
-            for client in self.clients
-            if client.name in self.counted
-        )
-        weights = self.scored_weights() if merging else None
-        for answer in self.engine.exchange(self._post(scoring, tasks, tally, {}, None, weights), 0.0):
-            name, failure = answer.sent.task.client.name, answer.failure
-            if failure is None and answer.packet is not None:
-                try:
-                    reply, _ = self._decode(answer.sent.task, answer.packet)
-                    pools[name] = reply.tensors["image/samples"].copy()  # the reply is a view of its packet
-                except Refused as error:
-                    failure = Failure(error.kind, str(error))
-                except BadPacket as error:
-                    failure = Failure("bad", str(error))
-            if failure is not None:
-                tally.failures[name] = failure
-            tally.entries += self._entries(scoring, answer, failure, {})
-        self.down.abandon()  # no client keeps what it was sent for a score
-        self._book(tally, scoring, True)
-        self.run_dir.append_text("ledger", ledger.lines(tally.entries))
-        # After a round a client's model stands as it left its own training: the average of that round is not in it yet.
-        stage: Stage = "before" if self.method.shared and phase.name == "train" else "after"
-        return self.scorer.score_personal(pools, stage, phase.server_round)
+            latest = quality
+            if (
+                self.method.global_model
+            ):  # a piece left every client a model of its own, beside the global one
+                own = {k: quality.get(k) for k in ("mean", "weighted", "worst", "per_client")}
+                latest = {**(state.last_quality or {}), "personal": own}
+            elif phase.name == MERGE and state.last_quality is not None:
+                latest = self.scorer.with_after(state.last_quality, quality)
+        return {k: v for k, v in quality.items() if k != "per_client"}, latest
+
+    def personal_models(self, book: bool = True) -> dict[str, Tensors]:
+        """The clients' own models as they are scored, by client; {} where they have none.
+
+        Args:
+            book: whether traffic and failures are written down; not where a finished run is only looked at.
+        """
+        if self.method.global_model and not self.chain.personal:
+            return {}
+        number = self.phases[-1].server_round + 1
+        return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
+
+    def _trained(self) -> list[Client]:
+        """The clients that have trained, so that they have a model of their own."""
+        return [client for client in self.clients if client.name in self.state.counted]
+
+    def _ask(
+        self,
+        phase: Phase,
+        tasks: Sequence[Task],
+        accept: Callable[[Reply], None],
+        weights: Tensors | None,
+        book: bool = True,
+    ) -> None:
+        """A question beside the phases, which changes nothing that counts; its traffic and failures are booked."""
+        tally = Tally()
+        try:
+            posted = self.exchange.post(phase, tasks, tally, weights)
+            self.exchange.collect(phase, posted, tally, None, accept)
+        finally:
+            self._abandon()  # no client keeps what it was sent for it
+        if book:
+            with self.interrupts.held():
+                self._book(tally, phase, True)
 
     # --- the checkpoint ---
 
     def save(self) -> None:
         """Writes the state after the last whole phase."""
-        down_tensors, down_notes = self.down.state()
-        ema_tensors, ema_notes = self.ema.state()
-        tensors = {f"weights/{n}": t for n, t in self.weights.items()}
-        tensors |= {f"down/{n}": t for n, t in down_tensors.items()} | {
-            f"ema/{n}": t for n, t in ema_tensors.items()
-        }
-        tensors |= {f"method/{n}": t for n, t in self.method.state().items()}
-        tensors |= {f"codec/{n}": t for n, t in self.codec.state().items()}
-        tensors |= {f"codec_weights/{n}": t for n, t in self.codec_weights.items()}
-        tensors |= {f"codec_memory/{c}/{n}": t for c, m in self.codec_memory.items() for n, t in m.items()}
-        self.wall_seconds += time.perf_counter() - self._clock
+        state = self.state
+        state.wall_seconds += time.perf_counter() - self._clock
         self._clock = time.perf_counter()
-        notes = {
+        tensors, notes = state.to_checkpoint()
+        notes |= {
             "contract": self.contract,
             "config": to_dict(self.config),
             "versions": versions(),
-            "down": down_notes,
-            "ema": ema_notes,
-            "codec_round": self.codec_round,
-            "codec_heard": self.codec_heard,
-            "counted": self.counted,
-            "changed": self.changed,
-            "state_hashes": self.state_hashes,
-            "totals": vars(self.totals),
-            "failures": self.failures,
-            "server_steps": self.server_steps,
-            "wall_seconds": self.wall_seconds,
-            "last_quality": self.last_quality,
             "files": self.run_dir.sizes(),
         }
+        if (
+            state.pending and self._committed
+        ):  # stopped while it was being scored: the score will be taken again
+            notes["files"], failures = self._committed
+            notes["failures"] = state.failures[:failures]
         left = checkpoint.save(
-            self.run_dir.checkpoints, self.step, tensors, notes, self.config.checkpoint.keep
+            self.run_dir.checkpoints, state.step, tensors, notes, self.config.checkpoint.keep
         )
-        self.kept[self.step] = dict(self.counted)
-        self.kept = {step: counted for step, counted in self.kept.items() if step in left}
+        self.exchange.kept[state.step] = dict(state.counted)
+        self.exchange.kept = {step: c for step, c in self.exchange.kept.items() if step in left}
 
     def restore(self) -> None:
-        """Goes back to the newest whole checkpoint and cuts the run's files back to it."""
-        if not checkpoint.steps(self.run_dir.checkpoints) and not checkpoint.damaged(
-            self.run_dir.checkpoints
-        ):
+        """Goes back to the newest whole checkpoint and cuts the run's files back to it.
+
+        Raises: ConfigError for another network, process, image shape or configuration.
+        """
+        folder = self.run_dir.checkpoints
+        if not checkpoint.steps(folder) and not checkpoint.damaged(folder):
             return  # stopped before its first checkpoint: nothing was trained yet
-        step, tensors, notes = checkpoint.load_latest(self.run_dir.checkpoints)
+        step, tensors, notes = checkpoint.load_latest(folder)
         if notes["contract"] != self.contract:
             raise ConfigError(
                 str(self.run_dir.path),
                 None,
                 "was started with another network, process or image shape; nothing was changed",
             )
-
         refuse_changes(notes["config"], to_dict(self.config))
         if notes["versions"] != versions():
             warnings.warn(
                 f"resumed with {versions()}, begun with {notes['versions']}: bits may differ", stacklevel=2
             )
-
-        def group(name: str) -> Tensors:
-            return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
-
-        self.step, self.weights = step, dict(sorted(group("weights").items()))
-        self.ema.restore(group("ema"), notes["ema"])
-        self.down.restore(group("down"), notes["down"])
-        self.method.restore(group("method"))
-        self.codec.restore(group("codec"))
-        self.codec_weights, self.codec_round = group("codec_weights"), notes["codec_round"]
-        self.codec_heard, self.counted = notes["codec_heard"], notes["counted"]
-        self.changed = notes.get("changed", {})
-        self.codec_memory = {}
-        for key, tensor in group("codec_memory").items():
-            client, _, name = key.partition("/")
-            self.codec_memory.setdefault(client, {})[name] = tensor
-        self.state_hashes, self.failures = notes["state_hashes"], notes["failures"]
-        self.totals = ledger.Totals(**notes["totals"])
-        self.server_steps, self.wall_seconds = notes["server_steps"], notes["wall_seconds"]
-        self.last_quality = notes["last_quality"]
+        self.state.from_checkpoint(step, tensors, notes)
         self.run_dir.cut(notes["files"])
-        self.kept = checkpoint.counted(self.run_dir.checkpoints)  # decides what clients may delete
+        self.exchange.kept = checkpoint.counted(folder)  # decides what clients may delete
         self._clock = time.perf_counter()
 
 

@@ -1,4 +1,4 @@
-"""The methods by name. A new one is one file and one line here."""
+"""The exchanges by name (the configuration's `method.name`). A new one is one file and one line here, or `osmotic.register`."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ __all__ = ["METHODS", "Method", "make"]
 
 
 def make(name: str, options: dict[str, object]) -> Method:
-    """A method with its options, already checked by rules.py."""
+    """An exchange with its options, already checked by runs/rules.py."""
     return METHODS[name](**options)

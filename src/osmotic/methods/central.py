@@ -9,12 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from osmotic.methods.base import Method
+from osmotic.methods.fedavg import FedAvg
 
 
 @dataclass(frozen=True, kw_only=True)
-class Central(Method):
+class Central(FedAvg):
     """FedAvg with one client that holds the union; nothing travels."""
 
     pools_data: ClassVar[bool] = True
     travels: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    sentence: ClassVar[str] = (
+        "One trainer held all images of {data} and trained {model} for {rounds}: the upper baseline."
+    )
+    left: ClassVar[str] = (
+        "This is the centralised baseline: one trainer held all images. Nothing about this run was federated."
+    )
+    exchanges: ClassVar[str] = "nothing: one trainer holds all images (upper baseline)"

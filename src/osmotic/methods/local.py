@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+import numpy as np
 
 from osmotic.methods.base import Method
+from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import Client, Phase, Reply, Task
-
-if TYPE_CHECKING:
-    from osmotic.federation.server import Server
+from osmotic.protocol.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +20,19 @@ class Local(Method):
 
     shared: ClassVar[tuple[str, ...]] = ()
     global_model: ClassVar[bool] = False
-    stateful: ClassVar[bool] = True
     travels: ClassVar[bool] = False
+    sentence: ClassVar[str] = (
+        "Each of {clients} trained {model} alone on its own part of {data}, {split}, for {rounds}: the lower baseline."
+    )
+    left: ClassVar[str] = "Every client trained alone. No weights and no images left a client in training."
+    exchanges: ClassVar[str] = "nothing: every client trains alone (lower baseline)"
 
-    def tasks(self, server: Server, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         for client in clients:
             yield Task(client, "train")
 
-    def fold(self, server: Server, reply: Reply) -> None:
-        pass
+    def fold(self, total: Accumulator, reply: Reply) -> None:
+        pass  # nothing came back
 
-    def finish(self, server: Server, phase: Phase) -> dict[str, float]:
-        return {}
+    def mean(self, total: Accumulator) -> Iterator[tuple[str, np.ndarray]]:
+        return iter(())

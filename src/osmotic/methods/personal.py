@@ -9,24 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from osmotic.config.keys import key
-from osmotic.methods.base import PARTS, Method
-from osmotic.protocol.messages import MERGE, Client, Phase, Task
-
-if TYPE_CHECKING:
-    from osmotic.federation.server import Server
+from osmotic.methods.fedavg import FedAvg
+from osmotic.models.parts import PARTS
+from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Task
+from osmotic.protocol.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonalParts(Method):
+class PersonalParts(FedAvg):
     """theta_r[shared] = theta_{r-1}[shared] + sum_k p_k (theta_r^k - theta_{r-1})[shared], p_k = n_k / sum of n_j.
 
     At first contact a client gets all weights, afterwards the shared parts. It trains all, returns the shared parts.
     """
 
     global_model: ClassVar[bool] = False
+    sentence: ClassVar[str] = (
+        "Each of {clients} trained {model} of its own on {data} with {method}, for {rounds}: they share {shared}, "
+        "the rest is personal; the images, {split}, stayed where they were."
+    )
+    paper: ClassVar[str] = "2406.12575"
 
     encoder_every: int = key(
         0, "average the personal encoder too, every so many rounds but the last; 0 is never", 0
@@ -36,23 +40,28 @@ class PersonalParts(Method):
         yield from super().phases(rounds)
         yield Phase(MERGE, rounds + 1, totals=False, everybody=True)
 
-    def tasks(self, server: Server, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         if phase.name == MERGE:
             return  # nobody trains any more; the server has the merged models scored
         number = phase.server_round
         # After the last round nobody trains from an average any more.
-        last = number == server.config.training.rounds
+        last = number >= view.config.training.rounds
         averages = self.encoder_every and number % self.encoder_every == 0 and not last
         returns = self._with_encoder() if averages else self.shared
         for client in clients:
-            yield Task(client, "train", send=self._news(server, client), returns=returns)
+            yield Task(
+                client,
+                "train",
+                send=self._news(view, client),
+                returns=returns if phase.name == TRAIN else (),
+            )
 
-    def _news(self, server: Server, client: Client) -> tuple[str, ...]:
+    def _news(self, view: View, client: Client) -> tuple[str, ...]:
         """What a client must be sent: all at first contact; an encoder averaged since its last round, else the shared parts."""
-        if client.name not in server.counted:
+        if client.name not in view.counted:
             return PARTS
-        averaged = server.changed.get("encoder")
-        heard = averaged is None or averaged < server.counted[client.name]
+        averaged = view.changed.get("encoder")
+        heard = averaged is None or averaged < view.counted[client.name]
         return self.shared if heard else self._with_encoder()
 
     def _with_encoder(self) -> tuple[str, ...]:

@@ -13,3 +13,4 @@ class UDec(PersonalParts):
     """Weights conveyed with K clients in R rounds: K P + K U (2 R - 1), U of them in the decoder."""
 
     shared: ClassVar[tuple[str, ...]] = ("decoder",)
+    exchanges: ClassVar[str] = "the decoder both ways; encoder and bottleneck stay on their client"

@@ -13,3 +13,4 @@ class ULatDec(PersonalParts):
     """Weights conveyed with K clients in R rounds: K P + K (M + U) (2 R - 1), of P = encoder + M + U."""
 
     shared: ClassVar[tuple[str, ...]] = ("bottleneck", "decoder")
+    exchanges: ClassVar[str] = "bottleneck and decoder both ways; the encoder stays on its client"

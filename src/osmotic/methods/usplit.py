@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from osmotic import seeds
 from osmotic.config.keys import key
-from osmotic.methods.base import PARTS, Method
-from osmotic.models import parts
-from osmotic.protocol.messages import Client, Phase, Task
-
-if TYPE_CHECKING:
-    from osmotic.federation.client import Local
-    from osmotic.federation.server import Server
+from osmotic.methods.fedavg import FedAvg
+from osmotic.models.parts import PARTS
+from osmotic.protocol.messages import TRAIN, Client, Phase, Task
+from osmotic.protocol.view import Step, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class USplit(Method):
+class USplit(FedAvg):
     """theta_r[part] = theta_{r-1}[part] + mean over the clients that returned the part, weighted by their images.
 
     The clients of a round come in random order. Of each pair the first returns the decoder, the second the encoder,
@@ -30,10 +27,20 @@ class USplit(Method):
     encoder or decoder. A part that nobody returned stays as it is.
     """
 
+    sentence: ClassVar[str] = (
+        "{clients} trained {model} together on {data} with {method}, each returning a part of it, for {rounds}; "
+        "the images, {split}, stayed where they were."
+    )
+    paper: ClassVar[str] = "2406.12575"
+    exchanges: ClassVar[str] = "all weights down, changes of one or two parts of the network up, by lot"
+
     freeze: bool = key(False, "clients train only the parts that they return")
 
-    def tasks(self, server: Server, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        rng = seeds.rng(server.config.seed, seeds.METHOD, phase.server_round)
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        if phase.name != TRAIN:
+            yield from super().tasks(view, phase, clients)
+            return
+        rng = seeds.rng(view.config.seed, seeds.METHOD, phase.server_round)
         everyone = list(clients)
         order = [everyone[i] for i in rng.permutation(len(everyone))]
         for first, second in zip(order[::2], order[1::2], strict=False):
@@ -43,8 +50,9 @@ class USplit(Method):
         if len(order) % 2:
             yield _task(order[-1], "encoder" if rng.integers(2) else "decoder", True)
 
-    def trainable(self, local: Local) -> set[str] | None:
-        return set(parts.names(local.received, local.returns)) if self.freeze else None
+    def trainable(self, step: Step) -> set[str] | None:
+        # In a piece's own phase nothing is asked back, so there is nothing to freeze for.
+        return set(step.names(step.returns)) if self.freeze and step.returns else None
 
 
 def _task(client: Client, part: str, with_bottleneck: bool) -> Task:

@@ -12,18 +12,27 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from osmotic.metrics.encoder import Encoder
+from osmotic.metrics.features import Encoder
 from osmotic.metrics.frechet import FeatureStatistics, frechet
 from osmotic.metrics.kid import kernel_distance
 
 __all__ = ["ClientImages", "FeatureStatistics", "aggregate", "frechet", "matching", "score_clients"]
 
+# With fewer images FD is mostly bias and KID mostly noise.
 MIN_OWN = 50
 SCORES = ("fd_all", "fd_own", "kid_all", "kid_own")
 
 
 class ClientImages(NamedTuple):
-    """One client's real images [N, H, W, C], their classes [N] if known, and its own held-out images if it has any."""
+    """One client's real images.
+
+    Args:
+        name: as the run calls it, e.g. "client-003".
+        client_id: >= 0.
+        images: those it trains on, uint8 or float32 in [0, 1], [N, H, W, C].
+        labels: their classes if known, int64 [N].
+        own_test: its own held-out images if it has any, [K, H, W, C].
+    """
 
     name: str
     client_id: int
@@ -49,13 +58,18 @@ def score_clients(
     Args:
         pool: generated images, uint8 [M, H, W, C].
         pool_labels: the class each was generated for, int64 [M]; None takes the whole pool for every client.
+        encoder: gives the features, [M, D].
         reference: features of the training split, [N, D].
+        clients: those to score, in the order of the entries.
         stage: whether personal models are scored before or after the last average of shared parts is merged.
-        union_labels: classes of the images of all clients, where `clients` are only some of them (one pool each).
+        union_labels: classes of the images of all clients, int64 [K], where `clients` are only some of them (one pool each).
+    Raises: ValueError if the pool or a client's images are empty.
     """
+    # The pool's features once for all clients: the network is the dear part, picking rows of features costs nothing.
     made = encoder.features(pool)
 
     def mixed_as(labels: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Features of the pool's images in the label mix of `labels`, [some, D]."""
         known = [some for some in labels if some is not None]
         if pool_labels is None or len(known) < len(labels) or not known:
             return made
@@ -65,6 +79,7 @@ def score_clients(
     fd_all, kid_all = _distances(reference, mixed_as(union), least=2)
     entries = []
     for client in clients:
+        # Held-out before training images: a model that repeats its training images would score well against them.
         real = client.images if client.own_test is None or not len(client.own_test) else client.own_test
         fd_own = kid_own = None
         if len(real) >= MIN_OWN:
@@ -100,6 +115,7 @@ def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Args:
         pool_labels: classes of the pool, int64 [M].
         labels: classes to match, int64 [N].
+    Returns: positions in the pool, int64 [size], empty if no class is common.
     """
     num_classes = int(max(pool_labels.max(initial=0), labels.max(initial=0))) + 1
     there = np.bincount(pool_labels, minlength=num_classes)
@@ -108,6 +124,7 @@ def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.arange(0)
     asked = wanted > 0
     scale = (there[asked] / wanted[asked]).min()
+    # scale * wanted is at most what is there, but for float rounding in the class that sets the scale.
     counts = np.minimum(np.rint(scale * wanted).astype(np.int64), there)
     parts = [np.flatnonzero(pool_labels == c)[: counts[c]] for c in np.flatnonzero(counts)]
     return np.sort(np.concatenate(parts)) if parts else np.arange(0)
@@ -116,12 +133,15 @@ def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def aggregate(per_client: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Mean, mean weighted by `num_examples`, and worst (largest) of each score over the clients that have it.
 
-    A score that no client has is None.
+    Args:
+        per_client: entries of `score_clients`.
+    Returns: {"mean" | "weighted" | "worst": {score: value}}; a score that no client has is None.
     """
     out: dict[str, dict[str, float | None]] = {"mean": {}, "weighted": {}, "worst": {}}
     for key in SCORES:
         have = [entry for entry in per_client if entry[key] is not None]
         values = np.array([entry[key] for entry in have], dtype=np.float64)
+        # Weighted by what the federation weights by, so that it can be read beside the loss of the rounds.
         weights = np.array([entry["num_examples"] for entry in have], dtype=np.float64)
         out["mean"][key] = float(values.mean()) if have else None
         out["weighted"][key] = float(np.average(values, weights=weights)) if weights.sum() > 0 else None

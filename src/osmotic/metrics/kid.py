@@ -1,6 +1,7 @@
-"""Kernel distance: squared maximum mean discrepancy of features under a cubic kernel (arXiv:1801.01401, sec. 4).
+"""Kernel distance: squared maximum mean discrepancy of features under a cubic kernel, k(x, y) = (x . y / D + 1)^3.
 
-Unlike FD it is unbiased, so it may be averaged over clients (arXiv:2310.11714); it can come out slightly below 0.
+Source: arXiv:1801.01401, sec. 4; D is the number of features. KID = mean k(r, r') + mean k(g, g') - 2 mean k(r, g), the
+first two over pairs of different images. Unlike FD it is unbiased, so it may be averaged over clients (arXiv:2310.11714); it can come out slightly below 0.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import warnings
 
 import numpy as np
 
+# Images of a subset and number of subsets: part of what the score means, so no configuration key moves them.
 SUBSET_SIZE = 100
 SUBSETS = 100
 
 
 def kernel_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> float:
-    """Mean over 100 random subsets, without replacement, of size min(N, M, 100).
+    """Mean KID over 100 random subsets, drawn without replacement, of min(N, M, 100) images a side.
 
     Args:
-        real, generated: features [N, D] and [M, D].
+        real, generated: features of any floating type, [N, D] and [M, D].
         seed: of the subsets.
+    Returns: the distance, in no unit; it may come out slightly below 0.
     Raises: ValueError if one side has under 2 images.
     """
     import torch
@@ -30,7 +33,7 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: they are here already
         metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=SUBSETS, subset_size=size)
-    metric.set_dtype(torch.float64)
+    metric.set_dtype(torch.float64)  # cubes of float32 features leave few digits of a small difference
     metric.update(torch.from_numpy(real.astype(np.float64)), real=True)
     metric.update(torch.from_numpy(generated.astype(np.float64)), real=False)
     # torchmetrics draws the subsets from the global generator: seed a copy of it, then put it back.

@@ -10,6 +10,7 @@ from osmotic.errors import ConfigError
 INCEPTION_FILE = "inception-v3.safetensors"
 DINOV2_FOLDER = "dinov2"
 
+# The published file is a pickle, which osmotic never loads: the user converts it once, and is told how to the letter.
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; '
     "save_file({k: v.contiguous() for k, v in torch.load('pt_inception-2015-12-05-6726825d.pth', "
@@ -34,6 +35,7 @@ _FILES = {
 
 def cache_folder() -> Path:
     """$OSMOTIC_CACHE, else $XDG_CACHE_HOME/osmotic, else ~/.cache/osmotic; it need not exist."""
+    # Asked at every call and not once at import, so that a test or a notebook may set them later.
     if own := os.environ.get("OSMOTIC_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -51,6 +53,7 @@ def require(name: str) -> list[Path]:
 
     Args:
         name: "inception-v3" or "dinov2" ("classifier" needs no file and gives an empty list).
+    Returns: their paths, in the order in which `pretrained.py` wants them.
     Raises: ConfigError that says which file is missing, where it belongs and where it comes from.
     """
     paths = [weights_folder() / part for part in _FILES.get(name, ())]

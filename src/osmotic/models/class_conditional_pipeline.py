@@ -68,7 +68,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """One image per label, or `batch_size` images of no particular class.
 
         Args:
-            class_labels: labels in 0..num_classes-1 or class names, one or many; None for no class.
+            class_labels: labels in 0..num_classes-1 or class names, one or many, a tensor [N] too; None for no class.
             batch_size: how many images if no labels are given.
             num_inference_steps: sampler steps.
             guidance_scale: 1 follows the class as it was learnt, more exaggerates it.
@@ -82,6 +82,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
         asked = self._labels(class_labels)
         count = batch_size if asked is None else len(asked)
+        # A model with classes must always be told one: "no class" is its last row.
         labels = None
         if self.num_classes:
             labels = torch.tensor([self.num_classes] * count if asked is None else asked, device=device)
@@ -92,6 +93,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         self.scheduler.set_timesteps(steps, device=device)
         images = noise * self.scheduler.init_noise_sigma
+        # Ancestral samplers draw at every step, from the noise's own generator; the others know no such argument.
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         for t in self.progress_bar(self.scheduler.timesteps):
@@ -100,6 +102,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             output = self._predict(seen, t, labels, 1.0 if asked is None else guidance)
             images = self.scheduler.step(output, t, images, **extra).prev_sample
 
+        # From [-1, 1], in which the model was trained.
         images = (images / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()
@@ -110,15 +113,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def _predict(
         self, images: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance: float
     ) -> torch.Tensor:
+        """What the model predicts for `images` [N, C, H, W] and labels [N], guided (arXiv:2207.12598, eq. 6)."""
         if labels is None or guidance == 1:
             return self.unet(images, t, class_labels=labels, return_dict=False)[0]
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        # One pass of twice the batch is faster than two passes.
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])  # [2 N]
         told, untold = self.unet(images.repeat(2, 1, 1, 1), t, class_labels=both, return_dict=False)[0].chunk(
             2
         )
         return untold + guidance * (told - untold)
 
     def _labels(self, class_labels: int | str | list | torch.Tensor | None) -> list | None:
+        """Labels as whole numbers; names win over numbers. Raises: ValueError for one that the model does not know."""
         if class_labels is None:
             return None
         if torch.is_tensor(class_labels):
@@ -143,6 +149,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         target = index.with_name(here.name)
         if here.resolve() != target.resolve():
             shutil.copyfile(here, target)
+        # diffusers writes the bare class name, and would look for it among its own pipelines.
         entries = json.loads(index.read_text(encoding="utf-8"))
         entries["_class_name"] = [here.stem, type(self).__name__]
         index.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")

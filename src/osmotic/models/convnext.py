@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from osmotic.models.layout import Layout, classes, conv, linear, norm
+from osmotic.models.parts import UNET, Prefixes
 
 if TYPE_CHECKING:
     from osmotic.models import NetworkSpec
@@ -25,10 +26,12 @@ class ConvNeXtUNet:
     multiple: ClassVar[int] = 4  # sides are halved twice; the smallest, 4, leaves one pixel in the middle
     norm_groups: ClassVar[int] = 1
     has_dropout: ClassVar[bool] = False
+    parts: ClassVar[Prefixes] = UNET
 
     def layout(self, spec: NetworkSpec) -> Layout:
         """Every parameter's name and shape, in no particular order."""
         size = spec.image_size
+        # Widths of the paper's code, which makes a network of "dim" channels for images of that side.
         stem, time = 2 * (size // 3), 4 * size
         high, mid, low = size, 2 * size, 4 * size
         return {
@@ -44,6 +47,7 @@ class ConvNeXtUNet:
             **_block("mid_block.blocks.0", low, low, time),
             **_attention("mid_block.attention", low),
             **_block("mid_block.blocks.1", low, low, time),
+            # Twice the width: the skip connection comes beside what arrives from below.
             **_level("up_blocks.0", 2 * low, mid, time),
             **conv("up_blocks.0.resample", mid, mid, kernel=4),
             **_level("up_blocks.1", 2 * mid, high, time),
@@ -65,6 +69,7 @@ class ConvNeXtUNet:
 
 
 def _level(name: str, entering: int, leaving: int, time: int) -> Layout:
+    """Two blocks and linear attention, which has one norm more than the full attention in the middle."""
     return {
         **_block(f"{name}.blocks.0", entering, leaving, time),
         **_block(f"{name}.blocks.1", leaving, leaving, time),
@@ -74,6 +79,7 @@ def _level(name: str, entering: int, leaving: int, time: int) -> Layout:
 
 
 def _block(name: str, entering: int, leaving: int, time: int = 0) -> Layout:
+    """One ConvNeXt block; `time` is the width of the time embedding, 0 for a block that is not told the time."""
     return {
         # Depthwise: every channel is convolved by itself.
         f"{name}.depthwise.weight": (entering, 1, 7, 7),
@@ -90,6 +96,7 @@ def _block(name: str, entering: int, leaving: int, time: int = 0) -> Layout:
 def _attention(name: str, width: int) -> Layout:
     return {
         **norm(f"{name}.norm", width),
+        # Queries, keys and values from one 1x1 convolution without bias.
         f"{name}.to_qkv.weight": (3 * ATTENTION_WIDTH, width, 1, 1),
         **conv(f"{name}.to_out", ATTENTION_WIDTH, width, kernel=1),
     }

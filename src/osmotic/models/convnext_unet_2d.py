@@ -36,7 +36,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(entering, entering, 7, padding=3, groups=entering)
         self.time_emb_proj = nn.Linear(time, entering) if time else None
-        self.norm1 = nn.GroupNorm(1, entering)
+        self.norm1 = nn.GroupNorm(1, entering)  # one group over all channels: a layer norm of the whole image
         self.conv1 = nn.Conv2d(entering, 2 * leaving, 3, padding=1)
         self.norm2 = nn.GroupNorm(1, 2 * leaving)
         self.conv2 = nn.Conv2d(2 * leaving, leaving, 3, padding=1)
@@ -64,6 +64,7 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, width, H, W] -> [B, width, H, W]."""
         q, k, v = split_heads(self.to_qkv(self.norm(x)))
+        # Queries are softmaxed over channels, keys over pixels: together they stand in for the softmax of q @ k.
         q, k = q.softmax(dim=2) * HEAD_WIDTH**-0.5, k.softmax(dim=3)
         summary = v @ k.transpose(2, 3)  # [B, HEADS, HEAD_WIDTH, HEAD_WIDTH]
         heads = (summary @ q).reshape(len(x), -1, *x.shape[2:])
@@ -189,6 +190,7 @@ class ConvNeXtUNet2DModel(ModelMixin, ConfigMixin):
         """
         if (class_labels is None) != (self.class_embedding is None):
             raise ValueError("class_labels: must be given if, and only if, the network has a class embedding")
+        # EDM's levels are fractions, which a whole-number tensor would cut.
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:

@@ -17,13 +17,15 @@ class SeededDropout(nn.Dropout):
             return x
         if self.generator is None:
             raise RuntimeError("dropout has no generator: call `seed` before training")
+        # On the CPU, so that a GPU drops the same activations.
         kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.p
         return x * kept / (1 - self.p)
 
 
 def make_seeded(model: nn.Module) -> None:
-    """Replaces every `nn.Dropout` inside `model`; names and weights stay."""
+    """Replaces every `nn.Dropout` inside `model`, changed in place; names and weights stay."""
     for name, module in list(model.named_modules()):
+        # Exactly this class: what inherits from it may drop whole channels, or be seeded already.
         if type(module) is nn.Dropout:
             parent = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
             setattr(parent, name.rpartition(".")[2], SeededDropout(module.p))

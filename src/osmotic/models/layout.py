@@ -17,8 +17,12 @@ Layout = dict[str, Shape]
 
 
 def layout(spec: NetworkSpec) -> Layout:
-    """Every parameter's name and shape, sorted by name; equal to the state dict of `build(spec)`."""
-    return dict(sorted(spec.preset.layout(spec).items()))
+    """Every parameter's name and shape, sorted by name; equal to the named parameters of `build(spec)`.
+
+    Imports torch and builds the module only for a network of the user's own.
+    Raises: ConfigError for an own network that cannot be used, see `register_network`.
+    """
+    return dict(sorted(spec.network.layout(spec).items()))
 
 
 def count(layout: Mapping[str, Shape]) -> int:
@@ -26,21 +30,22 @@ def count(layout: Mapping[str, Shape]) -> int:
     return sum(math.prod(shape) for shape in layout.values())
 
 
+# The names below are those that diffusers' modules give their parameters; a layout is compared with them in the tests.
 def conv(name: str, entering: int, leaving: int, kernel: int = 3) -> Layout:
-    """A convolution with a square kernel."""
+    """A convolution: weight [leaving, entering, kernel, kernel], bias [leaving]."""
     return {f"{name}.weight": (leaving, entering, kernel, kernel), f"{name}.bias": (leaving,)}
 
 
 def linear(name: str, entering: int, leaving: int) -> Layout:
-    """A linear layer."""
+    """A linear layer: weight [leaving, entering], bias [leaving]."""
     return {f"{name}.weight": (leaving, entering), f"{name}.bias": (leaving,)}
 
 
 def norm(name: str, width: int) -> Layout:
-    """A group norm."""
+    """A group norm: weight and bias, each [width]."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def classes(num_classes: int, width: int) -> Layout:
-    """The class embedding: a row per class and one for "no class"; nothing for a network without classes."""
+    """The class embedding [num_classes + 1, width], the last row for "no class"; nothing for a network without classes."""
     return {"class_embedding.weight": (num_classes + 1, width)} if num_classes else {}

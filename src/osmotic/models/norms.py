@@ -19,7 +19,9 @@ def guard(model: torch.nn.Module) -> None:
 
 
 def _with_gradient(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Before the norm's forward pass: its input [B, C, ...] as a fresh leaf that asks for a gradient, or None to keep it."""
     x = inputs[0]
+    # Elsewhere nothing is changed: a gradient that nobody needs costs a backward pass through the norm.
     if not torch.is_grad_enabled() or x.requires_grad or not norm.weight.requires_grad:
         return None
     return (x.detach().requires_grad_(),)

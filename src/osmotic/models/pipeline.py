@@ -4,22 +4,30 @@ Unconditional networks become a stock `DDIMPipeline` (`DDPMPipeline` loads it to
 with the target `edm`, come with `class_conditional_pipeline.py`, loaded with `custom_pipeline=folder,
 trust_remote_code=True`. A network that diffusers does not know brings its file along, in the folder `unet`; it too needs
 `trust_remote_code=True`, with stock pipelines as well. Weights are safetensors.
+
+An own network that is no diffusers model cannot be loaded without the code that registers it: its folder holds
+`weights.safetensors` and `config.json`, read back by `construct.with_weights`.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osmotic.diffusion.schedule import SCHEDULES
+from osmotic.diffusion.solvers import PLAIN_CLIP, SMALLEST_LAMBDA, scheduler_arguments
+from osmotic.diffusion.target import TARGETS
 from osmotic.models import NetworkSpec
+from osmotic.storage.atomic import sync_folder, sync_tree
 
-PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
-BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 def save(
@@ -37,7 +45,7 @@ def save(
     Args:
         folder: where to; written beside it first and renamed, so that a crash never leaves half a model there.
         spec: the network.
-        weights: its weights by parameter name, any float dtype; stored as float32.
+        weights: its weights by parameter name, any float dtype, shaped as in `layout(spec)`; stored as float32.
         process_contract: how it was trained: `target`, and `schedule` and `timesteps`, or for the target `edm`
             `sigma_data`, `sigma_min` and `sigma_max`.
         class_names: names of the classes by label, or () if they have none.
@@ -45,20 +53,34 @@ def save(
     Raises: ValueError if the class names do not fit the network or the contract is unknown; RuntimeError if the
         weights do not fit the network.
     """
+    from diffusers import ModelMixin
+
+    from osmotic.models.construct import with_weights
+
     if class_names and len(class_names) != spec.num_classes:
         raise ValueError(f"class_names: must be {spec.num_classes} names, got {len(class_names)}")
-    pipeline = _pipeline(spec, weights, process_contract, class_names, steps, guidance)
+    model = with_weights(spec, weights)
+    defaults = {
+        "class_names": [str(name) for name in class_names],
+        "default_steps": steps,
+        "default_guidance": guidance,
+    }
+    pipeline = _pipeline(spec, model, process_contract, defaults) if isinstance(model, ModelMixin) else None
     folder = Path(folder).absolute()
     fresh, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    pipeline.save_pretrained(str(fresh), safe_serialization=True)
-    _flush(fresh)
+    if pipeline is None:
+        _save_plain(fresh, spec, weights, {"process": dict(process_contract), **defaults})
+    else:
+        pipeline.save_pretrained(str(fresh), safe_serialization=True)
+    # A rename may reach the disk before the bytes do; and a full folder cannot be renamed over: the old one steps aside.
+    sync_tree(fresh)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
-    _flush(folder.parent, files=False)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -74,65 +96,45 @@ def scheduler(process_contract: Mapping[str, Any], *, stock: bool) -> Any:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 
     target, schedule = process_contract["target"], process_contract.get("schedule")
-    if target == "edm":
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r}: must be one of {', '.join(TARGETS)}")
+    if TARGETS[target].edm:
         sigmas = {name: float(process_contract[name]) for name in ("sigma_data", "sigma_min", "sigma_max")}
         return EDMDPMSolverMultistepScheduler(**sigmas)
-    if target not in PREDICTION_TYPES:
-        raise ValueError(f"target {target!r}: must be one of {', '.join((*PREDICTION_TYPES, 'edm'))}")
-    if schedule not in BETA_SCHEDULES:
-        raise ValueError(f"schedule {schedule!r}: must be one of {', '.join(BETA_SCHEDULES)}")
-    common = {
-        "num_train_timesteps": int(process_contract["timesteps"]),
-        "beta_schedule": BETA_SCHEDULES[schedule],
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "prediction_type": PREDICTION_TYPES[target],
-        # Few steps must still begin at the noisiest timestep (arXiv:2305.08891, sec. 3.3).
-        "timestep_spacing": "trailing",
-    }
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
+    common = scheduler_arguments(target, schedule, int(process_contract["timesteps"]))
+    # Few steps must still begin at the noisiest timestep (arXiv:2305.08891, sec. 3.3).
+    common["timestep_spacing"] = "trailing"
     if stock:
         return DDIMScheduler(**common, clip_sample=True)
-    # With a largest value of 1, "dynamic" thresholding is plain clipping. Where less signal is left than this
-    # log(alpha / sigma), the network's error is multiplied by more than 160: diffusers' advice for the cosine schedule.
-    return DPMSolverMultistepScheduler(
-        **common, thresholding=True, sample_max_value=1.0, lambda_min_clipped=-5.1
-    )
+    # A saved scheduler is asked for any number of steps, so it takes the rule and not the stops of `solvers.py`.
+    return DPMSolverMultistepScheduler(**common, **PLAIN_CLIP, lambda_min_clipped=SMALLEST_LAMBDA)
 
 
 def _pipeline(
-    spec: NetworkSpec,
-    weights: Mapping[str, np.ndarray],
-    process_contract: Mapping[str, Any],
-    class_names: Sequence[str],
-    steps: int,
-    guidance: float,
+    spec: NetworkSpec, model: ModelMixin, process_contract: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Any:
     from diffusers import DDIMPipeline
 
     from osmotic.models.class_conditional_pipeline import ClassConditionalPipeline
-    from osmotic.models.construct import with_weights
 
     stock = not spec.num_classes and process_contract["target"] != "edm"
-    parts = {
-        "unet": with_weights(spec, weights),
-        "scheduler": scheduler(process_contract, stock=stock),
-    }
-    if stock:
-        return DDIMPipeline(**parts)
-    return ClassConditionalPipeline(
-        **parts,
-        class_names=[str(name) for name in class_names],
-        default_steps=steps,
-        default_guidance=guidance,
+    pieces = {"unet": model, "scheduler": scheduler(process_contract, stock=stock)}
+    return DDIMPipeline(**pieces) if stock else ClassConditionalPipeline(**pieces, **defaults)
+
+
+def _save_plain(
+    folder: Path, spec: NetworkSpec, weights: Mapping[str, np.ndarray], described: Mapping[str, Any]
+) -> None:
+    """`weights.safetensors` and `config.json`: the spec's fields, and what else a sampler has to know."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    # safetensors writes an array's memory as it lies, so it must lie in order.
+    save_file(
+        {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()},
+        folder / "weights.safetensors",
     )
-
-
-def _flush(folder: Path, files: bool = True) -> None:
-    """Makes what the folder holds survive a power cut: a rename may reach the disk before the bytes do."""
-    below = [path for path in folder.rglob("*")] if files else []
-    for path in (*below, folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    text = json.dumps({**dataclasses.asdict(spec), **described}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from osmotic.models.layout import Layout, Shape, classes, conv, linear, norm
+from osmotic.models.parts import UNET, Prefixes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -37,7 +38,8 @@ class ResidualUNet:
     head_width: int | None
     extra: tuple[tuple[str, Any], ...] = ()
 
-    has_dropout: ClassVar[bool] = True
+    has_dropout: ClassVar[bool] = True  # in every residual block, between its two convolutions
+    parts: ClassVar[Prefixes] = UNET
 
     @property
     def multiple(self) -> int:
@@ -46,7 +48,7 @@ class ResidualUNet:
 
     def layout(self, spec: NetworkSpec) -> Layout:
         """Every parameter's name and shape, in no particular order."""
-        time = 4 * self.widths[0]
+        time = 4 * self.widths[0]  # fixed inside UNet2DModel
         return {
             **conv("conv_in", spec.channels, self.widths[0]),
             **linear("time_embedding.linear_1", self.widths[0], time),
@@ -74,16 +76,19 @@ class ResidualUNet:
             norm_num_groups=self.norm_groups,
             attention_head_dim=self.head_width,
             dropout=spec.dropout,
+            # One row more, for "no class" (arXiv:2207.12598, sec. 3.2).
             num_class_embeds=spec.num_classes + 1 if spec.num_classes else None,
             **dict(self.extra),
         )
 
 
+# Layouts follow the order and the names in which `UNet2DModel` makes its modules; `time` is the width of the embedding.
 def _down(widths: Shape, layers: int, attention: tuple[bool, ...], time: int) -> Layout:
     shapes: Layout = {}
     for level, width in enumerate(widths):
         block = f"down_blocks.{level}"
         for layer in range(layers):
+            # conv_in leaves at the first level's width, so the first level enters at its own.
             entering = widths[max(level - 1, 0)] if layer == 0 else width
             shapes |= _resnet(f"{block}.resnets.{layer}", entering, width, time)
             shapes |= _attention(f"{block}.attentions.{layer}", width) if attention[level] else {}
@@ -104,6 +109,7 @@ def _up(widths: Shape, layers: int, attention: tuple[bool, ...], time: int) -> L
     shapes: Layout = {}
     arriving = widths[-1]
     for index, level in enumerate(reversed(range(len(widths)))):
+        # One block more than on the way down: the way down also hands over what entered each level.
         block, width = f"up_blocks.{index}", widths[level]
         for layer in range(layers + 1):
             # The last skip connection of a level comes from before its first layer, at the width of the level above.
@@ -124,6 +130,7 @@ def _resnet(name: str, entering: int, width: int, time: int) -> Layout:
         **norm(f"{name}.norm2", width),
         **conv(f"{name}.conv2", width, width),
     }
+    # Widths that stay need no convolution beside the block.
     return shapes | (conv(f"{name}.conv_shortcut", entering, width, kernel=1) if entering != width else {})
 
 

@@ -1,16 +1,18 @@
-"""Decisions that the server makes and `osmotic plan` replays: who takes part, what is expected back, what counts."""
+"""Decisions that the server makes and `osmotic plan` replays: who takes part, and how much work a task is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from osmotic import seeds
 from osmotic.config.schema import Config, TrainingConfig
-from osmotic.protocol.messages import Client, Phase, Spec, Task
+from osmotic.protocol.messages import Client, Phase, Task
 
 
-def choose(config: Config, phase: Phase, clients: list[Client]) -> list[Client]:
+def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
     """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
     share = 1.0 if phase.everybody else config.training.fraction_train
     count = max(1, round(share * len(clients)))
@@ -18,27 +20,15 @@ def choose(config: Config, phase: Phase, clients: list[Client]) -> list[Client]:
     return [clients[i] for i in sorted(rng.choice(len(clients), size=count, replace=False))]
 
 
-def expected_tensors(
-    layout: Mapping[str, tuple[int, ...]], part_names: Mapping[str, list[str]], task: Task
-) -> dict[str, Spec]:
-    """What the gate must see in the answer to a task: changes of the parts asked for, and the extras expected."""
-    names = [n for part in task.returns for n in part_names[part]]
-    return {f"model/{n}": Spec(layout[n]) for n in names} | dict(task.expects)
-
-
-def conveyed(
+def weights_sent(
     task: Task, layout: Mapping[str, tuple[int, ...]], part_names: Mapping[str, list[str]]
-) -> tuple[int, int]:
-    """Weights a task sends and asks back, one per weight whatever the codec; control variates count, images do not."""
-
-    def weights(parts: tuple[str, ...]) -> int:
-        return sum(math.prod(layout[n]) for part in parts for n in part_names[part])
-
-    sent = sum(int(t.size) for n, t in task.extras.items() if n.startswith("control/"))
-    asked = sum(
-        math.prod(k or 0 for k in s.shape) for n, s in task.expects.items() if n.startswith("control/")
+) -> int:
+    """Weights a task sends, one per value whatever the codec; float extras of pieces count, a codec's own do not."""
+    parts = sum(math.prod(layout[n]) for part in task.send for n in part_names[part])
+    extras = sum(
+        int(t.size) for n, t in task.extras.items() if not n.startswith("codec/") and t.dtype.kind == "f"
     )
-    return weights(task.send) + sent, weights(task.returns) + asked
+    return parts + extras
 
 
 def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
@@ -46,8 +36,9 @@ def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
     return max(1, round(epochs * math.ceil(num_images / batch_size)))
 
 
-def work_bound(task: Task, training: TrainingConfig) -> tuple[int, int]:
-    """Most optimiser steps and images that a client may claim for a task; both follow from its announced size."""
-    epochs = float(task.control.get("epochs", training.local_epochs))
-    steps = batch_plan(task.client.num_examples, training.batch_size, epochs)
-    return steps, steps * training.batch_size
+def learning_rate(training: TrainingConfig, server_round: int) -> float:
+    """Local learning rate of a round: constant, or half a cosine over the rounds of the run."""
+    if training.lr_schedule == "constant":
+        return training.learning_rate
+    done = (min(max(server_round, 1), training.rounds) - 1) / training.rounds
+    return training.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
-from osmotic.report import formatting, narrative, plots
+from osmotic.report import curves, formatting, learning_rule, narrative, templates
 from osmotic.report.reading import Run, read
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Row:
     name: str
     preset: str | None
     method: str | None
+    pieces: tuple[str, ...]  # of the learning rule, in the order of their chain
     codec: str
     seed: int | None
     rounds: int | None
@@ -39,16 +40,16 @@ class Row:
     fd_own: float | None
     fd_merged: float | None  # of own models with the last average merged
     kid_clients: float | None
-    fd_floor: float | None
+    fd_floor: float | None  # of held-out real images
     kid: float | None
-    bytes_up: int | None
+    bytes_up: int | None  # of the rounds, as the next two
     bytes_down: int | None
     images_seen: int | None
     wall_seconds: float | None
     encoder: str | None
     num_samples: int | None
     sampler: str | None
-    nfe: int | None
+    nfe: int | None  # network evaluations per image
     data: str | None
 
     @property
@@ -68,6 +69,7 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
+        """Whether these runs may be ranked."""
         return not self.differences
 
     @property
@@ -85,6 +87,7 @@ class Comparison:
             raise ConfigError(
                 "compare", None, "cannot rank runs that were scored differently: " + self.differences[0]
             )
+        # A run without a score is no 0, which would win, but comes after all others.
         return sorted(
             self.rows,
             key=lambda row: (row.fd_ranked is None, row.fd_ranked if row.fd_ranked is not None else 0.0),
@@ -128,6 +131,9 @@ class Comparison:
         hidden = {"encoder", "samples"} if self.conditions else set()
         if not any(row.own_models for row in self.rows):
             hidden |= {"models scored", f"{self.fd_name}, worst model"}
+        # A column that says nothing of any run only makes the table wider than a terminal.
+        if not any(row.pieces for row in self.rows):
+            hidden.add("pieces")
         if all(row.fd_merged is None for row in self.rows):
             hidden.add(f"{self.fd_name} after merging")
         return [c for c in headings(self.fd_name) if c[0] not in hidden]
@@ -139,6 +145,7 @@ class Comparison:
 
         title = "Runs, best first" if self.comparable else "Runs, not comparable"
         caption = escape(" ".join(part for part in (self.conditions, *self.notes()) if part))
+        # Escaped, as names in square brackets would be taken for colours.
         table = Table(title=title, caption=caption or None, caption_justify="left")
         rows, (first, *columns) = self.shown(), self.columns()
         table.add_column(first[0])
@@ -150,10 +157,9 @@ class Comparison:
 
     def write_html(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained page, atomically, and returns its path."""
-        from osmotic.report.page import environment
         from osmotic.storage.atomic import write_text
 
-        template = environment().get_template("compare.html.jinja")
+        template = templates.html().get_template("compare.html.jinja")
         columns = self.columns()
         page = template.render(
             comparison=self,
@@ -168,6 +174,7 @@ class Comparison:
         """FD of every run against images seen, bytes and rounds; none if the runs cannot be ranked."""
         if not self.comparable:
             return []
+        # One floor or none: a dashed line that holds for some of the runs would be read as that of all.
         floors = {row.fd_floor for row in self.rows if row.own_models is None}
         floor = floors.pop() if len(floors) == 1 else None
         named = [
@@ -176,7 +183,7 @@ class Comparison:
         ]
         axes = (("images", "images seen"), ("bytes", "bytes up and down"), ("rounds", "rounds"))
         made = [
-            plots.overlay(
+            curves.overlay(
                 [(n, *curve(r, axis)) for n, r in named], label, self.fd_name, floor, axis == "bytes"
             )
             for axis, label in axes
@@ -192,6 +199,7 @@ def compare(run_dirs: Sequence[Path | str]) -> Comparison:
     if not run_dirs:
         raise ConfigError("compare", None, "needs at least one run folder")
     runs = tuple(read(path) for path in run_dirs)
+    # Folders of one name in different places are told apart by the whole path, the others by their name.
     names = [run.name for run in runs]
     rows = [row(run, run.name if names.count(run.name) == 1 else str(run.path)) for run in runs]
     return Comparison(runs, tuple(rows), differences(runs), cautions(runs))
@@ -205,6 +213,7 @@ def row(run: Run, name: str) -> Row:
         name=name,
         preset=s.get("preset"),
         method=s.get("method"),
+        pieces=tuple(learning_rule.piece_names(run)),
         codec=up if up == down else f"{up} up, {down} down",
         seed=s.get("seed"),
         rounds=s.get("rounds"),
@@ -233,6 +242,7 @@ def row(run: Run, name: str) -> Row:
 
 def differences(runs: Sequence[Run]) -> tuple[str, ...]:
     """Why the scores of these runs cannot be set against each other; empty if they can."""
+    # An unscored run differs from none: it is listed last, and hinders nobody.
     scored = [run for run in runs if run.quality]
     looks = (
         ("the encoders differ", lambda r: r.quality.get("encoder")),
@@ -243,6 +253,7 @@ def differences(runs: Sequence[Run]) -> tuple[str, ...]:
     out: list[str] = []
     for text, look in looks:
         values = list(dict.fromkeys(look(run) for run in scored))
+        # Other encoders have other weights: that needs no second sentence.
         if len(values) > 1 and not (text.endswith("other weights") and out):
             shown = (str(v)[:12] if "weights" in text else str(v) for v in values)
             out.append(f"{text} ({', '.join(shown)})")
@@ -250,7 +261,7 @@ def differences(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What differs between the runs and moves the score without being the method."""
+    """What differs between the runs and moves the score without being the learning rule; one phrase each."""
     looks = (
         (
             "samplers differ",
@@ -273,7 +284,7 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def headings(fd_name: str) -> list[tuple[str, Any]]:
-    """(heading, Row -> text) of every column."""
+    """(heading, Row -> text) of every column there can be; `Comparison.columns` leaves out what tells nothing."""
 
     def text(value: Any) -> str:
         return formatting.DASH if value is None or value == "" else str(value)
@@ -285,6 +296,7 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
     return [
         ("run", lambda r: r.name),
         ("preset", lambda r: text(r.preset or r.method)),
+        ("pieces", lambda r: text(" + ".join(r.pieces))),
         ("codec", lambda r: r.codec),
         ("seed", lambda r: text(r.seed)),
         ("rounds", lambda r: formatting.count(r.rounds)),
@@ -315,10 +327,12 @@ def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
         if not r.quality:
             continue
         fd = r.quality.get("fd")
+        # Asked of the run, not of the round: a curve must not change its meaning on the way.
         if narrative.is_personal(run.quality):
             fd = (r.quality.get("mean") or {}).get("fd_all")
         if fd is None:
             continue
+        # From the ledger: the summary has the total of all rounds alone.
         if axis == "bytes":
             at: float | None = sum(e.bytes for e in run.ledger if e.phase == "train" and e.round <= r.number)
         else:

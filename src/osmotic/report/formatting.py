@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 DASH = "—"  # stands for null: not measured, which is not zero
 
@@ -18,6 +18,7 @@ def figure(value: float | None, digits: int = 4) -> str:
     if value is None:
         return DASH
     value = float(value)
+    # Training can diverge: that is a finding to be told, not an error of the report.
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -33,6 +34,7 @@ def size(value: float | None) -> str:
     if value is None:
         return DASH
     number, unit = float(value), "B"
+    # 999.5 and not 1000: rounded to three digits it would read 1000 of the smaller unit.
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if abs(number) < 999.5 or unit == "PB":
             break
@@ -46,6 +48,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as 4.2 s, 3 min 07 s or 2 h 05 min."""
     if seconds is None:
         return DASH
+    # What would be rounded to 60.0 s is a minute; likewise below.
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -53,6 +56,11 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a number; to Python a truth value is one too, to a reader it is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def truth(value: Any) -> str:

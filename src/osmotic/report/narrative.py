@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.report import formatting
+from osmotic.report.learning_rule import exchange_of, rule_name, words_of
 from osmotic.report.reading import Run
 
+OWN_SCORES = ("fd_all", "fd_own", "kid_all", "kid_own")  # scores that are taken client by client
+REALS = {"all": "all clients' images", "own": "own images"}  # what a score of a client compares with
+# By `data.partition`; the fields are those of `partition_phrase`.
 PARTITIONS = {
     "iid": "split evenly at random",
     "dirichlet": "split by class with a Dirichlet({alpha:g}) draw",
@@ -20,49 +24,36 @@ PARTITIONS = {
     "linear": "split into linearly growing sizes",
     "exponential": "split into exponentially growing sizes",
 }
-SHARED = {
-    "ulatdec": "bottleneck and decoder",
-    "udec": "the decoder",
-}  # what methods with personal parts average
 
 
 def sentence(run: Run) -> str:
-    """What this run was, in one sentence: method, network, data, clients, rounds."""
-    summary = run.summary
-    method = str(summary.get("method") or "")
-    clients = int(summary.get("num_clients") or 0)
+    """What this run was: exchange and pieces, network, data, clients, rounds; in the words of its exchange."""
+    summary, exchange = run.summary, exchange_of(run)
     size = summary.get("parameters")
     model = f"{model_kind(run)} diffusion model" + (
         f" of {formatting.count(size)} parameters" if size is not None else ""
     )
-    article = "an" if model[:1] in "aeiou" else "a"
-    data = str(run.setting("data.source", "unnamed data"))
-    rounds = formatting.plural(summary.get("rounds") or 0, "round")
-    if method == "central":
-        return f"One trainer held all images of {data} and trained {article} {model} for {rounds}: the upper baseline."
-    if method == "local":
-        return (
-            f"Each of {formatting.plural(clients, 'client')} trained {article} {model} alone on its own part of {data}, "
-            f"{partition_phrase(run)}, for {rounds}: the lower baseline."
-        )
-    if method in SHARED:
-        return (
-            f"Each of {formatting.plural(clients, 'client')} trained {article} {model} of its own on {data} with {method}, "
-            f"for {rounds}: they share {shared_parts(run)}, the rest is personal; the images, {partition_phrase(run)}, "
-            "stayed where they were."
-        )
-    by = "usplit, each returning a part of it," if method == "usplit" else f"{method},"
-    return (
-        f"{formatting.plural(clients, 'client')} trained {article} {model} together on {data} with {by} "
-        f"for {rounds}; the images, {partition_phrase(run)}, stayed where they were."
+    told = exchange.sentence.format(
+        clients=formatting.plural(int(summary.get("num_clients") or 0), "client"),
+        model=f"{'an' if model[:1] in 'aeiou' else 'a'} {model}",
+        data=str(run.setting("data.source", "unnamed data")),
+        rounds=formatting.plural(summary.get("rounds") or 0, "round"),
+        split=partition_phrase(run),
+        shared=shared_parts(run) or words_of(exchange.shared),
+        method=rule_name(run),
     )
+    # No exchange can say so of itself: own models beside a global one are the work of a piece.
+    own_beside = exchange.global_model and summary.get("personal")
+    return told + (" Each client also has a model of its own." if own_beside else "")
 
 
 def shared_parts(run: Run) -> str:
-    """What clients with personal models average, such as `the decoder`; empty where they share nothing."""
-    parts = SHARED.get(str(run.summary.get("method")), "")
+    """What clients with personal parts average, such as `the decoder`; empty where all is averaged, or nothing."""
+    exchange = exchange_of(run)
+    if exchange.global_model or not exchange.shared:
+        return ""
     every = run.setting("method.encoder_every", 0)
-    return parts + (f", and every {every} rounds the encoder" if parts and every else "")
+    return words_of(exchange.shared) + (f", and every {every} rounds the encoder" if every else "")
 
 
 def is_personal(quality: Mapping[str, Any]) -> bool:
@@ -71,8 +62,39 @@ def is_personal(quality: Mapping[str, Any]) -> bool:
     return quality.get("fd") is None and any(group.get("fd_all") is not None for group in over)
 
 
+def own_quality(quality: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of the clients' own models, with `mean`, `weighted`, `worst` and `per_client`; empty without such models.
+
+    Where no global model exists they are the scores themselves, else they stand beside those of the global one.
+    """
+    return quality if is_personal(quality) else quality.get("personal") or {}
+
+
+def personal_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(score, mean, weighted by images, worst) of clients' own models beside a global one; empty where there are none.
+
+    For page, card and terminal alike. Runs without a global model are told otherwise: their own models are the result.
+    """
+    own = quality.get("personal") or {}
+    rows = []
+    for key in OWN_SCORES:
+        values = [(own.get(group) or {}).get(key) for group in ("mean", "weighted", "worst")]
+        if any(value is not None for value in values):
+            mean, weighted, worst = map(formatting.figure, values)
+            rows.append((score_name(key, quality), mean, weighted, worst))
+    return rows
+
+
+def score_name(key: str, quality: Mapping[str, Any]) -> str:
+    """`fd_all` as `FD against all clients' images`; FID where the encoder is Inception-v3."""
+    metric, _, reals = key.partition("_")
+    name = formatting.fd_name(quality.get("encoder")) if metric == "fd" else "KID"
+    return f"{name} against {REALS[reals]}"
+
+
 def own_count(quality: Mapping[str, Any]) -> int:
     """How many clients' own models `mean`, `weighted` and `worst` are over."""
+    # A client stands there once per stage, and is one model all the same.
     stage = "before" if before_merging(quality) else "after"
     per_client = quality.get("per_client") or ()
     return sum(1 for c in per_client if c.get("stage") == stage and c.get("fd_all") is not None)
@@ -84,9 +106,24 @@ def own_models(quality: Mapping[str, Any]) -> str:
     return "1 client's own model" if count == 1 else f"{formatting.count(count)} clients' own models"
 
 
+def own_words(quality: Mapping[str, Any]) -> str:
+    """`FD of 5 clients' own models: mean 11.00, weighted by images 11.01, worst 12.00`; empty without such models."""
+    own = own_quality(quality)
+    if not own:
+        return ""
+    stage = ", before the last average is merged" if before_merging(quality) else ""
+    mean, weighted, worst = (
+        formatting.figure((own.get(group) or {}).get("fd_all")) for group in ("mean", "weighted", "worst")
+    )
+    name = formatting.fd_name(quality.get("encoder"))
+    return f"{name} of {own_models(own)}{stage}: mean {mean}, weighted by images {weighted}, worst {worst}"
+
+
 def before_merging(quality: Mapping[str, Any]) -> bool:
     """Whether the clients' own models were scored as trained, before the last average was merged into them."""
-    return any(c.get("stage") == "before" for c in quality.get("per_client") or ())
+    # The clients of a global model are of the stage `before` too where a piece personalises it: nothing is merged then.
+    entries = quality.get("per_client") or ()
+    return quality.get("fd") is None and any(c.get("stage") == "before" for c in entries)
 
 
 def stage_words(quality: Mapping[str, Any]) -> dict[str, str]:
@@ -97,12 +134,14 @@ def stage_words(quality: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_kind(run: Run) -> str:
+    """`class-conditional` or `unconditional`."""
     return "class-conditional" if is_conditional(run) else "unconditional"
 
 
 def is_conditional(run: Run) -> bool:
     """Whether the model takes class labels, as far as the folder says."""
     chosen = run.setting("model.conditional", "auto")
+    # "auto" was resolved by the labels of the data, and so it is here.
     if isinstance(chosen, bool):
         return chosen
     return bool(run.partition and run.partition.counts)
@@ -136,11 +175,18 @@ def score_conditions(run: Run) -> str:
 
 
 def model_folders(run: Run) -> list[str]:
-    """Pipeline folders under model/, relative to the run; `model` alone where there is one global model."""
+    """Pipeline folders relative to the run: `model` where there is a global model, else `model/NAME` per client.
+
+    Clients' own models beside a global one follow as `personal/NAME`.
+    """
     root = run.path / "model"
-    if (root / "model_index.json").is_file() or not root.is_dir():
-        return ["model"]
-    return sorted(f"model/{p.parent.name}" for p in root.glob("*/model_index.json")) or ["model"]
+    whole = (root / "model_index.json").is_file() or not root.is_dir()
+    return (["model"] if whole else _pipelines(run, "model") or ["model"]) + _pipelines(run, "personal")
+
+
+def _pipelines(run: Run, folder: str) -> list[str]:
+    """Folders of `folder` that hold a pipeline, relative to the run, by name."""
+    return sorted(f"{folder}/{p.parent.name}" for p in (run.path / folder).glob("*/model_index.json"))
 
 
 def load_snippet(run: Run, folder: str | None = None) -> str:
@@ -152,6 +198,7 @@ def load_snippet(run: Run, folder: str | None = None) -> str:
     """
     path = folder if folder is not None else model_folders(run)[0]
     index = _model_index(run)
+    # The snippet is run by people who have diffusers and not osmotic: only classes that are not its own need the flag.
     custom = isinstance(index.get("_class_name"), list) or index.get("unet", ["diffusers"])[0] != "diffusers"
     steps = int(run.setting("score.steps", 20))
     lines = ["from diffusers import DiffusionPipeline", ""]
@@ -172,6 +219,7 @@ def load_snippet(run: Run, folder: str | None = None) -> str:
 
 
 def _model_index(run: Run) -> dict[str, Any]:
+    """model_index.json of the first pipeline; empty if there is none, as the page must not fail for want of a snippet."""
     path = run.path / model_folders(run)[0] / "model_index.json"
     try:
         index = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -181,7 +229,7 @@ def _model_index(run: Run) -> dict[str, Any]:
 
 
 def spread(values: Iterable[float | None]) -> tuple[float, float, float] | None:
-    """(least, median, greatest) of the measured values; None without any."""
+    """(least, median, greatest) of the values that were measured; None if none was."""
     from statistics import median
 
     known = sorted(v for v in values if v is not None)

@@ -49,7 +49,10 @@ def grid(
         raise ValueError(f"row_labels must hold one text for each of {rows} rows, got {len(row_labels)}")
     step_y, step_x = height * scale + gap, width * scale + gap
     page = np.full((rows * step_y + gap, columns * step_x + gap, channels), PAPER, np.uint8)
-    for i, image in enumerate(images.repeat(scale, axis=1).repeat(scale, axis=2)):
+    # Repeated, not resampled: a smoothed 8 x 8 digit would look better than the model drew it.
+    for i, image in enumerate(
+        images.repeat(scale, axis=1).repeat(scale, axis=2)
+    ):  # [H * scale, W * scale, C]
         y, x = gap + i // columns * step_y, gap + i % columns * step_x
         page[y : y + height * scale, x : x + width * scale] = image
     if row_labels is None:
@@ -67,6 +70,7 @@ def _margin(labels: Sequence[str], step: int, height: int, channels: int) -> np.
     shown = [text if len(text) <= 24 else text[:23] + "…" for text in labels]
     pad = max(4, size // 2)
     width = 2 * pad + round(max((font.getlength(text) for text in shown), default=0))
+    # Grey, and repeated over the channels below, so that grids of grey and of colour images have one margin.
     margin = Image.new("L", (width, height), PAPER)
     draw = ImageDraw.Draw(margin)
     for row, text in enumerate(shown):

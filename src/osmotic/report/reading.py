@@ -11,6 +11,7 @@ from typing import Any
 
 from osmotic.errors import ConfigError
 from osmotic.protocol.messages import MERGE
+from osmotic.report.formatting import is_number
 
 Json = Mapping[str, Any]
 
@@ -19,17 +20,26 @@ Json = Mapping[str, Any]
 class Round:
     """One line of metrics.jsonl; None is what was not measured."""
 
-    number: int
+    number: int  # 1 to R in training; negative before the rounds, above R after them
     phase: str
-    loss: float | None
-    client_loss: Json
-    images_seen: int | None
+    loss: float | None  # mean over the counted clients, by number of images
+    client_loss: Json  # by client name
+    images_seen: int | None  # since the run began, as the two after it of this phase alone
     num_counted: int | None
     num_failed: int | None
-    update_norm: float | None
+    update_norm: float | None  # Euclidean length of the change of the global weights
     wall_seconds: float | None
     kept_old_weights: bool
     quality: Json | None
+    metrics: Mapping[str, float]  # what exchange and pieces told beside these, by their own names
+
+
+# Keys of a line of metrics.jsonl that every phase has. A number under any other key is a figure of the exchange, a piece
+# or a plugin, of which nothing is known here but the name.
+STANDARD = {
+    *("round", "phase", "loss", "client_loss", "images_seen", "client_steps", "num_counted", "num_failed"),
+    *("update_norm", "wall_seconds", "kept_old_weights", "quality"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,11 @@ class Traffic:
     round: int
     phase: str
     client: str
-    direction: str
-    parameters: int
-    bytes: int
-    status: str
-    images: int
+    direction: str  # "up" or "down"
+    parameters: int  # weights conveyed, one per weight whatever the codec
+    bytes: int  # as encoded
+    status: str  # "counted", or why it was not
+    images: int  # seen in training, repeats counted; of upward lines, as the two after it
     steps: int
     flops: int
 
@@ -55,8 +65,8 @@ class PartitionTable:
     clients: tuple[str, ...]
     class_names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]  # [clients][classes], may be empty for unlabelled images
-    sizes: tuple[int, ...]
-    holdout_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # training images, [clients]
+    holdout_sizes: tuple[int, ...]  # images held out, [clients]; may be empty
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        """What the folder is called; the run itself has no name."""
+        return self.path.resolve().name  # resolved, as `.` and `..` are names of no run
 
     @property
     def quality(self) -> Json:
@@ -93,12 +104,18 @@ class Run:
 
     @property
     def training_rounds(self) -> tuple[Round, ...]:
+        """The phases in which clients trained, in order."""
         return tuple(r for r in self.rounds if r.phase == "train")
 
     @property
     def scored_rounds(self) -> tuple[Round, ...]:
-        """Scored on the way; what merging the last average makes of personal models is no further round."""
-        return tuple(r for r in self.rounds if r.quality and r.phase != MERGE)
+        """Rounds of training with scores; what merging or a piece makes of the models afterwards is no further round."""
+        return tuple(r for r in self.rounds if r.quality and r.phase != MERGE and not self.is_after(r.number))
+
+    def is_after(self, number: int) -> bool:
+        """Whether this is the number of a phase after the rounds, as those have numbers above the last one's."""
+        rounds = self.summary.get("rounds")
+        return rounds is not None and number > rounds
 
     @property
     def merge_round(self) -> int | None:
@@ -115,6 +132,7 @@ class Run:
 
     @property
     def failures(self) -> tuple[Json, ...]:
+        """`round`, `client_id`, `kind` and `reason` of every answer that did not count."""
         return tuple(self.summary.get("failures") or ())
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -132,6 +150,7 @@ def read(path: Path | str) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise ConfigError(str(path), None, "is no run folder: there is no such folder")
+    # The summary is written last: without it the other files are those of a run that may still go on.
     if not (path / "summary.json").is_file():
         started = (path / "config.toml").is_file()
         hint = (
@@ -159,6 +178,7 @@ def read(path: Path | str) -> Run:
 
 
 def _text(path: Path) -> str:
+    """The text of a file. Raises: ConfigError, naming the file, if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -175,6 +195,7 @@ def _json(path: Path) -> Any:
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    """(text, table) of config.toml; both empty if it is missing, as a summary alone is a run."""
     from osmotic.runs.resolve import read_toml
 
     return (_text(path), read_toml(path)) if path.is_file() else ("", {})
@@ -199,6 +220,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _round(line: Json) -> Round:
+    # `or`, not a default: a key may be there and null.
     return Round(
         number=int(line.get("round") or 0),
         phase=str(line.get("phase") or "train"),
@@ -211,6 +233,7 @@ def _round(line: Json) -> Round:
         wall_seconds=line.get("wall_seconds"),
         kept_old_weights=bool(line.get("kept_old_weights")),
         quality=line.get("quality") or None,
+        metrics={k: float(v) for k, v in line.items() if k not in STANDARD and is_number(v)},
     )
 
 
@@ -235,6 +258,7 @@ def _partition(path: Path) -> PartitionTable | None:
     table = _json(path)
     clients = tuple(str(c) for c in table.get("clients") or ())
     counts = tuple(tuple(int(n) for n in row) for row in table.get("counts") or ())
+    # Classes without a name go by their number, so that every row of the heat map has a label.
     classes = max((len(row) for row in counts), default=0)
     names = [str(n) for n in table.get("class_names") or ()]
     names += [str(k) for k in range(len(names), classes)]
@@ -243,6 +267,7 @@ def _partition(path: Path) -> PartitionTable | None:
 
 
 def _samples(folder: Path) -> tuple[tuple[int, Path], ...]:
+    """(round, path) of the global model's grids, by round; a number of more than four digits sorts as a number."""
     found = []
     for path in folder.glob("round-*.png") if folder.is_dir() else ():
         match = re.fullmatch(r"round-(\d+)\.png", path.name)
@@ -252,6 +277,7 @@ def _samples(folder: Path) -> tuple[tuple[int, Path], ...]:
 
 
 def _own_samples(folder: Path) -> tuple[Grid, ...]:
+    """Grids of clients' own models, by round and client; a client's name may hold hyphens, a round may not."""
     found = []
     for path in folder.glob("round-*-*.png") if folder.is_dir() else ():
         match = re.fullmatch(r"round-(\d+)-(.+)\.png", path.name)

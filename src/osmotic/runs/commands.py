@@ -15,8 +15,10 @@ from osmotic.config import keys
 from osmotic.runs import resolve
 from osmotic.errors import ConfigError
 from osmotic.storage.folder import RunDir
+from osmotic.tensors import group
 
 if TYPE_CHECKING:
+    from osmotic.data.dataset import Dataset
     from osmotic.runs.study import Study
 
 
@@ -211,11 +213,15 @@ def _labels(label: str | None, names: list[str], count: int, conditional: bool) 
     raise ConfigError("--label", label, "must be one of " + ", ".join(names), keys.nearest(label, names))
 
 
-def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[str, Any]:
+def evaluate(
+    directory: Path, sets: Sequence[str], ema: float | None, dataset: Dataset | None = None
+) -> dict[str, Any]:
     """Quality of a run's models with other `score.` keys, or another average; the run itself is not changed.
 
     Args:
+        sets: `score.KEY=VALUE`, as `--set`.
         ema: half-life in images; 0 for the raw weights, None for the one the run scored.
+        dataset: where the run was begun with images of the caller's own, the same ones.
     Raises: ConfigError for keys outside `score.`, or a half-life that was not kept.
     """
     run = _finished(directory)
@@ -227,22 +233,22 @@ def evaluate(directory: Path, sets: Sequence[str], ema: float | None) -> dict[st
     kept = cfg.recipe.ema_half_lives
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
-    from osmotic.runs import study
     from osmotic.runs.scoring import Scoring
+    from osmotic.runs.study import make_deterministic, prepare
 
-    made = study.prepare(cfg)
-    study.make_deterministic(made)
-    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    study = prepare(cfg, dataset)
+    make_deterministic(study)
+    step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
     half_life = ema if ema is not None else (kept[0] if kept else 0)
-    if made.method.global_model:
+    if study.blueprint.method().global_model:
         weights = _averaged(tensors, notes, kept, half_life)
-        quality = Scoring(made, None).score_global(weights, cfg.training.rounds)
+        quality = Scoring(study, None).score_global(weights, cfg.training.rounds)
     elif ema is not None:
         raise ConfigError(
             "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
         )
     else:
-        quality = _personal(made, notes["counted"], run)
+        quality = _personal(study, run)
     return {"half_life": half_life, **quality}
 
 
@@ -250,28 +256,26 @@ def _averaged(
     tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any], kept: tuple[float, ...], half_life: float
 ) -> dict[str, np.ndarray]:
     """The server's weights in a checkpoint, averaged over this half-life; 0 gives them as they are."""
-    from osmotic.federation.client import under
     from osmotic.diffusion.ema import Ema
+    from osmotic.federation.state import average_of
 
-    if not half_life:
-        return under(tensors, "weights")
     averages = Ema(kept)
-    averages.restore(under(tensors, "ema"), notes["ema"])
-    return under(tensors, "weights") if averages.empty else averages.average(half_life)
+    averages.restore(group(tensors, "ema"), notes["ema"])
+    return average_of(group(tensors, "weights"), averages, half_life)
 
 
-def _personal(made: Study, counted: Mapping[str, int], run: RunDir) -> dict[str, Any]:
-    """Scores of every client's own model, as it stood after its last training."""
+def _personal(study: Study, run: RunDir) -> dict[str, Any]:
+    """Scores of every client's own model, as it stood after its last training; the run is not changed."""
+    from osmotic.federation.interfaces import Stage
+    from osmotic.runs import launch
     from osmotic.runs.scoring import Scoring
-    from osmotic.runs.summary import personal_weights
 
-    scoring = Scoring(made, None)
-    labels, samples = scoring.labels(), made.config.score.samples
-    models = personal_weights(made, counted, run)
+    scoring = Scoring(study, None)
+    labels, samples = scoring.labels(), study.config.score.samples
+    models = launch.personal_models(study, run)
     pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}
-    return scoring.score_personal(
-        pools, "before" if made.method.shared else "after", made.config.training.rounds
-    )
+    stage: Stage = "before" if study.blueprint.method().shared else "after"
+    return scoring.score_personal(pools, stage, study.config.training.rounds)
 
 
 def quality_text(quality: dict[str, Any]) -> str:

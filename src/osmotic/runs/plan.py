@@ -7,24 +7,26 @@ size formulas. No image is read, no network built, torch is not imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from osmotic import codecs, methods, models
+from osmotic import codecs, methods, models, pieces
+from osmotic.codecs import EXACT
 from osmotic.config.schema import Config
 from osmotic.data import sources
 from osmotic.data.dataset import Shape
 from osmotic.data.partition import check_clients, refuse_label_partition
-from osmotic.federation.downlink import DownLink, Stream
 from osmotic.errors import ConfigError
-from osmotic.protocol.messages import Client, Spec, Task
-from osmotic.models import parts as network_parts
-from osmotic.protocol.participation import choose, conveyed, expected_tensors
-
-PARTS = ("encoder", "bottleneck", "decoder")
+from osmotic.federation.downlink import DownLink, Stream
+from osmotic.methods import Method
+from osmotic.pieces import Chain
+from osmotic.protocol.gate import Expectation, Gate
+from osmotic.protocol.messages import Client, Spec
+from osmotic.protocol.participation import choose, weights_sent
+from osmotic.protocol.view import View
 
 
 class Sized(bytes):
@@ -73,7 +75,7 @@ class SizedDownLink(DownLink):
     sizes: Sizes
 
     def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
-        return sized(self.sizes.weights(codecs.make("fp32"), self.names[part]))
+        return sized(self.sizes.weights(EXACT, self.names[part]))
 
     def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
         if part not in self._next:
@@ -81,24 +83,9 @@ class SizedDownLink(DownLink):
             chain = list(old.chain)
             if old.round is not None:
                 chain.append((old.round, server_round, sized(self.sizes.weights(self.codec, names))))
-                self.trim(chain, self.sizes.weights(codecs.make("fp32"), names))
+                self.trim(chain, self.sizes.weights(EXACT, names))
             self._next[part] = Stream(server_round, {}, {}, chain)
         return self._next[part]
-
-
-@dataclass
-class Rehearsal:
-    """Stands in for the server while a method makes its tasks; weights take no memory."""
-
-    config: Config
-    layout: Mapping[str, tuple[int, ...]]
-    clients: list[Client]
-    counted: dict[str, int] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.weights = {n: np.broadcast_to(np.float32(0), s) for n, s in self.layout.items()}
-        self.part_names = {p: network_parts.names(self.layout, [p]) for p in PARTS}
 
 
 @dataclass
@@ -129,23 +116,24 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
     """
     spec, shape = network(config)
     layout = models.layout(spec)
-    method = methods.make(config.method.name, dict(config.method.options))
+    method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
     count = 1 if method.pools_data else num_clients(config)
     names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
-    sites = rehearse(config, method, layout, clients)
+    sites = rehearse(config, method, chain, layout, spec.part_names(), clients)
     parameters = models.count(layout)
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
     full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
     full = full and config.data.partition not in ("pathological", "shards")  # these may leave images out
     whole = float(config.training.local_epochs).is_integer()
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
-    made = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
-    bounded = sorted({c.name for c in made if c.bounded})
-    trained = sorted({c.name for c in made if c.trained})
+    used = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
+    bounded = sorted({c.name for c in used if c.bounded})
+    trained = sorted({c.name for c in used if c.trained})
     return {
         "preset": config.preset,
         "method": config.method.name,
+        "pieces": list(chain.pieces),
         "codec_up": config.codec.up,
         "codec_down": config.codec.down,
         "seed": config.seed,
@@ -161,7 +149,7 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
         "sites": {name: vars(cost) for name, cost in sites.items()},
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
-        "memory_bytes": memory(config, method, parameters),
+        "memory_bytes": memory(config, method, chain, parameters),
         "exact": not bounded and not trained,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
@@ -206,51 +194,70 @@ def num_clients(config: Config) -> int:
 
 
 def rehearse(
-    config: Config, method: methods.Method, layout: Mapping[str, tuple[int, ...]], clients: list[Client]
+    config: Config,
+    method: Method,
+    chain: Chain,
+    layout: Mapping[str, tuple[int, ...]],
+    part_names: Mapping[str, list[str]],
+    clients: list[Client],
 ) -> dict[str, Cost]:
-    """Cost of every site over all phases that count in the totals."""
-    server, sizes = Rehearsal(config, layout, clients), Sizes(layout)
-    up, raw = codecs.make(config.codec.up), codecs.make("fp32")
-    link = SizedDownLink(codecs.make(config.codec.down), server.part_names, config.codec.changed_only)
+    """Cost of every site over all phases that count in the totals: the server's decisions, with empty weights."""
+    sizes, gate = Sizes(layout), Gate(layout, part_names, config.training)
+    up = codecs.make(config.codec.up, options=config.codec.options)
+    down = codecs.make(config.codec.down, options=config.codec.options)
+    link = SizedDownLink(down, part_names, config.codec.changed_only)
     link.sizes = sizes
     sites = {c.name: Cost() for c in clients}
-    weights: dict[tuple[Any, ...], tuple[int, int]] = {}
-    method.start(server)  # type: ignore[arg-type]
-    for phase in method.phases(config.training.rounds):
-        asked: list[Task] = list(method.tasks(server, phase, choose(config, phase, clients)))  # type: ignore[arg-type]
+    weights = {n: np.broadcast_to(np.float32(0), s) for n, s in layout.items()}  # no memory behind them
+    counted: dict[str, int] = {}
+    changed: dict[str, int] = {}
+    view = View(config, layout, part_names, tuple(clients), counted, changed, weights)
+    # Pieces make their first state as big as the network; its values do not matter here.
+    pieces = {n: np.broadcast_to(t.dtype.type(0), t.shape) for n, t in chain.server_start(view).items()}
+    conveyed: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+    for phase in chain.phases(method, config.training.rounds):
+        tasks = method.tasks(view, phase, choose(config, phase, clients))
+        asked = [chain.extend(view, pieces, phase, task) for task in tasks]
         sent: dict[str, tuple[str, ...]] = {}
         for whole in asked:
-            unmoved = link.unmoved(whole.client.name, whole.send, server.changed)
+            unmoved = link.unmoved(whole.client.name, whole.send, changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
-            _, blobs = link.message(task.client.name, task.send, phase.server_round, server.weights)
+            _, blobs = link.message(task.client.name, task.send, phase.server_round, weights)
             if not (phase.totals and method.travels):
                 continue
-            extras = {n: (t.dtype.name, t.shape) for n, t in task.extras.items()}
-            expected = {n: (s.dtype, s.shape) for n, s in task.expects.items()}
-            kind = (task.send, task.returns, tuple(extras.items()), tuple(expected.items()))
-            if kind not in weights:
-                weights[kind] = conveyed(task, layout, server.part_names)
-            down = sum(len(b) for b in blobs)
-            down += sizes.once(("extras", kind), partial(raw.packet_bytes, extras)) if extras else 0
-            answer = (
-                expected_tensors(layout, server.part_names, task) if ("answer", kind) not in sizes else {}
-            )
-            back = sizes.once(("answer", kind), partial(reply_bytes, up, answer))
-            sites[task.client.name].add(*weights[kind], down, back)
+            # Of a task's costs all but the down-link's packets follow from what kind of task it is.
+            kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
+            if kind not in conveyed:
+                extras = {n: (t.dtype.name, t.shape) for n, t in task.extras.items()}
+                expected = gate.expect(task)
+                conveyed[kind] = (
+                    weights_sent(task, layout, part_names),
+                    expected.weights,
+                    EXACT.packet_bytes(extras) if extras else 0,
+                )
+                sizes.once(("answer", kind), partial(reply_bytes, up, expected))
+            sent_weights, back_weights, extra_bytes = conveyed[kind]
+            down_bytes = sum(len(b) for b in blobs) + extra_bytes
+            back = sizes.once(("answer", kind), lambda: 0)
+            sites[task.client.name].add(sent_weights, back_weights, down_bytes, back)
         link.commit(sent, phase.server_round)
-        server.changed |= {part: phase.server_round for t in asked for part in t.returns}
-        server.counted |= {t.client.name: phase.server_round for t in asked}
+        changed |= {part: phase.server_round for t in asked for part in t.returns}
+        counted |= {t.client.name: phase.server_round for t in asked}
     return sites
 
 
-def reply_bytes(codec: codecs.Codec, expected: Mapping[str, Spec]) -> int:
-    """Length of an answer; an axis that is open counts as 1, and nothing is sent where nothing is expected."""
-    shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in expected.items()}
-    return codec.packet_bytes(shapes) if shapes else 0
+def reply_bytes(codec: codecs.Codec, expected: Expectation) -> int:
+    """Length of an answer's blobs; an axis that is open counts as 1, and nothing is sent where nothing is expected."""
+
+    def length(by: codecs.Codec, specs: Mapping[str, Spec]) -> int:
+        shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in specs.items()}
+        return by.packet_bytes(shapes) if shapes else 0
+
+    return length(codec, expected.coded) + length(EXACT, expected.exact)
 
 
-def memory(config: Config, method: methods.Method, parameters: int) -> dict[str, int]:
+def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dict[str, int]:
     """Bytes of weights held at the peak, activations apart: on the server, and on a client.
 
     Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each),
@@ -263,7 +270,13 @@ def memory(config: Config, method: methods.Method, parameters: int) -> dict[str,
     # Without a global model a client averages its own: sums of 8 bytes, and the average itself.
     own_average = 3 * bool(config.recipe.ema_half_lives and not method.global_model)
     state = sum((bool(method.keep()), config.codec.error_feedback, kept, own_average)) * model
-    return {"server": 2 * model + 2 * model + 2 * model + averages + replica, "client": 7 * model + state}
+    # A change that pieces work on is held whole; without them it is applied tensor by tensor.
+    bent = sum(p.server_copies for p in chain.pieces.values()) + (2 if chain.pieces else 0)
+    own = sum(p.client_copies for p in chain.pieces.values())
+    return {
+        "server": (6 + bent) * model + averages + replica,
+        "client": (7 + own) * model + state,
+    }
 
 
 def text(figures: Mapping[str, Any]) -> str:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any
 
-from osmotic.runs import trackers
+from osmotic import codecs
 from osmotic.codecs import CODECS
 from osmotic.config.keys import checked, nearest
-from osmotic.config.schema import Config
+from osmotic.config.schema import PIECE_SECTIONS, Config
 from osmotic.data import partition, sources
-from osmotic.diffusion import facts
+from osmotic.diffusion import compatibility as names
+from osmotic.engines import ENGINES
 from osmotic.errors import ConfigError
-from osmotic.methods import METHODS
-from osmotic.models import PRESETS as NETWORKS
+from osmotic.methods import METHODS, Method
+from osmotic.metrics.registry import METRICS
+from osmotic.models import NETWORKS
+from osmotic.pieces import PIECES
+from osmotic.runs import trackers
 
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first value or combination that cannot work; reads no data."""
     _names(config)
     _method(config)
+    _codecs(config)
     _process(config)
     _training(config)
     sources.check(config.data)
@@ -38,6 +44,14 @@ def _names(config: Config) -> None:
     one_of("codec.up", config.codec.up, CODECS)
     one_of("codec.down", config.codec.down, CODECS)
     one_of("model.network", config.model.network, ("auto", *NETWORKS))
+    one_of("model.target", config.model.target, names.TARGETS)
+    one_of("model.schedule", config.model.schedule, names.SCHEDULES)
+    one_of("score.sampler", config.score.sampler, names.SAMPLERS)
+    one_of("engine.name", config.engine.name, ENGINES)
+    for metric in config.score.metrics:
+        if metric not in METRICS:
+            rule = "must be registered with osmotic.register, in a file that --plugin names"
+            raise ConfigError("score.metrics", metric, rule, nearest(metric, METRICS))
 
 
 def one_of(key: str, value: str, valid: Any) -> None:
@@ -47,24 +61,8 @@ def one_of(key: str, value: str, valid: Any) -> None:
 
 
 def _method(config: Config) -> None:
-    cls, name = METHODS[config.method.name], config.method.name
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for option, value in config.method.options.items():
-        key = f"method.{option}"
-        if option not in known:
-            rule = (
-                f"method {name} has the keys " + ", ".join(known)
-                if known
-                else f"method {name} has no keys of its own"
-            )
-            if owners := [m for m, c in METHODS.items() if option in {f.name for f in dataclasses.fields(c)}]:
-                rule = f"is a key of {', '.join(owners)}; {rule}"
-            raise ConfigError(key, value, rule, nearest(option, known))
-        checked(key, value, typing.get_type_hints(cls)[option], known[option].metadata)
-    try:
-        made = cls(**config.method.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("method", dict(config.method.options), str(error)) from None
+    name = config.method.name
+    made = owned_options(METHODS[name], name, "method", config.method.options, METHODS)
     coded = config.codec.up != "fp32" or config.codec.down != "fp32" or config.codec.error_feedback
     if coded and not made.travels:
         raise ConfigError(
@@ -74,7 +72,76 @@ def _method(config: Config) -> None:
         )
     if config.codec.changed_only and not made.travels:
         raise ConfigError("codec.changed_only", True, f"method {name} sends nothing: leave this key out")
-    down = CODECS[config.codec.down]()
+    _pieces(config, made)
+
+
+def owned_options(
+    cls: Any, owner: str, prefix: str, options: Mapping[str, Any], others: Mapping[str, Any]
+) -> Any:
+    """An exchange, piece or codec made with these options, each checked for its type and range.
+
+    Args:
+        cls: a dataclass whose fields are its keys.
+        prefix: what stands before them in the configuration.
+        others: the registry it is of, to say whose key a foreign one is.
+    Raises: ConfigError for an unknown or bad option, and for what its __post_init__ refuses.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    kind = prefix.split(".")[0] if prefix == "method" else "piece" if prefix.count(".") else prefix
+    for option, value in options.items():
+        key = f"{prefix}.{option}"
+        if option not in known:
+            rule = (
+                f"{kind} {owner} has the keys " + ", ".join(known)
+                if known
+                else f"{kind} {owner} has no keys of its own"
+            )
+            owners = [
+                m
+                for m, c in others.items()
+                if dataclasses.is_dataclass(c) and option in {f.name for f in dataclasses.fields(c)}
+            ]
+            if owners:
+                rule = f"is a key of {', '.join(owners)}; {rule}"
+            raise ConfigError(key, value, rule, nearest(option, known))
+        checked(key, value, typing.get_type_hints(cls)[option], known[option].metadata)
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(prefix, dict(options), str(error)) from None
+
+
+def _pieces(config: Config, method: Method) -> None:
+    """Every piece stands in its own section, once, with its own options, and works with the exchange."""
+    seen: set[str] = set()
+    for name in PIECE_SECTIONS:
+        section = getattr(config, name)
+        for piece in section.pieces:
+            key = f"{name}.pieces"
+            if piece not in PIECES:
+                here = [p for p, cls in PIECES.items() if cls.section == name]
+                rule = "must be of " + ", ".join(here) + "; a piece of your own needs --plugin FILE"
+                raise ConfigError(key, piece, rule, nearest(piece, here))
+            if PIECES[piece].section != name:
+                raise ConfigError(key, piece, f"belongs to {PIECES[piece].section}.pieces")
+            if piece in seen:
+                raise ConfigError(key, piece, "is named twice")
+            seen.add(piece)
+            made = owned_options(
+                PIECES[piece], piece, f"{name}.{piece}", section.options.get(piece, {}), PIECES
+            )
+            if reason := made.misfit(method):
+                raise ConfigError(key, piece, f"cannot work with method {config.method.name}: {reason}")
+        for owner, options in section.options.items():
+            if owner not in section.pieces:
+                key, value = f"{name}.{owner}.{next(iter(options), '')}", next(iter(options.values()), None)
+                if owner not in PIECES:
+                    raise ConfigError(key, value, "unknown key", nearest(owner, PIECES))
+                raise ConfigError(key, value, f"is of a piece that {name}.pieces does not name: add it there")
+
+
+def _codecs(config: Config) -> None:
+    down = codecs.make(config.codec.down)
     if down.remembers:
         rule = "remembers earlier packets, which clients that missed one cannot follow; use it for codec.up"
         raise ConfigError("codec.down", config.codec.down, rule)
@@ -86,6 +153,13 @@ def _method(config: Config) -> None:
         raise ConfigError(
             "codec.error_feedback", True, "needs a codec.up that loses something; fp32 is exact"
         )
+    for name, options in config.codec.options.items():
+        if name not in (config.codec.up, config.codec.down):
+            key, value = f"codec.{name}.{next(iter(options), '')}", next(iter(options.values()), None)
+            if name not in CODECS:
+                raise ConfigError(key, value, "unknown key", nearest(name, CODECS))
+            raise ConfigError(key, value, f"is of a codec that neither codec.up nor codec.down names")
+        owned_options(CODECS[name], name, f"codec.{name}", options, CODECS)
 
 
 def _process(config: Config) -> None:
@@ -103,9 +177,9 @@ def _process(config: Config) -> None:
         if config.recipe.loss != "mse":
             rule = "target edm weighs squared errors: use mse" + by
             raise ConfigError("recipe.loss", config.recipe.loss, rule)
-    if reason := facts.compatible(target, sampler):
+    if reason := names.compatible(target, sampler):
         raise ConfigError("score.sampler", sampler, reason)
-    if reason := facts.steps_fit(sampler, steps, config.model.timesteps):
+    if reason := names.steps_fit(sampler, steps, config.model.timesteps):
         raise ConfigError("score.steps", steps, reason)
     if config.score.guidance not in (1.0, "auto") and config.model.conditional is False:
         raise ConfigError("score.guidance", config.score.guidance, "needs a conditional model")

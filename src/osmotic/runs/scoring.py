@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from osmotic import seeds
-from osmotic.federation.client import copy_weights, to_uint8
 from osmotic.data.dataset import Split
-from osmotic.diffusion import facts, sampler
-from osmotic.protocol.messages import Client, Tensors
+from osmotic.diffusion import compatibility
+from osmotic.protocol.messages import Client
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated, score
+from osmotic.metrics.registry import measure
 from osmotic.report import pictures
 from osmotic.federation.interfaces import Stage
+from osmotic.runs.study import Holding, Study
 from osmotic.storage.folder import RunDir
-
-if TYPE_CHECKING:
-    from osmotic.runs.study import Holding, Study
+from osmotic.tensors import Tensors
+from osmotic.training.weights import copy_weights
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
 NOT_WITHOUT_GLOBAL_MODEL = (
@@ -73,27 +73,11 @@ class Scoring:
 
     def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
         """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
-        from osmotic.runs.study import make_model
-
-        study, cfg = self.study, self.study.config
-        while len(self._models) < study.workers:
-            self._models.append(make_model(study))
+        while len(self._models) < self.study.workers:
+            self._models.append(self.study.model())
         for model in self._models:
             copy_weights(dict(model.named_parameters()), weights)
-        size = study.spec.image_size
-        images, nfe = sampler.sample_chunks(
-            self._models,
-            study.process,
-            None if labels is None else torch.from_numpy(labels),
-            (samples, study.spec.channels, size, size),
-            cfg.score.sampler,
-            cfg.score.steps,
-            self.seed,
-            study.guidance,
-            threads=cfg.engine.threads,
-            device=study.device,
-        )
-        return to_uint8(images), nfe
+        return self.study.blueprint.draw_chunks(self._models, labels, samples, self.seed)
 
     def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
         """Quality of the global model, with one entry per client, and the round's sample grid."""
@@ -111,7 +95,7 @@ class Scoring:
             "samples": self.study.config.score.samples,
             "labels": None if labels is None else labels.tolist(),
             "seed": self.seed,
-            "guidance": self.study.guidance,
+            "guidance": self.study.blueprint.guidance,
         }
 
     def score_personal(
@@ -126,7 +110,7 @@ class Scoring:
                 per_client += self._per_client(pools[name], labels, [holding], stage)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
-        described = self._described(facts.nfe(cfg.score.steps, self.study.guidance))
+        described = self._described(compatibility.nfe(cfg.score.steps, self.study.blueprint.guidance))
         found = federated.aggregate(per_client)
         return {**described, **empty, **found, "after": None, "per_client": per_client}
 
@@ -139,7 +123,7 @@ class Scoring:
     def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
         """Scores of one pool under the summary's names."""
         measured = score.score(images, self.reference, self.study.dataset.test, self.encoder)
-        found = {
+        found: dict[str, Any] = {
             "fd": measured.fd,
             "kid": measured.kid,
             "precision": measured.precision,
@@ -150,6 +134,8 @@ class Scoring:
             "class_histogram": measured.class_histogram,
             "class_histogram_data": measured.class_histogram_data,
         }
+        if names := self.study.config.score.metrics:
+            found["metrics"] = measure(names, images, _as_uint8(self.reference.images))
         return self._described(nfe) | found
 
     def _described(self, nfe: int) -> dict[str, Any]:
@@ -160,7 +146,7 @@ class Scoring:
             "encoder_accuracy": self.encoder.test_accuracy,
             "num_samples": score_cfg.samples,
             "sampler": score_cfg.sampler,
-            "guidance": self.study.guidance,
+            "guidance": self.study.blueprint.guidance,
             "nfe": nfe,
         }
 
@@ -212,6 +198,11 @@ class Scoring:
             self.run.samples / f"{name}.png",
             pictures.grid(images[picked], GRID_COLUMNS, scale=scale, row_labels=rows),
         )
+
+
+def _as_uint8(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] as uint8, as own metrics are promised; 16-bit sources hold floats in [0, 1]."""
+    return images if images.dtype == np.uint8 else np.rint(images * 255).astype(np.uint8)
 
 
 def apportion(counts: np.ndarray, total: int) -> np.ndarray:

@@ -1,39 +1,24 @@
-"""From a configuration to a run: the only place where objects are made from names."""
+"""A simulated run before anything runs: its blueprint, and everybody's data."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from osmotic import __version__, methods, models, seeds
-from osmotic.config import schema
-from osmotic.runs import resolve
-from osmotic.storage.atomic import write_text
-from osmotic.federation.client import Images, Site, Trainer, fit, to_uint8
 from osmotic.config.schema import Config
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset
-from osmotic.diffusion.process import Process
-from osmotic.engines.inprocess import InProcess
 from osmotic.errors import ConfigError
-from osmotic.protocol.messages import Client, Tensors, contract_hash
-from osmotic.models import norms
-from osmotic.models.dropout import make_seeded
-from osmotic.federation.interfaces import Observer
-from osmotic.storage.folder import RunDir
-from osmotic.runs.scoring import Scoring
-from osmotic.federation.server import Server
-from osmotic.storage.store import Store
-from osmotic.runs.summary import write_summary
+from osmotic.federation.blueprint import Blueprint
+from osmotic.methods import Method
+from osmotic.models import NetworkSpec
+from osmotic.protocol.messages import Client
 
 
 @dataclass(frozen=True)
@@ -47,15 +32,22 @@ class Holding:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything a run is made of, before anything runs."""
+    """Everything a simulated run is made of, before anything runs: the blueprint, and everybody's data."""
 
-    config: Config
+    blueprint: Blueprint
     dataset: Dataset
     holdings: list[Holding]
-    spec: models.NetworkSpec
-    process: Process
-    method: methods.Method
     device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.blueprint.config
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The network."""
+        return self.blueprint.spec
 
     @property
     def workers(self) -> int:
@@ -64,60 +56,40 @@ class Study:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(asked or (1 if self.device.type == "cuda" else cores), len(self.holdings))
 
-    @property
-    def guidance(self) -> float:
-        """Classifier-free guidance scale; "auto" is 1.5 where the network is told the class and saw dropped labels."""
-        asked = self.config.score.guidance
-        if asked != "auto":
-            return asked
-        return 1.5 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
-
-    def contract(self) -> dict[str, Any]:
-        """What server and clients must agree on before round 1."""
-        return {
-            "parameters": {n: list(s) for n, s in models.layout(self.spec).items()},
-            "dtype": "float32",
-            "norm_groups": models.norm_groups(self.spec),
-            "process": self.process.contract(),
-            "latent_scale": None,  # pixels; a latent model puts its factor here
-            "image": [self.spec.image_size, self.spec.image_size, self.spec.channels],
-            "classes": self.spec.num_classes,
-            "encoder": self.config.score.encoder,
-        }
+    def model(self) -> torch.nn.Module:
+        """A network on the study's device."""
+        return self.blueprint.model(self.device)
 
 
-def prepare(cfg: Config) -> Study:
-    """Loads the data and makes the objects. Raises ConfigError for data that do not fit the configuration."""
-    dataset = sources.load(cfg.data)
-    conditional = is_conditional(cfg, len(dataset.class_names))
+def prepare(config: Config, dataset: Dataset | None = None) -> Study:
+    """Loads the data and makes the objects.
+
+    Args:
+        dataset: images of the caller's own; None reads `data.source`.
+    Raises: ConfigError for data that do not fit the configuration.
+    """
+    dataset = dataset or sources.load(config.data)
+    conditional = is_conditional(config, len(dataset.class_names))
     num_classes = len(dataset.class_names) if conditional else 0
     size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
-    spec = models.resolve(cfg.model.network, size, channels, num_classes, cfg.recipe.dropout)
-    method = methods.make(cfg.method.name, dict(cfg.method.options))
-    if num_classes == 0 and cfg.score.guidance not in (1.0, "auto"):
+    blueprint = Blueprint.of(config, size, channels, num_classes)
+    if num_classes == 0 and config.score.guidance not in (1.0, "auto"):
         raise ConfigError(
-            "score.guidance", cfg.score.guidance, f"needs labels, and {cfg.data.source} has none"
+            "score.guidance", config.score.guidance, f"needs labels, and {config.data.source} has none"
         )
-    return Study(
-        cfg,
-        dataset,
-        _holdings(cfg, dataset, method),
-        spec,
-        Process.from_config(cfg.model, cfg.recipe, num_classes),
-        method,
-        choose_device(cfg.engine.device),
-    )
+    holdings = _holdings(config, dataset, blueprint.method())
+    return Study(blueprint, dataset, holdings, choose_device(config.engine.device))
 
 
-def is_conditional(cfg: Config, num_classes: int) -> bool:
+def is_conditional(config: Config, num_classes: int) -> bool:
     """Whether the network is told the class. Raises ConfigError if it should be and there are no labels."""
-    if cfg.model.conditional is True and num_classes == 0:
-        raise ConfigError("model.conditional", True, f"needs labels, and {cfg.data.source} has none")
-    return num_classes > 0 if cfg.model.conditional == "auto" else bool(cfg.model.conditional)
+    if config.model.conditional is True and num_classes == 0:
+        raise ConfigError("model.conditional", True, f"needs labels, and {config.data.source} has none")
+    return num_classes > 0 if config.model.conditional == "auto" else bool(config.model.conditional)
 
 
-def _holdings(cfg: Config, dataset: Dataset, method: methods.Method) -> list[Holding]:
-    split = partition.divide(cfg.data, dataset.train)
+def _holdings(config: Config, dataset: Dataset, method: Method) -> list[Holding]:
+    split = partition.divide(config.data, dataset.train)
     if method.pools_data:
         union = np.sort(np.concatenate([train for train, _ in split]))
         own = np.sort(np.concatenate([own for _, own in split]))
@@ -146,179 +118,6 @@ def make_deterministic(study: Study) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-
-
-def start(cfg: Config, out: Path, observer: Callable[[RunDir, Config], Observer]) -> RunDir:
-    """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
-    study = prepare(cfg)
-    run = RunDir.new(out)
-    write_text(
-        run.config,
-        f"# osmotic {__version__}; `osmotic run config.toml` repeats this run\n" + schema.to_toml(cfg),
-    )
-    write_text(run.partition, json.dumps(describe_partition(study)))
-    return _finish(study, run, observer(run, cfg), resume=False)
-
-
-def resume(path: Path, observer: Callable[[RunDir, Config], Observer]) -> RunDir:
-    """Goes on from the newest whole checkpoint; a finished run is only summed up again."""
-    run = RunDir.existing(path)
-    study = prepare(resolve.load(run.config))
-    described = describe_partition(study)
-    if not run.partition.exists():  # stopped between the two files
-        write_text(run.partition, json.dumps(described))
-    elif json.loads(run.partition.read_text())["sha256"] != described["sha256"]:
-        raise ConfigError(
-            "data.source",
-            study.config.data.source,
-            f"holds other images, or others at other clients, than when {path} began",
-        )
-    return _finish(study, run, observer(run, study.config), resume=True)
-
-
-def _finish(study: Study, run: RunDir, observer: Observer, resume: bool) -> RunDir:
-    make_deterministic(study)
-    server, scoring = make_server(study, run, observer)
-    if resume:
-        server.restore()
-    server.run()
-    write_summary(study, server, scoring, run)
-    return run
-
-
-def make_server(study: Study, run: RunDir, observer: Observer) -> tuple[Server, Scoring]:
-    """The server with its engine, clients and scorer."""
-    stop = threading.Event()
-    initial = models.initial(study.spec, seeds.integer(study.config.seed, seeds.WEIGHTS))
-    contract = contract_hash(study.contract())
-    make_trainer = trainer_factory(study, initial, contract, stop)
-    engine = InProcess(
-        make_sites(study, run.path / "clients"),
-        make_trainer,
-        study.workers,
-        study.config.engine.threads,
-        stop,
-    )
-    scoring = Scoring(study, run)
-    server = Server(
-        study.config,
-        study.method,
-        engine,
-        run,
-        layout=models.layout(study.spec),
-        initial=initial,
-        contract=contract,
-        flops_per_image=flops_per_image(study),
-        scorer=scoring,
-        lab=ServerLab(study, make_trainer),
-        observer=observer,
-    )
-    return server, scoring
-
-
-def make_sites(study: Study, folder: Path) -> list[Site]:
-    """The clients of a simulation: each with its images on the device and a store of its own."""
-    images, labels = study.dataset.train.images, study.dataset.train.labels
-    conditional = study.spec.num_classes > 0
-    return [
-        Site(
-            h.client,
-            Images.of(
-                images[h.train], labels[h.train] if conditional and labels is not None else None, study.device
-            ),
-            Store(folder / h.client.name),
-        )
-        for h in study.holdings
-    ]
-
-
-def trainer_factory(
-    study: Study, initial: Tensors, contract: str, stop: threading.Event
-) -> Callable[[], Trainer]:
-    """Makes one worker's trainer; each has a network of its own."""
-
-    def make() -> Trainer:
-        return Trainer(
-            study.config, study.spec, study.method, study.process, make_model(study), initial, contract, stop
-        )
-
-    return make
-
-
-def make_model(study: Study) -> torch.nn.Module:
-    """A network on the device, channels-last: 1.25 times as fast as the default layout on CPUs."""
-    model = models.build(study.spec)
-    make_seeded(model)
-    norms.guard(model)
-    return model.to(study.device, memory_format=torch.channels_last)
-
-
-class ServerLab:
-    """Training on the server, through the same loop as the clients'."""
-
-    def __init__(self, study: Study, make_trainer: Callable[[], Trainer]) -> None:
-        self.study, self._make = study, make_trainer
-        self._trainer: Trainer | None = None
-
-    def fit(
-        self,
-        weights: Tensors,
-        images: np.ndarray,
-        labels: np.ndarray | None,
-        steps: int,
-        learning_rate: float,
-        seed: int,
-    ) -> Tensors:
-        """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`."""
-        trainer = self._loaded(weights)
-        data = Images.of(images, labels if self.study.spec.num_classes else None, self.study.device)
-        fit(
-            trainer.model,
-            data,
-            self.study.process,
-            self.study.config.training,
-            steps=steps,
-            learning_rate=learning_rate,
-            rng=np.random.default_rng(seed),
-        )
-        return trainer.weights()
-
-    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
-        """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
-        from osmotic.diffusion import sampler
-
-        study, score = self.study, self.study.config.score
-        images, _ = sampler.sample(
-            self._loaded(weights).model,
-            study.process,
-            None if labels is None else torch.from_numpy(labels),
-            (samples, study.spec.channels, study.spec.image_size, study.spec.image_size),
-            score.sampler,
-            score.steps,
-            seed,
-            study.guidance,
-            device=study.device,
-        )
-        return to_uint8(images)
-
-    def _loaded(self, weights: Tensors) -> Trainer:
-        self._trainer = self._trainer or self._make()
-        self._trainer.load(weights)
-        return self._trainer
-
-
-def flops_per_image(study: Study) -> int:
-    """Training cost of one image: forward pass as counted by torch, times three for forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = make_model(study).eval()
-    shape = (1, study.spec.channels, study.spec.image_size, study.spec.image_size)
-    labels = torch.zeros(1, dtype=torch.long, device=study.device) if study.spec.num_classes else None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(
-            torch.zeros(shape, device=study.device), torch.zeros(1, device=study.device), class_labels=labels
-        )
-    return 3 * int(counter.get_total_flops())
 
 
 def data_sha256(study: Study) -> str:

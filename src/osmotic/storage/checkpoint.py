@@ -1,4 +1,7 @@
-"""The server's state on disk: written after a round, verified when loaded, the last few kept."""
+"""The server's state on disk: written after a round, verified when loaded, the last few kept.
+
+One file holds all of it under one checksum, so that weights and books can never be of different rounds.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,28 @@ from osmotic.storage.store import StateLost, Tensors, read_with_notes, write_che
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """File of the checkpoint after `step` phases."""
+    """File of the checkpoint after `step` phases, `step` >= 0."""
+    # Padded so that names sort as numbers do, for whoever looks at the folder; `steps` does not rely on it.
     return Path(folder) / f"checkpoint-{step:06d}.safetensors"
 
 
 def save(
     folder: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
 ) -> list[int]:
-    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes all but the last `keep`.
+    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes all but
+    the last `keep`.
 
+    Args:
+        folder: of this run's checkpoints; nobody else may be writing to it.
+        step: phases done, >= 0.
+        tensors: arrays [...] of any shape, by name, of the dtypes of `store.DTYPES`.
+        state: what JSON can hold.
+        keep: checkpoints to keep, >= 1.
     Returns: the steps whose checkpoints are still there, ascending.
+    Raises: OSError as the file system gives it; the checkpoints before are then untouched.
     """
     clear_leftovers(folder)
+    # Written before any old one is deleted: at every moment at least one whole checkpoint is there.
     write_checked(path_of(folder, step), tensors, {"state": json.dumps(state, sort_keys=True)})
     found = steps(folder)
     for old in found[:-keep]:
@@ -46,8 +59,12 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and state of one checkpoint. Raises StateLost if it is torn or altered."""
+    """Tensors [...] and state of one checkpoint.
+
+    Raises: StateLost if it is torn, altered or no such file.
+    """
     tensors, notes = read_with_notes(path_of(folder, step))
+    # The checksum has held, so a state that is missing was never written: a file of another kind under this name.
     try:
         return tensors, json.loads(notes["state"])
     except (KeyError, ValueError):
@@ -57,7 +74,11 @@ def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
 def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, dict[str, Any]]:
     """The newest checkpoint that is whole: (step, tensors, state).
 
-    A torn or altered file is passed over with a warning and renamed to `.damaged` (unless not `mark_damaged`), so that nothing mistakes it for a good one.
+    A torn or altered file is passed over with a warning.
+
+    Args:
+        mark_damaged: rename such a file to `.damaged`, so that nothing mistakes it for a good one; False for readers
+            that must not change a run.
     Raises: ConfigError if none is left.
     """
     found = steps(folder)
@@ -83,7 +104,10 @@ def damaged(folder: Path) -> bool:
 
 
 def counted(folder: Path) -> dict[int, dict[str, int]]:
-    """For every whole checkpoint: the round in which each client was last counted."""
+    """For every whole checkpoint, by step: the round in which each client was last counted.
+
+    Clients keep the private states of these rounds, as the server could go back to any of them.
+    """
     found: dict[int, dict[str, int]] = {}
     for step in steps(folder):
         # A damaged older one is no use to resume from, so nothing needs to be kept for it.

@@ -1,4 +1,8 @@
-"""A client's private state: personal parts, residuals, variates, moments. It stays with the client, one file per round."""
+"""A client's private state: personal parts, residuals, variates, moments. It stays with the client, a file per round.
+
+A client may be asked to repeat a step that the server never summed, so the state before it must still be there. The server
+says in every task which round it last counted, and how far back it could go itself.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,10 @@ class Store:
         """State after the round in which the server last counted this client; {} if it never did.
 
         Newer versions are dropped: they belong to steps that the server never summed.
+
+        Args:
+            counted_round: the round, or None if the server never counted this client.
+        Returns: arrays [...] by name.
         Raises: StateLost if that version is missing or does not match its checksum.
         """
         for number, path in self._versions().items():
@@ -46,9 +54,15 @@ class Store:
         return read_checked(path)
 
     def save(self, tensors: Mapping[str, np.ndarray], server_round: int, durable_round: int | None) -> str:
-        """Keeps `tensors` as the state after `server_round`; returns their SHA-256.
+        """Keeps `tensors` as the state after `server_round`.
 
-        `durable_round` is the oldest round the server could still go back to: that version and all after it stay.
+        Args:
+            tensors: arrays [...] by name, of the dtypes of DTYPES.
+            server_round: may be negative, for phases before the first round.
+            durable_round: the oldest round the server could still go back to: that version and all after it stay.
+                None deletes nothing.
+        Returns: the SHA-256 of the tensors, 64 hexadecimal digits.
+        Raises: OSError as the file system gives it; older versions are then untouched.
         """
         clear_leftovers(self.folder)
         digest = write_checked(self._path(server_round), tensors)
@@ -59,6 +73,7 @@ class Store:
         return digest
 
     def _path(self, number: int) -> Path:
+        # With a sign, as phases before the first round have negative numbers, and padded after it.
         return self.folder / f"state-{number:+09d}.safetensors"
 
     def _versions(self) -> dict[int, Path]:
@@ -68,9 +83,15 @@ class Store:
 
 
 def digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over sorted names, dtypes, shapes and little-endian bytes."""
+    """SHA-256 over sorted names, dtypes, shapes and little-endian bytes.
+
+    Args:
+        tensors: arrays [...] of any shape and dtype, by name.
+    Returns: 64 hexadecimal digits; the same on every processor.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
+        # The shape from the tensor: ascontiguousarray makes a scalar [] an array of [1].
         shape, array = list(tensors[name].shape), np.ascontiguousarray(tensors[name])
         total.update(f"{name}|{array.dtype.name}|{shape}|".encode())
         total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
@@ -80,7 +101,14 @@ def digest(tensors: Mapping[str, np.ndarray]) -> str:
 def write_checked(
     path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None
 ) -> str:
-    """Atomic safetensors file that carries the SHA-256 of its tensors and of its notes; returns the tensors' SHA-256."""
+    """Atomic safetensors file that carries the SHA-256 of its tensors and of its notes.
+
+    Args:
+        tensors: arrays [...] by name, of the dtypes of DTYPES.
+        notes: texts by name; "sha256" and "notes_sha256" are taken.
+    Returns: the tensors' SHA-256.
+    Raises: KeyError for another dtype; OSError as the file system gives it.
+    """
     found = digest(tensors)
     notes = dict(notes or {})
     seal = hashlib.sha256("".join(f"{k}={notes[k]};" for k in sorted(notes)).encode()).hexdigest()
@@ -88,6 +116,7 @@ def write_checked(
     return found
 
 
+# numpy's names and those of the safetensors format; what is not here is kept by no client and no server.
 DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -104,8 +133,15 @@ def safetensors_chunks(
 ) -> Iterator[bytes | memoryview]:
     """The safetensors format piece by piece: the library builds the whole file in memory, twice the server's weights.
 
-    Layout: u64 header length, JSON header padded to 8 bytes, then the tensors, larger item sizes first for alignment.
+    Source: https://github.com/huggingface/safetensors, section "Format". Layout: u64 header length, JSON header padded
+    to 8 bytes, then the tensors, larger item sizes first for alignment.
+
+    Args:
+        tensors: arrays [...] by name, of the dtypes of DTYPES.
+        notes: texts by name, kept in the header.
+    Raises: KeyError for another dtype.
     """
+    # Larger first: every tensor then starts at a multiple of its item size, which readers that map the file need.
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
     header: dict[str, Any] = {"__metadata__": dict(notes)}
     offset = 0
@@ -126,12 +162,18 @@ def safetensors_chunks(
 
 
 def read_checked(path: Path) -> Tensors:
-    """Tensors of a file by `write_checked`. Raises StateLost if it is torn, altered or no such file."""
+    """Tensors [...] of a file by `write_checked`.
+
+    Raises: StateLost if it is torn, altered or no such file.
+    """
     return read_with_notes(path)[0]
 
 
 def read_with_notes(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and notes of a file by `write_checked`. Raises StateLost if it is torn, altered or no such file."""
+    """Tensors [...] and notes of a file by `write_checked`.
+
+    Raises: StateLost if it is torn, altered or no such file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -141,6 +183,7 @@ def read_with_notes(path: Path) -> tuple[Tensors, dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise StateLost(f"{path.name} cannot be read ({type(error).__name__})") from None
     expected, seal = notes.pop("sha256", ""), notes.pop("notes_sha256", "")
+    # Safetensors itself checks sizes alone: a flipped bit inside a tensor or the notes would pass without these two.
     found = hashlib.sha256("".join(f"{k}={notes[k]};" for k in sorted(notes)).encode()).hexdigest()
     if digest(tensors) != expected or found != seal:
         raise StateLost(f"{path.name} does not match its checksum")

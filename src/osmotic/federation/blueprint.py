@@ -1,0 +1,161 @@
+"""Everything that server and clients have in common before round 1, and no image: what a site needs to take part.
+
+Network, diffusion process, space, exchange, pieces, codecs, and the contract that all of them agree on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from osmotic import codecs, methods, models, pieces, seeds
+from osmotic.codecs import Codec
+from osmotic.config.schema import Config
+from osmotic.diffusion.process import Process
+from osmotic.diffusion.sampler import Sampling
+from osmotic.diffusion.space import Pixels, Space
+from osmotic.methods import Method
+from osmotic.models import norms
+from osmotic.models.dropout import make_seeded
+from osmotic.models.layout import Layout
+from osmotic.pieces import Chain
+from osmotic.tensors import Tensors
+
+if TYPE_CHECKING:
+    from osmotic.models import NetworkSpec
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A run without its data.
+
+    Args:
+        config: the run's configuration.
+        spec: the network.
+        process: the diffusion process.
+        space: what the network works in.
+    """
+
+    config: Config
+    spec: NetworkSpec
+    process: Process
+    space: Space
+
+    @classmethod
+    def of(cls, config: Config, image_size: int, channels: int, num_classes: int) -> Blueprint:
+        """For square images of this side and these channels; `num_classes` 0 is unconditional.
+
+        Raises: ConfigError for a size that the network cannot take.
+        """
+        spec = models.resolve(config.model.network, image_size, channels, num_classes, config.recipe.dropout)
+        process = Process.from_config(config.model, config.recipe, num_classes)
+        return cls(config, spec, process, Pixels((channels, image_size, image_size)))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Parameter name -> shape."""
+        return models.layout(self.spec)
+
+    @cached_property
+    def part_names(self) -> dict[str, list[str]]:
+        """Part of the network -> its parameter names, sorted."""
+        return self.spec.part_names()
+
+    def method(self) -> Method:
+        """The exchange; everyone makes their own, so that one half cannot lean on what the other has seen."""
+        return methods.make(self.config.method.name, dict(self.config.method.options))
+
+    def chain(self) -> Chain:
+        """The pieces of the learning rule."""
+        return pieces.make(self.config)
+
+    def codec(self, direction: Literal["up", "down"], error_feedback: bool = False) -> Codec:
+        """A new codec of one direction."""
+        config = self.config.codec
+        return codecs.make(getattr(config, direction), error_feedback, config.options)
+
+    @cached_property
+    def keeps_moments(self) -> bool:
+        """Whether optimiser moments live from round to round; the centralised baseline always keeps them."""
+        return self.config.training.optimizer_state == "keep" or self.method().pools_data
+
+    @property
+    def guidance(self) -> float:
+        """Classifier-free guidance scale; "auto" is 1.5 where the network is told the class and saw dropped labels."""
+        asked = self.config.score.guidance
+        if asked != "auto":
+            return asked
+        return 1.5 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
+
+    def contract(self) -> dict[str, Any]:
+        """What server and clients must agree on before round 1."""
+        return {
+            "parameters": {n: list(s) for n, s in self.layout.items()},
+            "dtype": "float32",
+            "norm_groups": models.norm_groups(self.spec),
+            "process": self.process.contract(),
+            "image": [self.spec.image_size, self.spec.image_size, self.spec.channels],
+            "classes": self.spec.num_classes,
+            "encoder": self.config.score.encoder,
+            **self.space.contract(),
+        }
+
+    def initial(self) -> Tensors:
+        """The weights of round 0, float32 by name: a function of network and seed alone."""
+        return models.initial(self.spec, seeds.integer(self.config.seed, seeds.WEIGHTS))
+
+    def model(self, device: torch.device) -> torch.nn.Module:
+        """A network on the device, channels-last: 1.25 times as fast as the default layout on CPUs."""
+        model = models.build(self.spec)
+        make_seeded(model)
+        norms.guard(model)
+        return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def sampling(self, guidance: float | None = None) -> Sampling:
+        """How images are drawn: the configuration's sampler and steps, and its guidance if none is given."""
+        score = self.config.score
+        return Sampling(
+            process=self.process,
+            space=self.space,
+            sampler=score.sampler,
+            steps=score.steps,
+            guidance=self.guidance if guidance is None else guidance,
+        )
+
+    def draw(
+        self,
+        model: torch.nn.Module,
+        labels: np.ndarray | None,
+        samples: int,
+        seed: int,
+        guidance: float | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Images of one network, uint8 [samples, H, W, C], and network evaluations per image.
+
+        Args:
+            labels: int64 [samples], or None for no class.
+        """
+        sampling = self.sampling(guidance)
+        device = next(model.parameters()).device
+        given = None if labels is None else torch.from_numpy(labels)
+        return self.space.decode(sampling.draw(model, given, samples, seed, device=device)), sampling.nfe
+
+    def draw_chunks(
+        self, networks: Sequence[torch.nn.Module], labels: np.ndarray | None, samples: int, seed: int
+    ) -> tuple[np.ndarray, int]:
+        """As `draw`, by replicas of one network side by side; the same bits for any number of them."""
+        sampling = self.sampling()
+        images = sampling.draw_chunks(
+            networks,
+            None if labels is None else torch.from_numpy(labels),
+            samples,
+            seed,
+            threads=self.config.engine.threads,
+            device=next(networks[0].parameters()).device,
+        )
+        return self.space.decode(images), sampling.nfe

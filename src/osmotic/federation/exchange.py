@@ -1,0 +1,170 @@
+"""Tasks out, answers in: packets are made as the engine asks for them, and every answer goes through the gate.
+
+One way for all questions: the phases of a run, the sampling for scores, the fetching of personal models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from osmotic.codecs import EXACT, BadPacket
+from osmotic.federation import bookkeeping
+from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.bookkeeping import Tally
+from osmotic.federation.interfaces import Engine, Observer
+from osmotic.federation.state import ServerState
+from osmotic.protocol.aggregate import Accumulator, OutOfRange
+from osmotic.protocol.gate import Gate, Refused
+from osmotic.protocol.messages import KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
+from osmotic.protocol.participation import learning_rate, weights_sent
+from osmotic.tensors import Tensors, group
+
+MAX_REASON = 200  # characters of a failure's text that are kept
+
+
+class Exchange:
+    """The server's end of every exchange with clients.
+
+    Args:
+        blueprint: network, exchange, codecs.
+        state: the server's; its links encode and decode.
+        engine: where clients run.
+        contract: hash that every packet carries and every client checks.
+        flops_per_image: training cost of one image, for the ledger.
+        observer: is told of every answer.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        state: ServerState,
+        engine: Engine,
+        contract: str,
+        flops_per_image: int,
+        observer: Observer,
+    ) -> None:
+        self.config, self.state, self.engine, self.contract = blueprint.config, state, engine, contract
+        self.flops_per_image, self.observer = flops_per_image, observer
+        self.travels = blueprint.method().travels
+        self.layout, self.part_names = blueprint.layout, blueprint.part_names
+        self.gate = Gate(self.layout, self.part_names, self.config.training)
+        self.kept: dict[int, dict[str, int]] = {}  # step of a checkpoint on disk -> who was counted when
+
+    def post(
+        self, phase: Phase, tasks: Iterable[Task], tally: Tally, weights: Tensors | None = None
+    ) -> Iterator[Sent]:
+        """Tasks as packets of `weights` (default: the global ones), made one at a time as the engine asks for them."""
+        state = self.state
+        for asked in tasks:
+            name = asked.client.name
+            if name in tally.asked:
+                raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
+            held = {} if weights else state.down.unmoved(name, asked.send, state.changed)
+            task = replace(asked, send=tuple(p for p in asked.send if p not in held))
+            codec_weights = state.up.extras(name) if task.action == "train" else {}
+            extras = {**task.extras, **codec_weights}
+            entries, blobs = state.down.message(name, task.send, phase.server_round, weights or state.weights)
+            if extras:
+                blobs.append(EXACT.encode(extras, {}))
+            header = {
+                "contract": self.contract,
+                "action": task.action,
+                "phase": phase.name,
+                "server_round": phase.server_round,
+                "counted_round": state.counted.get(name),
+                "durable_round": self._durable(name),
+                "learning_rate": learning_rate(self.config.training, phase.server_round),
+                "local_epochs": task.local_epochs,
+                "down": entries,
+                "held": held,
+                "extras": bool(extras),
+                "returns": list(task.returns),
+                "keep": None if task.keep is None else list(task.keep),
+                "coded": [n for n, s in task.expects.items() if s.wire == "codec"],
+                "control": dict(task.control),
+            }
+            tally.asked[name], tally.expected[name] = task, self.gate.expect(task)
+            yield Sent(task, Packet(header, tuple(blobs)))
+
+    def _durable(self, name: str) -> int | None:
+        """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""
+        return self.kept[min(self.kept)].get(name) if self.kept else None
+
+    def collect(
+        self,
+        phase: Phase,
+        tasks: Iterator[Sent],
+        tally: Tally,
+        total: Accumulator | None,
+        accept: Callable[[Reply], None],
+    ) -> None:
+        """Every answer: decoded, gated and accepted, or written down as a failure of its client.
+
+        Args:
+            total: the sum that a reply must still fit into; None where nothing is summed.
+        """
+        for answer in self.engine.exchange(tasks, self.config.engine.deadline_seconds):
+            task = answer.sent.task
+            name = task.client.name
+            if name in tally.answers or name in tally.failures:
+                continue  # one answer per client and phase; a transport may repeat itself
+            failure, metrics = _failure(answer), {}
+            if failure is None and answer.packet is not None:
+                reply = self._decode(task, answer.packet, tally, total)
+                if isinstance(reply, Failure):
+                    failure = reply
+                else:
+                    accept(reply)
+                    metrics = dict(reply.metrics)
+                    tally.answers[name], tally.weights[name] = metrics, reply.weight
+                    del reply
+            if failure is not None:
+                tally.failures[name] = failure
+            tally.entries += bookkeeping.entries(
+                phase,
+                answer,
+                failure,
+                metrics,
+                weights=(weights_sent(task, self.layout, self.part_names), tally.expected[name].weights),
+                travels=self.travels,
+                flops_per_image=self.flops_per_image,
+            )
+            self.observer.answered(name)
+            del answer  # or its packet would lie beside the next one
+
+    def _decode(self, task: Task, packet: Packet, tally: Tally, total: Accumulator | None) -> Reply | Failure:
+        """A packet as a reply that passed the gate, or why it did not."""
+        name, expected = task.client.name, tally.expected[task.client.name]
+        try:
+            tensors = self.state.up.decode(name, packet, expected)
+            weight = expected.check(tensors, packet.header.get("num_examples"))
+            if total is not None:
+                total.check_weight(group(tensors, "model"), weight)
+            return Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
+        except Refused as error:
+            return Failure(error.kind, _plain(error))
+        except OutOfRange as error:
+            return Failure("range", _plain(error))
+        except BadPacket as error:
+            return Failure("bad", _plain(error))
+        except Exception as error:  # a reply is data from outside: whatever it breaks is its client's failure
+            return Failure("bad", f"cannot be read ({type(error).__name__})")
+
+
+def _failure(answer: Answer) -> Failure | None:
+    """Why an answer is none: the transport's reason, or the client's own word in its packet."""
+    if answer.failure is not None or answer.packet is None:
+        return answer.failure or Failure("lost", "nothing came back")
+    told = answer.packet.header.get("failure") if isinstance(answer.packet.header, Mapping) else None
+    if told is None:
+        return None
+    if isinstance(told, list | tuple) and len(told) == 2 and told[0] in KINDS:
+        return Failure(told[0], _plain(told[1]))
+    return Failure("bad", "says that it failed, and not how")
+
+
+def _plain(reason: object) -> str:
+    """A reason as one short printable line: it goes into logs, the summary and the page."""
+    text = str(reason)[:MAX_REASON]
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,76 @@
+"""The clients' own models: scored through images that clients draw, fetched by an action that a site may refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from osmotic.federation.interfaces import Scorer, Stage
+from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Reply, Spec, Task
+from osmotic.tensors import Tensors, group
+
+# Asks clients, beside the phases: (phase, tasks, what takes a reply, weights to send instead of the global ones).
+Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Tensors | None], None]
+
+
+def score(
+    ask: Ask,
+    scorer: Scorer,
+    clients: Sequence[Client],
+    samples: int,
+    phase: Phase,
+    shared: tuple[str, ...],
+    merged: Tensors,
+) -> dict[str, Any]:
+    """Every client draws from its own model; the images come back outside the four totals, and are scored.
+
+    In the phase MERGE the shared parts as the server would publish them are put into each model beforehand.
+    Args:
+        clients: those that have a model of their own.
+        samples: images per client.
+        shared: parts that the server averages.
+        merged: the weights as the server would publish them.
+    """
+    merging = phase.name == MERGE
+    pools: dict[str, np.ndarray] = {}
+    tasks = [
+        Task(
+            client,
+            "sample",
+            send=shared if merging else (),
+            control={"score": scorer.wanted(client)},
+            expects={"image/samples": Spec((samples, None, None, None), "uint8")},
+        )
+        for client in clients
+    ]
+
+    def keep(reply: Reply) -> None:
+        # A copy: the reply is a view of its packet.
+        pools[reply.task.client.name] = reply.tensors["image/samples"].copy()
+
+    scoring = Phase(MERGE if merging else "score", phase.server_round, totals=False, everybody=True)
+    ask(scoring, tasks, keep, merged if merging else None)
+    # After a round a client's model stands as it left its own training: the average of that round is not in it yet.
+    stage: Stage = "before" if shared and phase.name == TRAIN else "after"
+    return scorer.score_personal(pools, stage, phase.server_round)
+
+
+def fetch(
+    ask: Ask, clients: Sequence[Client], layout: Mapping[str, tuple[int, ...]], server_round: int
+) -> dict[str, Tensors]:
+    """The clients' own models as they are scored, float32 by client; who cannot give one is among the failures.
+
+    Args:
+        server_round: a number above all phases, under which the traffic is booked as "models".
+    """
+    found: dict[str, Tensors] = {}
+    wanted = {f"own/{n}": Spec(s, counts=True, max_abs=np.inf) for n, s in layout.items()}
+
+    def keep(reply: Reply) -> None:
+        found[reply.task.client.name] = {n: t.copy() for n, t in group(reply.tensors, "own").items()}
+
+    tasks = [Task(client, "model", expects=wanted) for client in clients]
+    ask(Phase("models", server_round, totals=False, everybody=True), tasks, keep, None)
+    return {name: found[name] for name in sorted(found)}

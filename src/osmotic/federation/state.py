@@ -1,0 +1,113 @@
+"""What the server knows after a whole phase: exactly what a checkpoint holds, and its way to and from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from osmotic.diffusion.ema import Ema
+from osmotic.federation import ledger
+from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.downlink import DownLink
+from osmotic.federation.uplink import UpLink
+from osmotic.tensors import Tensors, group, grouped
+
+
+@dataclass
+class ServerState:
+    """The server between two phases.
+
+    Args:
+        weights: the global weights, float32, sorted by name. Arrays are replaced, never changed in place.
+        ema: their averages over rounds.
+        up, down: the two links.
+        pieces: state of the learning rule, "PIECE/NAME".
+        step: phases done.
+        changed: part -> round at whose end its global weights last moved.
+        counted: client -> round in which it last counted.
+        state_hashes: client -> SHA-256 of its private state after that round.
+        pending: the metrics line of the last phase, if its score is still to be taken.
+    """
+
+    weights: Tensors
+    ema: Ema
+    up: UpLink
+    down: DownLink
+    pieces: Tensors = field(default_factory=dict)
+    step: int = 0
+    changed: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    state_hashes: dict[str, str] = field(default_factory=dict)
+    totals: ledger.Totals = field(default_factory=ledger.Totals)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    server_steps: int = 0
+    wall_seconds: float = 0.0
+    last_quality: dict[str, Any] | None = None
+    pending: dict[str, Any] | None = None
+
+    @classmethod
+    def initial(cls, blueprint: Blueprint, weights: Mapping[str, np.ndarray], pieces: Tensors) -> ServerState:
+        """Before the first phase: round 0's weights, nothing sent, nothing counted."""
+        config = blueprint.config
+        down = blueprint.codec("down")
+        return cls(
+            {n: weights[n].copy() for n in sorted(weights)},
+            Ema(config.recipe.ema_half_lives),
+            UpLink(blueprint.codec("up"), config.seed),
+            DownLink(down, blueprint.part_names, config.codec.changed_only, config.seed),
+            pieces,
+        )
+
+    def scored_weights(self) -> Tensors:
+        """The average of the first half-life, or the raw weights where there is none."""
+        return average_of(self.weights, self.ema)
+
+    def to_checkpoint(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors and JSON. The names are a contract: checkpoints of earlier versions are read."""
+        down_tensors, down_notes = self.down.state()
+        ema_tensors, ema_notes = self.ema.state()
+        up_tensors, up_notes = self.up.state()
+        tensors = grouped("weights", self.weights) | grouped("down", down_tensors)
+        tensors |= grouped("ema", ema_tensors) | up_tensors | grouped("pieces", self.pieces)
+        notes = {
+            "down": down_notes,
+            "ema": ema_notes,
+            **up_notes,
+            "counted": self.counted,
+            "changed": self.changed,
+            "state_hashes": self.state_hashes,
+            "totals": vars(self.totals),
+            "failures": self.failures,
+            "server_steps": self.server_steps,
+            "wall_seconds": self.wall_seconds,
+            "last_quality": self.last_quality,
+            "pending": self.pending,
+        }
+        return tensors, notes
+
+    def from_checkpoint(self, step: int, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+        """The inverse of `to_checkpoint`."""
+        self.step, self.weights = step, dict(sorted(group(tensors, "weights").items()))
+        self.ema.restore(group(tensors, "ema"), notes["ema"])
+        self.down.restore(group(tensors, "down"), notes["down"])
+        self.up.restore(tensors, notes)
+        self.pieces = group(tensors, "pieces")
+        self.counted, self.changed = notes["counted"], notes.get("changed", {})
+        self.state_hashes, self.failures = notes["state_hashes"], notes["failures"]
+        self.totals = ledger.Totals(**notes["totals"])
+        self.server_steps, self.wall_seconds = notes["server_steps"], notes["wall_seconds"]
+        self.last_quality, self.pending = notes["last_quality"], notes.get("pending")
+
+
+def average_of(weights: Tensors, ema: Ema, half_life: float | None = None) -> Tensors:
+    """The average over `half_life` images, by default the first one kept; the weights themselves where there is none.
+
+    Raises: ValueError for a half-life that is not kept.
+    """
+    kept = ema.half_lives
+    if ema.empty or not kept or half_life == 0:
+        return weights
+    return ema.average(kept[0] if half_life is None else half_life)

@@ -1,0 +1,117 @@
+"""The way up, server end: one codec for all clients, what it remembers of each, and its own weights where it is trained.
+
+The client's end is in `federation/client.py`. What a phase brings is kept apart until `commit`, as in `downlink.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from osmotic import seeds
+from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.protocol.gate import Expectation
+from osmotic.protocol.messages import Packet
+from osmotic.tensors import Tensors, group, grouped
+
+
+class UpLink:
+    """Decodes what clients send; a phase that fails or is killed leaves no trace.
+
+    Args:
+        codec: as the clients have it.
+        seed: the run's, for codecs that train on the server.
+    """
+
+    def __init__(self, codec: Codec, seed: int = 0) -> None:
+        self.codec, self.seed = codec, seed
+        self.memory: dict[str, Tensors] = {}  # client -> the decoder's memory of it
+        self.weights: Tensors = {}  # of the codec itself, as last broadcast
+        self.version: int | None = None  # the round in which these were new
+        self.heard: dict[str, int] = {}  # client -> version that it has
+        self._forget()
+
+    def _forget(self) -> None:
+        self._next: tuple[Tensors, int | None] = (self.weights, self.version)
+        self._before: Tensors | None = None
+        self._memory: dict[str, Tensors] = {}
+        self._observed: dict[str, Tensors] = {}
+
+    def begin(self, server_round: int, refresh: bool) -> tuple[Tensors, bool]:
+        """Opens a phase: the codec's weights to be used in it, and whether they are new.
+
+        Args:
+            refresh: whether the codec may renew itself; clients that only sample are told no new one.
+        """
+        self._forget()
+        self._before = self.codec.state()
+        rng = seeds.rng(self.seed, seeds.CODEC, server_round)
+        new = self.codec.refresh(server_round, rng) if refresh else None
+        if new is not None:
+            self._next = (new, server_round)
+        return self._next[0], self._next[1] == server_round and new is not None
+
+    def extras(self, client: str) -> Tensors:
+        """The codec's weights that this client does not have yet, "codec/NAME"."""
+        weights, version = self._next
+        return grouped("codec", weights) if version is not None and self.heard.get(client) != version else {}
+
+    def decode(self, client: str, packet: Packet, expected: Expectation) -> Tensors:
+        """The tensors of a reply: the coded blob, where anything coded is expected, then the exact one.
+
+        Raises: BadPacket for torn, altered or missing blobs, or a tensor that is in both.
+        """
+        blobs = list(packet.blobs)
+        wanted = bool(expected.coded) + bool(expected.exact)
+        if len(blobs) != wanted:
+            raise BadPacket(f"holds {len(blobs)} blobs, not {wanted}")
+        memory = {n: t.copy() for n, t in self.memory.get(client, {}).items()}
+        tensors = dict(self.codec.decode(blobs.pop(0), memory)) if expected.coded else {}
+        for name, tensor in EXACT.decode(blobs.pop(0), {}) if expected.exact else ():
+            if name in tensors:
+                raise BadPacket(f"{name} comes twice")
+            tensors[name] = tensor
+        self._memory[client] = memory
+        return tensors
+
+    def observe(self, client: str, tensors: Mapping[str, np.ndarray]) -> None:
+        """A reply passed the gate: the codec picks out what it will learn from."""
+        self._observed[client] = self.codec.observe(tensors, client)
+
+    def commit(self, counted: Iterable[str]) -> None:
+        """The phase counts, with the replies of these clients."""
+        names = sorted(counted)
+        self.codec.learn({name: self._observed[name] for name in names if name in self._observed})
+        self.weights, self.version = self._next
+        for name in names:
+            if self.version is not None:
+                self.heard[name] = self.version
+            if self._memory.get(name):
+                self.memory[name] = self._memory[name]
+        self._forget()
+
+    def abandon(self) -> None:
+        """The phase does not count."""
+        if self._before is not None:
+            self.codec.restore(self._before)
+        self._forget()
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors and JSON of the committed state, for the checkpoint."""
+        tensors = grouped("codec", self.codec.state()) | grouped("codec_weights", self.weights)
+        for client, memory in self.memory.items():
+            tensors |= grouped(f"codec_memory/{client}", memory)
+        return tensors, {"codec_round": self.version, "codec_heard": json.loads(json.dumps(self.heard))}
+
+    def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.codec.restore(group(tensors, "codec"))
+        self.weights, self.version = group(tensors, "codec_weights"), notes["codec_round"]
+        self.heard, self.memory = dict(notes["codec_heard"]), {}
+        for key, tensor in group(tensors, "codec_memory").items():
+            client, _, name = key.partition("/")
+            self.memory.setdefault(client, {})[name] = tensor
+        self._forget()

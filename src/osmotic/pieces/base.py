@@ -1,0 +1,103 @@
+"""What a piece of the learning rule is: both halves in one file, in the order of a round. Pieces chain.
+
+A run is an exchange (`osmotic/methods`) and a chain of pieces, in the order of the configuration: those of `[local]` bend
+local training, those of `[server]` work on the mean change, those of `[after]` follow the rounds. A piece may use any
+hook, whatever its section. It holds its options and nothing else: state is a table of arrays that comes in and goes out,
+kept by the server's checkpoint and by the client's store. So a phase that does not count leaves no trace.
+
+Names of a piece's extras, state and control values are its own; `pieces/chain.py` puts the piece's name before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from osmotic.methods.base import Method
+from osmotic.protocol.messages import Phase, Reply, Task
+from osmotic.protocol.view import Extension, Lab, Step, View
+from osmotic.tensors import Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Metrics = dict[str, float]
+Section = Literal["local", "server", "after"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Base of all pieces: every hook does nothing. Options are the fields of the dataclass, checked in __post_init__."""
+
+    section: ClassVar[Section] = "local"  # the section of the configuration that names it
+    stateful: ClassVar[bool] = False  # a client keeps something of this piece from round to round
+    personal: ClassVar[bool] = False  # it leaves every client a model of its own
+
+    # Tables as large as the network, for `osmotic plan`: what the server holds for it, and a client while it trains.
+    server_copies: ClassVar[int] = 0
+    client_copies: ClassVar[int] = 0
+
+    # --- how it is told ---
+    title: ClassVar[str] = ""  # what it does, in a few words
+    paper: ClassVar[str] = ""  # arXiv id, or ""
+    left: ClassVar[str] = ""  # what it makes leave a site besides the exchange's changes; "" for nothing
+
+    def misfit(self, method: Method) -> str | None:
+        """Why this piece cannot work with this exchange, or None."""
+        return None
+
+    # --- server half, in the order of a round ---
+    def phases(self, rounds: int) -> Iterator[Phase]:
+        """Phases of its own, numbered below 0 (before the rounds) or above `rounds` (after them)."""
+        return iter(())
+
+    def server_start(self, view: View) -> Tensors:
+        """Its state before the first phase."""
+        return {}
+
+    def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        """What it adds to a task of the exchange: tensors down, tensors wanted back, control values."""
+        return Extension()
+
+    def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
+        """Takes in what one reply holds for this piece (`reply.tensors` by its own names) and returns it with the rest.
+
+        `gathered` is None at the first reply of a phase. Order must not matter: use `view.accumulator`, or keep by
+        client name and sort.
+        """
+        return gathered
+
+    def change(
+        self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
+    ) -> tuple[Tensors, Tensors, Metrics]:
+        """The change to apply, given the mean change of the clients (name -> float32), the new state, and metrics."""
+        return mean, state, {}
+
+    def after(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
+        """Work on the server once the change is applied: training, sampling. Returns new state and metrics."""
+        return state, {}
+
+    def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
+        """{"images", "filtered", "sha256"} of synthetic images that it made, for the summary; None without any."""
+        return None
+
+    # --- client half, in the order of a step ---
+    def client_begin(self, step: Step, state: Tensors) -> Any:
+        """Before the first batch: makes what it needs while training, on the device, and returns it as `work`."""
+        return None
+
+    def local_loss(self, step: Step, work: Any, loss: Tensor, model: nn.Module) -> Tensor:
+        """The loss to minimise, given the diffusion loss of the batch, a scalar."""
+        return loss
+
+    def after_backward(self, step: Step, work: Any) -> None:
+        """Between backward pass and clipping: may read and change the gradients of `step.parameters`."""
+
+    def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
+        """After the last batch: (extras to return, as `extend` announced them; the private state to keep)."""
+        return {}, state
+
+    def filter(self, step: Step, state: Tensors, change: Tensors) -> Tensors:
+        """Between training and encoding: the change that leaves, given the change made (name -> float32)."""
+        return change

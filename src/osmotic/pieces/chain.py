@@ -1,0 +1,163 @@
+"""The learning rule of a run: its pieces, called one after the other in the order of the configuration.
+
+Only here are names of pieces put before what is theirs: extras "scaffold/NAME", state "scaffold/NAME", metrics
+"scaffold/variate_norm", control {"scaffold": {...}}. A piece sees its own names alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from osmotic.methods.base import Method
+from osmotic.pieces.base import Metrics, Piece
+from osmotic.protocol.messages import Phase, Reply, Task
+from osmotic.protocol.view import Lab, Step, View
+from osmotic.tensors import Tensors, group, grouped
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Named pieces in order, as one; state is one table, "PIECE/NAME"."""
+
+    pieces: Mapping[str, Piece]
+
+    @property
+    def stateful(self) -> bool:
+        """Whether clients keep anything of a piece from round to round."""
+        return any(p.stateful or p.personal for p in self.pieces.values())
+
+    @property
+    def personal(self) -> bool:
+        """Whether a piece leaves every client a model of its own."""
+        return any(p.personal for p in self.pieces.values())
+
+    # --- server half ---
+    def phases(self, method: Method, rounds: int) -> list[Phase]:
+        """The exchange's phases with those of the pieces before and after, numbered so that rounds stay 1 to R."""
+        own = list(method.phases(rounds))
+        added = [phase for piece in self.pieces.values() for phase in piece.phases(rounds)]
+        before = [p for p in added if p.server_round < 1]
+        after = [p for p in added if p.server_round > rounds]
+        last = own[-1].server_round
+        return [
+            *(replace(p, server_round=i - len(before)) for i, p in enumerate(before)),
+            *own,
+            *(replace(p, server_round=last + 1 + i) for i, p in enumerate(after)),
+        ]
+
+    def server_start(self, view: View) -> Tensors:
+        """State of all pieces before the first phase."""
+        state: Tensors = {}
+        for name, piece in self.pieces.items():
+            state |= grouped(name, piece.server_start(view))
+        return state
+
+    def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Task:
+        """The exchange's task with what every piece adds."""
+        for name, piece in self.pieces.items():
+            more = piece.extend(view, group(state, name), phase, task)
+            instead = {
+                field: value
+                for field in ("send", "returns", "keep", "local_epochs")
+                if (value := getattr(more, field)) is not None
+            }
+            task = replace(
+                task,
+                extras={**task.extras, **{f"{name}/{n}": t for n, t in more.extras.items()}},
+                expects={**task.expects, **{f"{name}/{n}": s for n, s in more.expects.items()}},
+                control={**task.control, **({name: dict(more.control)} if more.control else {})},
+                **instead,
+            )
+        return task
+
+    def gather(self, view: View, gathered: dict[str, Any], reply: Reply) -> None:
+        """Shows every piece its share of a reply; `gathered` holds what each made of those before, by piece."""
+        for name, piece in self.pieces.items():
+            own = replace(reply, tensors=group(reply.tensors, name))
+            gathered[name] = piece.gather(view, gathered.get(name), own)
+
+    def change(
+        self, view: View, state: Tensors, gathered: Mapping[str, Any], phase: Phase, mean: Tensors
+    ) -> tuple[Tensors, Tensors, Metrics]:
+        """The change to apply, the new state, and metrics "PIECE/NAME"."""
+        metrics: Metrics = {}
+        state = dict(state)
+        for name, piece in self.pieces.items():
+            mean, own, found = piece.change(view, group(state, name), gathered.get(name), phase, mean)
+            state = _with(state, name, own)
+            metrics |= {f"{name}/{k}": v for k, v in found.items()}
+        return mean, state, metrics
+
+    def after(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
+        """The pieces' own work on the server: new state, and metrics "PIECE/NAME"."""
+        metrics: Metrics = {}
+        state = dict(state)
+        for name, piece in self.pieces.items():
+            own, found = piece.after(lab, group(state, name), phase)
+            state = _with(state, name, own)
+            metrics |= {f"{name}/{k}": v for k, v in found.items()}
+        return state, metrics
+
+    def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
+        """What the first piece that made synthetic images says of them; None without any."""
+        told = (piece.auxiliary(group(state, name)) for name, piece in self.pieces.items())
+        return next((found for found in told if found is not None), None)
+
+    # --- client half ---
+    def open(self, method: Method, step: Step, state: Tensors) -> LocalRule:
+        """The rule of one client's step, before its first batch; `state` is what the client kept of the pieces."""
+        return LocalRule(method, self, step, state)
+
+
+def _with(state: Tensors, name: str, own: Tensors) -> Tensors:
+    """A piece's state put in the place of its old one."""
+    return {k: t for k, t in state.items() if not k.startswith(f"{name}/")} | grouped(name, own)
+
+
+class LocalRule:
+    """What bends one client's step: the exchange's frozen parts and every piece, as the training loop calls them."""
+
+    def __init__(self, method: Method, chain: Chain, step: Step, state: Tensors) -> None:
+        self.method, self.step, self.pieces = method, step, chain.pieces
+        self.state = {name: group(state, name) for name in chain.pieces}
+        self.steps = {
+            name: replace(step, control=step.control.get(name, {}), extras=group(step.extras, name))
+            for name in chain.pieces
+        }
+        self.work = {n: p.client_begin(self.steps[n], self.state[n]) for n, p in chain.pieces.items()}
+
+    def trainable(self) -> set[str] | None:
+        """Names of the parameters to train; None for all."""
+        return self.method.trainable(self.step)
+
+    def objective(self, loss: Tensor, model: nn.Module) -> Tensor:
+        """The loss to minimise, given the diffusion loss of the batch."""
+        for name, piece in self.pieces.items():
+            loss = piece.local_loss(self.steps[name], self.work[name], loss, model)
+        return loss
+
+    def after_backward(self) -> None:
+        """Between backward pass and clipping."""
+        for name, piece in self.pieces.items():
+            piece.after_backward(self.steps[name], self.work[name])
+
+    def stepped(self) -> None:
+        """One optimiser step was taken."""
+        for step in (self.step, *self.steps.values()):
+            step.taken += 1
+
+    def close(self, change: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), given the change made."""
+        extras: Tensors = {}
+        state: Tensors = {}
+        for name, piece in self.pieces.items():
+            sent, kept = piece.client_end(self.steps[name], self.work[name], self.state[name])
+            extras |= grouped(name, sent)
+            state |= grouped(name, kept)
+            change = piece.filter(self.steps[name], kept, change)
+        return change, extras, state

@@ -1,0 +1,167 @@
+"""The gate: what must come back for a task is written down when the task is posted, and every reply is held against it.
+
+One `Expectation` serves the gate, the ledger (weights conveyed) and `osmotic plan` (bytes), so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from osmotic.config.schema import TrainingConfig
+from osmotic.protocol.messages import Kind, Spec, Task
+from osmotic.protocol.participation import batch_plan
+
+
+class Refused(ValueError):
+    """A reply that the gate does not let through, with the kind of its Failure."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind: Kind = kind
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What must come back for one task.
+
+    Args:
+        changes: "model/NAME" -> shape and range; they travel through the codec. Shared by all tasks that ask the same.
+        extras: what pieces and scores want besides.
+        announced: the client's announced images; no reply weighs more.
+        max_abs: largest |value| of a float whose Spec names no range of its own.
+        most_steps, most_images: the work a reply may claim.
+    """
+
+    changes: Mapping[str, Spec]
+    extras: Mapping[str, Spec]
+    announced: int
+    max_abs: float
+    most_steps: int
+    most_images: int
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Spec]:
+        """All tensors that must come back, by name."""
+        return {**self.changes, **self.extras} if self.extras else self.changes
+
+    @cached_property
+    def coded(self) -> Mapping[str, Spec]:
+        """Those that travel through the codec of the way up: the first blob."""
+        more = {n: s for n, s in self.extras.items() if s.wire == "codec"}
+        return {**self.changes, **more} if more else self.changes
+
+    @cached_property
+    def exact(self) -> Mapping[str, Spec]:
+        """Those that travel as they are: the blob after it."""
+        return {n: s for n, s in self.extras.items() if s.wire == "exact"}
+
+    @property
+    def weights(self) -> int:
+        """Weights conveyed, one per value whatever the codec."""
+        return sum(s.size for s in self.tensors.values() if s.counts)
+
+    def check(self, tensors: Mapping[str, np.ndarray], num_examples: object) -> int:
+        """Checks a decoded reply before it may touch a sum; returns its weight.
+
+        Args:
+            tensors: decoded reply.
+            num_examples: the weight the reply claims.
+        Raises: Refused with kind "bad" (keys, dtype, shape, weight, not finite) or "range".
+        """
+        if (
+            isinstance(num_examples, bool)
+            or not isinstance(num_examples, int)
+            or not 0 < num_examples <= self.announced
+        ):
+            raise Refused("bad", f"weight {num_examples!r} is not a whole number in 1..{self.announced}")
+        if missing := sorted(set(self.tensors) - set(tensors)):
+            raise Refused("bad", f"{missing[0]} is missing ({len(missing)} in all)")
+        if unasked := sorted(set(tensors) - set(self.tensors)):
+            raise Refused("bad", f"{unasked[0]} was not asked for ({len(unasked)} in all)")
+        for name, spec in self.tensors.items():
+            _check_tensor(name, tensors[name], spec, self.max_abs)
+        return num_examples
+
+    def check_metrics(self, metrics: object) -> dict[str, Any]:
+        """The figures beside a reply: finite numbers by name, work within its bound, and the hash of the client's state.
+
+        Raises: Refused with kind "bad" for anything else.
+        """
+        if not isinstance(metrics, Mapping):
+            raise Refused("bad", "metrics are not a table")
+        for name, value in metrics.items():
+            if name == "state_sha256":
+                fits = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+            else:
+                fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not fits:
+                raise Refused("bad", f"metric {str(name)[:40]} is not a finite number")
+        for name, most in (("steps", self.most_steps), ("images", self.most_images)):
+            value = metrics.get(name, 0)
+            if not isinstance(value, int) or not 0 <= value <= most:
+                raise Refused("bad", f"metric {name} is {value!r}, not a whole number in 0..{most}")
+        return dict(metrics)
+
+
+def _check_tensor(name: str, tensor: np.ndarray, spec: Spec, max_abs: float) -> None:
+    fits = len(tensor.shape) == len(spec.shape) and all(
+        want is None or want == got for want, got in zip(spec.shape, tensor.shape, strict=True)
+    )
+    if tensor.dtype != np.dtype(spec.dtype) or not fits:
+        raise Refused(
+            "bad",
+            f"{name} is {tensor.dtype.name} {list(tensor.shape)}, not {spec.dtype} {list(spec.shape)}",
+        )
+    if tensor.dtype.kind != "f" or tensor.size == 0:
+        return
+    most = max_abs if spec.max_abs is None else spec.max_abs
+    # Two passes tell all three faults: a NaN anywhere makes both ends NaN.
+    low, high = float(tensor.min()), float(tensor.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise Refused("bad", f"{name} holds a value that is not finite")
+    if max(-low, high) > most:
+        raise Refused("range", f"{name} holds {low if -low > high else high:g}, outside +-{most:g}")
+
+
+class Gate:
+    """Writes down, for every task that is posted, what must come back.
+
+    Args:
+        layout: parameter name -> shape.
+        part_names: part of the network -> its parameter names.
+        training: bounds of values and of work.
+    """
+
+    def __init__(
+        self,
+        layout: Mapping[str, tuple[int, ...]],
+        part_names: Mapping[str, list[str]],
+        training: TrainingConfig,
+    ) -> None:
+        self.layout, self.part_names, self.training = layout, part_names, training
+        self._changes: dict[tuple[str, ...], dict[str, Spec]] = {}  # few kinds of tasks, many clients
+
+    def expect(self, task: Task) -> Expectation:
+        """The changes of the parts asked for, and the extras that the task expects."""
+        if task.returns not in self._changes:
+            names = [n for part in task.returns for n in self.part_names[part]]
+            self._changes[task.returns] = {
+                f"model/{n}": Spec(self.layout[n], wire="codec", counts=True) for n in names
+            }
+        training = self.training
+        epochs = training.local_epochs if task.local_epochs is None else task.local_epochs
+        steps = batch_plan(task.client.num_examples, training.batch_size, epochs)
+        return Expectation(
+            self._changes[task.returns],
+            task.expects,
+            task.client.num_examples,
+            training.max_abs_update,
+            steps,
+            steps * training.batch_size,
+        )

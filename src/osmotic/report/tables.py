@@ -1,0 +1,210 @@
+"""The tables of a report as rows: clients, ledger, failures, and the scores that the first screen does not tell."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from osmotic.report import formatting, narrative
+from osmotic.report.reading import Run, Traffic
+
+# Fields of the scores that the first screen already tells.
+IN_TILES = {
+    "num_samples",
+    "nfe",
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "fd_floor",
+    "fd_at_floor",
+    "floor_samples",
+}
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Totals of one phase and direction."""
+
+    phase: str
+    direction: str
+    messages: int
+    parameters: int  # weights conveyed, one per weight whatever the codec
+    bytes: int  # as encoded, refused and lost replies among them
+    bytes_refused: int  # those alone
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """What the folder knows of one client; None is not measured."""
+
+    name: str
+    size: int | None  # training images
+    holdout: int | None  # images held out
+    rounds: int  # whose answer counted
+    images: int  # seen in those, repeats counted
+    bytes_up: int  # of training, lost and refused ones too
+    bytes_down: int
+    loss: float | None  # of the last round it answered
+    failures: int
+    scores: Mapping[str, float | None]  # by score and stage, as `fd_own after`
+
+
+def ledger_rows(run: Run) -> list[LedgerRow]:
+    """One row per phase and direction, phases in the order in which they first appear."""
+    groups: dict[tuple[str, str], list[Traffic]] = defaultdict(list)
+    for entry in run.ledger:
+        groups[entry.phase, entry.direction].append(entry)
+    return [
+        LedgerRow(
+            phase=phase,
+            direction=direction,
+            messages=len(entries),
+            parameters=sum(e.parameters for e in entries),
+            bytes=sum(e.bytes for e in entries),
+            bytes_refused=sum(e.bytes for e in entries if e.status != "counted"),
+        )
+        for (phase, direction), entries in groups.items()
+    ]
+
+
+def client_rows(run: Run) -> list[ClientRow]:
+    """One row per client known to the partition, the ledger, the losses or the scores, sorted by name."""
+    table = run.partition
+    sizes = dict(zip(table.clients, table.sizes, strict=False)) if table else {}
+    holdouts = dict(zip(table.clients, table.holdout_sizes, strict=False)) if table else {}
+    moved: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for e in run.ledger:
+        mine = moved[e.client]
+        if e.phase == "train":
+            # Bytes were spent whatever became of the answer; only an answer that counted is work done.
+            mine[e.direction] += e.bytes
+            if e.direction == "up" and e.status == "counted":
+                mine["rounds"] += 1
+                mine["images"] += e.images
+    scores: dict[str, dict[str, float | None]] = defaultdict(dict)
+    for c in run.quality.get("per_client") or ():
+        name = str(c.get("name"))
+        sizes.setdefault(name, c.get("num_examples"))
+        for key in narrative.OWN_SCORES:
+            scores[name][f"{key} {c.get('stage') or 'before'}"] = c.get(key)
+    # Later rounds over earlier ones: a client that was not asked in the last round keeps its last loss.
+    losses: dict[str, float | None] = {}
+    for r in run.training_rounds:
+        losses |= r.client_loss
+    names = sorted(set(sizes) | set(moved) | set(scores) | set(losses))
+    failed = [failed_client(run, f) for f in run.failures]
+    return [
+        ClientRow(
+            name=name,
+            size=sizes.get(name),
+            holdout=holdouts.get(name),
+            rounds=moved[name]["rounds"],
+            images=moved[name]["images"],
+            bytes_up=moved[name]["up"],
+            bytes_down=moved[name]["down"],
+            loss=losses.get(name),
+            failures=failed.count(name),
+            scores=scores.get(name, {}),
+        )
+        for name in names
+    ]
+
+
+def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
+    """The name of the client in a failure entry, which may hold only its number."""
+    number = failure.get("client_id")
+    if failure.get("name") or number is None:
+        return str(failure.get("name") or formatting.DASH)
+    names = run.partition.clients if run.partition else ()
+    return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
+
+
+def score_keys(clients: Sequence[ClientRow]) -> list[str]:
+    """Per-client scores that were measured for at least one client, in a fixed order."""
+    order = [
+        f"{m}_{scope} {stage}"
+        for stage in ("before", "after")
+        for m in ("fd", "kid")
+        for scope in ("all", "own")
+    ]
+    return [key for key in order if any(c.scores.get(key) is not None for c in clients)]
+
+
+def score_heading(key: str, quality: Mapping[str, Any]) -> str:
+    """`fd_own after` as `FD own, after merging`, or `FD own` where the clients have scores of one stage alone."""
+    metric, stage = key.split(" ")
+    kind, scope = metric.split("_")
+    name = formatting.fd_name(quality.get("encoder")) if kind == "fd" else "KID"
+    when = narrative.stage_words(quality)[stage]
+    return f"{name} {scope}" + (f", {when}" if when else "")
+
+
+def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, figure) of the single scores that no tile tells, and of the means over clients."""
+    out: list[tuple[str, float | None]] = [
+        (key, value) for key, value in quality.items() if key not in IN_TILES and formatting.is_number(value)
+    ]
+    # With merged models the same groups stand in a table of their own, before beside after.
+    for group in () if quality.get("after") else ("mean", "weighted", "worst"):
+        over = (quality.get(group) or {}).items()
+        out += [
+            (f"{group} over clients, {key}", value)
+            for key, value in over
+            if value is None or formatting.is_number(value)
+        ]
+    return [(name, formatting.figure(value)) for name, value in out]
+
+
+def own_metrics(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, figure) of the user's own metrics, a dash where one was not measured."""
+    metrics = (quality.get("metrics") or {}).items()
+    return [
+        (str(name), formatting.figure(value))
+        for name, value in metrics
+        if value is None or formatting.is_number(value)
+    ]
+
+
+def over_clients(quality: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(score, before, after merging) over the clients' own models; empty where nothing was merged for a score."""
+    after = quality.get("after") or {}
+    meanings = {"mean": "mean", "weighted": "mean weighted by images", "worst": "worst"}
+
+    def told(stage: Mapping[str, Any], group: str, key: str) -> str:
+        return formatting.figure((stage.get(group) or {}).get(key))
+
+    return [
+        (
+            f"{narrative.score_name(key, quality)}, {meaning}",
+            told(quality, group, key),
+            told(after, group, key),
+        )
+        for key in narrative.OWN_SCORES
+        for group, meaning in meanings.items()
+        if after
+    ]
+
+
+def scores_of(quality: Mapping[str, Any], client: str) -> list[tuple[str, float | None, float | None]]:
+    """(score, as its weights are saved, after merging) of this client's own model; empty where it has none.
+
+    Args:
+        quality: of the run, with or without a global model.
+        client: its name; the empty name has no model.
+    """
+    own = narrative.own_quality(quality)
+    stages = {str(c.get("stage")): c for c in own.get("per_client") or () if c.get("name") == client}
+    if not stages:
+        return []
+    merged = stages.get("after", {})
+    # Saved are the weights as trained where merging comes after; else the last stage there is.
+    saved = (
+        stages.get("before", {}) if narrative.before_merging(quality) else merged or [*stages.values()][-1]
+    )
+    return [
+        (f"{narrative.score_name(key, quality)}, lower is better", saved.get(key), merged.get(key))
+        for key in narrative.OWN_SCORES
+    ]

@@ -1,0 +1,102 @@
+"""The one training loop: of clients, of the server, and of the centralised baseline.
+
+Next on the reader's path: `diffusion/loss.py`, the loss of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from osmotic.config.schema import TrainingConfig
+from osmotic.diffusion.process import Process
+from osmotic.models import dropout
+from osmotic.tensors import Tensors
+from osmotic.training.images import Images
+from osmotic.training.optimizers import load_moments, make_optimizer, moments_of
+
+
+class Cancelled(RuntimeError):
+    """The run is being stopped; the step is dropped and will be repeated."""
+
+
+class Rule(Protocol):
+    """What bends the loop: frozen parts and pieces of the learning rule (`pieces/chain.py`)."""
+
+    def trainable(self) -> set[str] | None: ...
+    def objective(self, loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor: ...
+    def after_backward(self) -> None: ...
+    def stepped(self) -> None: ...
+
+
+def fit(
+    model: torch.nn.Module,
+    images: Images,
+    process: Process,
+    training: TrainingConfig,
+    *,
+    steps: int,
+    learning_rate: float,
+    rng: np.random.Generator,
+    rule: Rule | None = None,
+    moments: Tensors | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, int]:
+    """Takes `steps` optimiser steps on the network's denoising loss.
+
+    Args:
+        model: changed in place.
+        steps: optimiser steps to take, >= 1; the images are walked in a new random order each pass.
+        rng: order of the images, and seed of the noise.
+        rule: what bends the loop; None for plain training.
+        moments: optimiser state to start from; the state at the end comes over it in place. None: start fresh, keep nothing.
+        stop: asked before every step.
+    Returns: (mean loss over steps, images seen).
+    Raises: Cancelled if `stop` says so.
+    """
+    device, size = images.pixels.device, training.batch_size
+    # One generator on the CPU for all noise: the same draws on every device and memory layout.
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    named = _trained(model, rule.trainable() if rule else None)
+    optimizer = make_optimizer(list(named.values()), training.optimizer, learning_rate)
+    if moments:
+        load_moments(optimizer, named, moments)
+    model.train()
+    dropout.seed(model, generator)
+    loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if stop():
+            raise Cancelled
+        if len(order) == 0:
+            order = torch.from_numpy(rng.permutation(len(images)))
+        index, order = order[:size].to(device), order[size:]
+        x, y = images.batch(index)  # [B, C, H, W], [B]
+        loss = process.loss(model, x, y, generator)
+        optimizer.zero_grad(set_to_none=True)
+        (rule.objective(loss, model) if rule else loss).backward()
+        if rule:
+            rule.after_backward()
+        if training.grad_clip:
+            torch.nn.utils.clip_grad_norm_(list(named.values()), training.grad_clip)
+        optimizer.step()
+        if rule:
+            rule.stepped()
+        loss_sum += loss.detach()  # read once at the end: a read per step would wait for the GPU
+        seen += len(index)
+    if moments is not None:  # those of parts that were frozen this time stay
+        moments.update(moments_of(optimizer, named))
+    return float(loss_sum) / steps, seen
+
+
+def _trained(model: torch.nn.Module, chosen: set[str] | None) -> dict[str, torch.nn.Parameter]:
+    """The parameters to train, by name; the others are frozen."""
+    named = {n: p for n, p in model.named_parameters() if chosen is None or n in chosen}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in named)
+        # A worker's network served another client before, which may have trained other parts.
+        parameter.grad = None
+    return named

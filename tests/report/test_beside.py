@@ -1,0 +1,114 @@
+"""Clients' own models beside a global one: told on page, card and terminal, and never mistaken for the global model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from osmotic.report import card, gallery, narrative, page, reading, tables, tiles
+
+MakeRun = Callable[..., Path]
+
+# Clients of 100, 101, 102 images with FD 10, 11, 12 against all images: mean 11, weighted (1000 + 1111 + 1224) / 303 =
+# 11.0066, worst 12. Own images score 1 higher; KID is a hundredth of FD, its own a hundredth higher.
+ROWS = [
+    ("FD against all clients' images", "11.00", "11.01", "12.00"),
+    ("FD against own images", "12.00", "12.01", "13.00"),
+    ("KID against all clients' images", "0.1100", "0.1101", "0.1200"),
+    ("KID against own images", "0.1200", "0.1201", "0.1300"),
+]
+
+
+def flat(text: str) -> str:
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", text, flags=re.S).split())
+
+
+def test_mean_weighted_and_worst_stand_in_one_table(beside_folder: MakeRun) -> None:
+    run = reading.read(beside_folder())
+    assert narrative.personal_rows(run.quality) == ROWS
+    text = flat(page.render(run)).replace("&#39;", "'")
+    assert "Clients’ own models beside the global one Over 3 clients' own models." in text
+    assert " ".join(" ".join(row) for row in ROWS) in text
+
+
+def test_the_first_screen_keeps_to_the_global_model(beside_folder: MakeRun) -> None:
+    run = reading.read(beside_folder())
+    assert tiles.tiles(run)[0].value == "6.300" and not narrative.is_personal(run.quality)
+    assert "merging" not in flat(page.render(run)).replace("for scoring, merging and personalising", "")
+
+
+def test_the_terminal_has_words_for_both_kinds_of_own_models(
+    beside_folder: MakeRun, personal_folder: MakeRun, run_folder: MakeRun
+) -> None:
+    figures = "mean 11.00, weighted by images 11.01, worst 12.00"
+    both, alone = (reading.read(make()).quality for make in (beside_folder, personal_folder))
+    assert narrative.own_words(both) == f"FD of 3 clients' own models: {figures}"
+    assert narrative.own_words(alone) == (
+        f"FD of 3 clients' own models, before the last average is merged: {figures}"
+    )
+    none = reading.read(run_folder("none", rounds=5)).quality
+    assert narrative.own_words(none) == "" and narrative.personal_rows(none) == []
+    assert narrative.personal_rows(alone) == []  # they are the result, not something beside it
+
+
+def test_scores_that_were_not_measured_make_no_row(beside_folder: MakeRun) -> None:
+    quality = dict(reading.read(beside_folder()).quality)
+    own = {group: {"fd_all": 1.0, "fd_own": None} for group in ("mean", "worst")}
+    assert narrative.personal_rows({**quality, "personal": own}) == [(ROWS[0][0], "1.000", "—", "1.000")]
+    assert narrative.personal_rows({**quality, "personal": None}) == []
+
+
+def test_every_pipeline_folder_is_found_and_has_a_card(beside_folder: MakeRun) -> None:
+    path = beside_folder()
+    folders = ["model", "personal/client-000", "personal/client-001", "personal/client-002"]
+    assert narrative.model_folders(reading.read(path)) == folders
+    assert card.write(path) == [path / folder / "README.md" for folder in folders]
+    html = page.render(reading.read(path))
+    assert "a pipeline of the global model, and in personal/ 3 of clients’ own models" in flat(html)
+    assert "from_pretrained(&#34;model&#34;" in html
+
+
+def test_the_cards_tell_whose_scores_they_hold(beside_folder: MakeRun) -> None:
+    whole, _, second, _ = (path.read_text() for path in card.write(beside_folder()))
+    assert "| FD, lower is better | 6.300 |" in whole
+    for row in ROWS:
+        assert f"| {' | '.join(row)} |" in whole
+    assert "client-001's own model, beside the global model" in second
+    assert "| FD against all clients' images, lower is better | 11.00 |\n" in second
+    assert "6.300" not in second and "| mean |" not in second and "merging" not in second
+    assert "SHA-256 of the global model's weights" in second and "SHA-256 of these weights" in whole
+
+
+def test_a_client_whose_model_was_not_scored_has_a_card_without_scores(beside_folder: MakeRun) -> None:
+    path = beside_folder()
+    summary = json.loads((path / "summary.json").read_text())
+    summary["quality"]["personal"]["per_client"].pop(1)
+    (path / "summary.json").write_text(json.dumps(summary))
+    text = card.render(reading.read(path), "personal/client-001")
+    assert "This client's own model was not scored." in text and "6.300" not in text
+    assert tables.scores_of(reading.read(path).quality, "client-001") == []
+
+
+def test_scores_of_a_later_phase_are_no_round_of_the_curves(beside_folder: MakeRun) -> None:
+    path = beside_folder()
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines.append({"round": 6, "phase": "anything", "quality": {**lines[-1]["quality"], "fd": 99.0}})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [r.number for r in reading.read(path).scored_rounds] == [5]
+
+
+def test_grids_of_both_kinds_have_sections_and_captions_of_their_own(beside_folder: MakeRun) -> None:
+    path = beside_folder()
+    grid = (path / "samples" / "round-0005.png").read_bytes()
+    (path / "samples" / "round-0004.png").write_bytes(grid)
+    for k in range(3):
+        (path / "samples" / f"round-0006-client-{k:03d}.png").write_bytes(grid)
+    run = reading.read(path)
+    assert [row[0][0] for row in gallery.own_pictures(run)] == [
+        f"client-{k:03d}, after the rounds" for k in range(3)
+    ]
+    html = page.render(run)
+    ids = re.findall(r'\bid="([^"]*)"', html)
+    assert {"samples", "own-samples"} <= set(ids) and len(ids) == len(set(ids))
