@@ -39,11 +39,10 @@ from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset, Split
 from osmotic.diffusion.process import Process
 from osmotic.engines.inprocess import InProcess
-from osmotic.federation.client import Trainer
 from osmotic.federation.server import Server
 from osmotic.protocol import aggregate
 from osmotic.protocol.messages import Client, Phase, contract_hash
-from osmotic.runs import resolve, study
+from osmotic.runs import launch, resolve, study
 from osmotic.storage.folder import RunDir
 from osmotic.storage.store import Tensors
 
@@ -139,10 +138,10 @@ class Federated:
     def __init__(self, case: study.Study, initial: Tensors, folder: Path, workers: int, threads: int) -> None:
         self.case, self.initial, self.folder, self.threads = case, initial, folder, threads
         self.contract, stop = contract_hash(case.contract()), threading.Event()
-        make = study.trainer_factory(case, initial, self.contract, stop)
-        sites = study.make_sites(case, folder / f"clients-{workers}x{threads}")
+        make = launch.trainer_factory(case, initial, self.contract, stop)
+        sites = launch.make_sites(case, folder / f"clients-{workers}x{threads}")
         self.engine = InProcess(sites, make, workers, threads, stop)
-        self.flops, self.rounds = study.flops_per_image(case), 0
+        self.flops, self.rounds = launch.flops_per_image(case), 0
         self.weights: Tensors = {}
         self.save_seconds: list[float] = []
 
@@ -161,14 +160,14 @@ class Federated:
             contract=self.contract,
             flops_per_image=self.flops,
             scorer=Unscored(),
-            lab=study.ServerLab(self.case, self.make_no_trainer),
+            lab=launch.ServerLab(self.case, self.make_no_trainer),
             observer=clock,
         )
         server.run()
-        if server.failures:
-            raise SystemExit(f"a client failed: {server.failures[0]}")
+        if server.state.failures:
+            raise SystemExit(f"a client failed: {server.state.failures[0]}")
         self.save_seconds.append(time.perf_counter() - clock.done)
-        self.weights = server.weights
+        self.weights = server.state.weights
         return clock.done - clock.started
 
     def make_no_trainer(self) -> Trainer:

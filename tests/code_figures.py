@@ -5,18 +5,20 @@
 
 files: those of two lines or more, so that an `__init__.py` of one docstring is none.
 kLOC: thousand lines that hold code; blank lines, docstrings and lines of comment alone are none.
-file: lines of a file, of every kind.
-body: lines of a function from its `def` to its end, less its docstring. A function inside another is part of that one.
-docs: share with a docstring, of public classes and of public functions and methods. Public is what neither has a
-    leading underscore nor stands inside something that has one, or inside a function.
+file: lines of such a file, of every kind.
+body: lines of a function from its `def` to its end, less its docstring; a function inside another is part of it.
+docs: share with a docstring, of public classes and of public functions and methods. Public is what neither has
+    a leading underscore nor stands inside something that has one, or inside a function.
 typed: share of arguments (less `self`, `cls`) and return values that have an annotation, of all functions.
-shapes: share of the public docstrings that give a shape: words or sums in square brackets, with a letter in one of
-    them, such as [N, C, H, W] or [B]. [0, 1] is a range, [text](link) a link.
-errors: share, of the public functions that raise an error of their own, whose docstring says `Raises` or names one.
-cites: share of the files that name an arXiv paper, in a docstring or in a comment.
-comments: comments per 100 lines that hold code, those behind code too; `# noqa`, `# type:` and `# fmt` are none.
-tests/code: lines of the files of `tests` beside SRC_DIR (of the folder of the same name, for a room) over those of
-    the code, of every kind.
+shapes: share of the public docstrings that give a shape: words or sums in square brackets, with a letter in one
+    of them, such as [N, C, H, W] or [B]. [0, 1] is a range, [text](link) a link.
+errors: share, of the public functions that raise an error of their own (a bare `raise` is none), whose docstring
+    says `Raises` or names an error.
+cites: share of the files that name arXiv, in a docstring or in a comment.
+comments: lines with a comment per 100 lines that hold code, those behind code too; `# noqa`, `# type:` and
+    `# fmt` are none.
+tests/code: lines of the files of `tests` beside SRC_DIR over those of the code, of every kind; for a room those
+    of tests/ROOM/ and tests/test_ROOM.py.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ def count(files: Sequence[Path]) -> Figures:
 
 
 def _count_scope(found: Figures, scope: ast.AST, public: bool, inside_class: bool) -> None:
-    """Counts the classes and functions that stand in `scope`, but not those inside its functions (only if typed)."""
+    """Counts the classes and functions that stand in `scope`, but not those inside its functions (only if
+    typed).
+    """
     for node in _statements(scope):
         if isinstance(node, ast.ClassDef):
             seen = public and not node.name.startswith("_")
@@ -212,8 +216,8 @@ def main() -> None:
         print(HEADING)
         for room in sorted({path.parent for path in src.rglob("*.py")}):
             name = "(top)" if room == src else str(room.relative_to(src))
-            own = tests if room == src else tests / name
-            print(count(sorted(room.glob("*.py"))).row(name, _lines(sorted(own.glob("*.py")))))
+            own = [] if room == src else [*(tests / name).glob("*.py"), *tests.glob(f"test_{name}.py")]
+            print(count(sorted(room.glob("*.py"))).row(name, _lines(own)))
     print(count(sorted(src.rglob("*.py"))).row(src.name, _lines(sorted(tests.rglob("*.py")))))
 
 

@@ -21,7 +21,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def make_server(tmp_path: Path) -> Callable[..., Any]:
     """A real server over real clients of a small run; the same `name` gives the same folder, to go on after a crash."""
-    from osmotic.runs import resolve, study
+    from osmotic.runs import launch, resolve, study
     from osmotic.storage.folder import RunDir
 
     def make(*sets: str, name: str = "run", at: Any = None, resume: bool = False, change: Any = None) -> Any:
@@ -30,8 +30,8 @@ def make_server(tmp_path: Path) -> Callable[..., Any]:
         study.make_deterministic(prepared)
         run = RunDir(tmp_path / name)
         run.path.mkdir(exist_ok=True)
-        server, _ = study.make_server(prepared, run, Silent(at) if at else Silent())
-        server.scorer = NoScore()
+        server, _ = launch.make_server(prepared, run, Silent(at) if at else Silent())
+        server.scorer = NoScore(bool(prepared.spec.num_classes))
         if change:
             change(server)
         if resume:

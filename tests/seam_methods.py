@@ -28,7 +28,7 @@ class PersonalEncoder(Method):
 
     def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         for client in clients:
-            first = client.name not in server.counted
+            first = client.name not in server.state.counted
             returns = self.shared if phase.name == "train" else ()
             yield Task(client, "train", send=PARTS if first else self.shared, returns=returns)
 
@@ -62,7 +62,7 @@ class Auxiliary(Method):
         if phase_of(server).name == "train":
             return super().fold(server, reply)
         name = reply.task.client.name
-        local = {n: w + reply.tensors[f"model/{n}"] for n, w in server.weights.items()}
+        local = {n: w + reply.tensors[f"model/{n}"] for n, w in server.state.weights.items()}
         drawn = server.sample(local, np.arange(8) % 10, 8, phase_of(server), name)
         object.__setattr__(self, "images", {**self.images, name: drawn})
         return None
@@ -83,7 +83,7 @@ class Auxiliary(Method):
 
 def phase_of(server: Any) -> Phase:
     """The phase under way."""
-    return server.phases[server.step]
+    return server.phases[server.state.step]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,13 +55,20 @@ class Silent:
 
 
 class NoScore:
-    """A scorer that measures nothing, for tests about training alone."""
+    """A scorer that measures nothing, for tests about training alone.
+
+    Args:
+        conditional: whether clients are told what classes to draw.
+    """
+
+    def __init__(self, conditional: bool = True) -> None:
+        self.conditional = conditional
 
     def score_global(self, weights: Any, server_round: int) -> dict[str, Any]:
         return {}
 
     def wanted(self, client: Any) -> dict[str, Any]:
-        return {"samples": 40, "labels": [0] * 40, "seed": 1, "guidance": 1.0}
+        return {"samples": 40, "labels": [0] * 40 if self.conditional else None, "seed": 1, "guidance": 1.0}
 
     def score_personal(self, pools: Any, stage: str, server_round: int) -> dict[str, Any]:
         return {}

@@ -17,13 +17,13 @@ import click
 import numpy as np
 import pytest
 import typer
+from osmotic.engines.base import Engine
 
 from osmotic import methods
 from osmotic.cli import app
 from osmotic.codecs import Codec
 from osmotic.config import schema
 from osmotic.config.presets import PRESETS
-from osmotic.engines.base import Engine
 from osmotic.errors import ConfigError
 from osmotic.methods import Method
 from osmotic.runs import resolve
@@ -208,7 +208,7 @@ def test_the_example_method_at_mu_0_is_fedavg(make_server: Any, fedprox: Any) ->
         slim = ("training.rounds=1", "data.max_images=24", "data.clients=2")
         server = make_server(f"method.name={name}", *sets, *slim, name=name)
         server.run()
-        results[name] = server.weights
+        results[name] = server.state.weights
     assert all(np.array_equal(w, results["fedprox"][n]) for n, w in results["fedavg"].items())
 
 

@@ -18,7 +18,7 @@ import pytest
 from small_runs import SMALL
 
 from osmotic import methods
-from osmotic.federation.client import Trainer
+from osmotic.federation.client import Worker
 from osmotic.methods.fedavg import FedAvg
 from osmotic.protocol.messages import Client, Packet, Phase, Task
 from osmotic.runs.summary import weights_sha256
@@ -42,8 +42,8 @@ VARIANTS = {
 
 def final(server: Any) -> tuple[str, dict[str, Any]]:
     """Hash of raw weights and states, hash of the averages, and the ledger's totals."""
-    averages, _ = server.ema.state()
-    return f"{weights_sha256(server.weights, server.state_hashes)} {digest(averages)}", vars(server.totals)
+    averages, _ = server.state.ema.state()
+    return f"{weights_sha256(server.state.weights, server.state.state_hashes)} {digest(averages)}", vars(server.state.totals)
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -107,40 +107,40 @@ def test_a_failed_client_leaves_the_result_as_if_it_had_not_been_asked(
     monkeypatch.setitem(methods.METHODS, "without-second", WithoutSecond)
     expected = make_server("method.name=without-second", name="expected")
     expected.run()
-    serve = Trainer._serve
+    serve = Worker._serve
 
-    def damaged(self: Trainer, site: Any, packet: Packet) -> Packet:
+    def damaged(self: Worker, site: Any, packet: Packet) -> Packet:
         answer = serve(self, site, packet)
         hit = (packet.header["server_round"], site.client.name) == WithoutSecond.skipped
         return damage(answer) if hit else answer
 
-    monkeypatch.setattr(Trainer, "_serve", damaged)
+    monkeypatch.setattr(Worker, "_serve", damaged)
     server = make_server(name="damaged")
     server.run()
-    assert weights_sha256(server.weights) == weights_sha256(expected.weights)
-    assert server.counted == expected.counted
-    [failure] = server.failures
+    assert weights_sha256(server.state.weights) == weights_sha256(expected.state.weights)
+    assert server.state.counted == expected.state.counted
+    [failure] = server.state.failures
     assert (failure["round"], failure["client_id"], failure["kind"]) == (2, 1, kind)
     assert "secret" not in failure["reason"] and "\n" not in failure["reason"]
-    assert server.totals.images_seen == expected.totals.images_seen
+    assert server.state.totals.images_seen == expected.state.totals.images_seen
 
 
 def test_without_a_quorum_the_old_weights_stay(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = Trainer._serve
+    serve = Worker._serve
 
-    def failing(self: Trainer, site: Any, packet: Packet) -> Packet:
+    def failing(self: Worker, site: Any, packet: Packet) -> Packet:
         if packet.header["server_round"] == 2 and site.client.name != "client-000":
             raise RuntimeError
         return serve(self, site, packet)
 
-    monkeypatch.setattr(Trainer, "_serve", failing)
+    monkeypatch.setattr(Worker, "_serve", failing)
     server = make_server("training.quorum_clients=2", "training.rounds=2")
     server.run()
     first, second = server.observer.lines
     assert not first["kept_old_weights"] and second["kept_old_weights"]
     assert second["update_norm"] == 0
-    assert set(server.counted.values()) == {1}
-    assert server.totals.images_seen == first["images_seen"], "the unused step is not counted as work"
+    assert set(server.state.counted.values()) == {1}
+    assert server.state.totals.images_seen == first["images_seen"], "the unused step is not counted as work"
 
 
 def test_a_round_without_a_quorum_is_as_if_it_had_not_been_asked(
@@ -151,20 +151,20 @@ def test_a_round_without_a_quorum_is_as_if_it_had_not_been_asked(
     coded = ("codec.up=int8", "codec.down=int8", "codec.error_feedback=true", "training.quorum_clients=3")
     expected = make_server("method.name=skips-second", *coded, name="expected")
     expected.run()
-    serve = Trainer._serve
+    serve = Worker._serve
 
-    def failing(self: Trainer, site: Any, packet: Packet) -> Packet:
+    def failing(self: Worker, site: Any, packet: Packet) -> Packet:
         answer = serve(self, site, packet)  # the client did its step, and only the answer got lost
         if packet.header["server_round"] == 2 and site.client.name == "client-002":
             raise RuntimeError
         return answer
 
-    monkeypatch.setattr(Trainer, "_serve", failing)
+    monkeypatch.setattr(Worker, "_serve", failing)
     server = make_server(*coded, name="failing")
     server.run()
     assert [line["kept_old_weights"] for line in server.observer.lines] == [False, True, False]
     assert final(server)[0] == final(expected)[0]
-    assert server.totals.images_seen == expected.totals.images_seen
+    assert server.state.totals.images_seen == expected.state.totals.images_seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ def test_a_crash_between_the_logs_and_the_checkpoint_leaves_no_double_lines(
         make_server(*settings, name="broken", at=die).run()
     assert make_server(*settings, name="broken").run_dir.log("metrics").read_text().count("\n") == 2
     resumed = make_server(*settings, name="broken", resume=True)
-    assert resumed.step == 1
+    assert resumed.state.step == 1
     resumed.run()
     assert final(resumed) == final(unbroken)
     assert resumed.run_dir.log("ledger").read_text() == unbroken.run_dir.log("ledger").read_text()
@@ -226,9 +226,9 @@ def test_a_damaged_newest_checkpoint_still_finds_the_clients_older_states(make_s
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="damaged"):
         resumed = make_server(*settings, name="broken", resume=True)
-    assert resumed.step == 2
+    assert resumed.state.step == 2
     resumed.run()
-    assert not resumed.failures
+    assert not resumed.state.failures
     assert final(resumed) == final(unbroken)
 
 
@@ -239,30 +239,30 @@ def test_the_replica_is_the_same_at_both_ends_after_every_round(make_server: Any
 
     def compare(server: Any) -> None:
         for site in server.engine.sites.values():
-            if server.counted.get(site.client.name) != server.phases[server.step - 1].server_round:
+            if server.state.counted.get(site.client.name) != server.phases[server.state.step - 1].server_round:
                 continue
-            state = site.store.load(server.counted[site.client.name])
-            for stream in server.down.streams.values():
+            state = site.store.load(server.state.counted[site.client.name])
+            for stream in server.state.down.streams.values():
                 worst.extend(
                     int(not np.array_equal(state[f"replica/{n}"], t)) for n, t in stream.replica.items()
                 )
 
     server = make_server(*settings)
-    message = server.down.message
+    message = server.state.down.message
 
     def listening(*args: Any) -> Any:
         entries, blobs = message(*args)
         bases.extend((e["base"], e["blobs"]) for e in entries)
         return entries, blobs
 
-    server.down.message = listening
+    server.state.down.message = listening
     book = server._book
 
     def after(*args: Any) -> None:
         book(*args)
-        server.step += 1
+        server.state.step += 1
         compare(server)
-        server.step -= 1
+        server.state.step -= 1
 
     server._book = after
     server.run()
@@ -280,8 +280,8 @@ def test_private_state_that_is_lost_is_a_failure_and_not_a_guess(make_server: An
         path.unlink()
     resumed = make_server(*settings, resume=True)
     resumed.run()
-    assert [(f["client_id"], f["kind"]) for f in resumed.failures] == [(1, "raised"), (1, "raised")]
-    assert "private state of round 1 is missing" in resumed.failures[0]["reason"]
+    assert [(f["client_id"], f["kind"]) for f in resumed.state.failures] == [(1, "raised"), (1, "raised")]
+    assert "private state of round 1 is missing" in resumed.state.failures[0]["reason"]
 
 
 def stop_after_round(number: int) -> Any:
@@ -311,7 +311,7 @@ def test_a_checkpoint_every_few_rounds_still_finds_the_clients_states(make_serve
     with pytest.raises(Killed):
         make_server(*settings, name="broken", at=die).run()
     resumed = make_server(*settings, name="broken", resume=True)
-    assert resumed.step == 2
+    assert resumed.state.step == 2
     resumed.run()
     assert final(resumed) == final(unbroken)
 
@@ -429,7 +429,7 @@ def test_a_torn_newest_checkpoint_is_passed_over(make_server: Any) -> None:
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="damaged"):
         resumed = make_server("training.rounds=2", name="whole", resume=True)
-    assert resumed.step == 1
+    assert resumed.state.step == 1
     resumed.run()
     assert final(resumed) == expected
 

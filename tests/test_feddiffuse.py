@@ -15,7 +15,7 @@ from osmotic.codecs import make
 from osmotic.config import schema
 from osmotic.config.presets import RECIPES
 from osmotic.errors import ConfigError
-from osmotic.federation.client import Trainer, under
+from osmotic.federation.client import Worker, under
 from osmotic.federation.downlink import DownLink, held
 from osmotic.methods.base import PARTS
 from osmotic.methods.usplit import USplit
@@ -199,16 +199,16 @@ def outcome(server: Any) -> dict[str, Any]:
     states = {}
     for site in server.engine.sites.values():
         name = site.client.name
-        if name in server.counted and site.store.folder.exists():
-            state = site.store.load(server.counted[name])
+        if name in server.state.counted and site.store.folder.exists():
+            state = site.store.load(server.state.counted[name])
             states[name] = {k: t.tobytes() for k, t in state.items()}
     return {
-        "weights": {n: t.tobytes() for n, t in server.weights.items()},
-        "averages": {n: t.tobytes() for n, t in server.ema.state()[0].items()},
+        "weights": {n: t.tobytes() for n, t in server.state.weights.items()},
+        "averages": {n: t.tobytes() for n, t in server.state.ema.state()[0].items()},
         "states": states,
-        "hashes": server.state_hashes,
-        "totals": vars(server.totals),
-        "changed": server.changed,
+        "hashes": server.state.state_hashes,
+        "totals": vars(server.state.totals),
+        "changed": server.state.changed,
         "ledger": server.run_dir.log("ledger").read_text(),
     }
 
@@ -220,11 +220,11 @@ def test_killed_and_resumed_gives_the_same_bits_and_the_plan_the_same_bytes(
     settings = ("data.max_images=60", *VARIANTS[variant])
     unbroken = make_server(*settings, name="unbroken")
     unbroken.run()
-    assert not unbroken.failures
+    assert not unbroken.state.failures
     with pytest.raises(Crash):
         make_server(*settings, name="broken", at=crash_at(3, 1)).run()
     resumed = make_server(*settings, name="broken", resume=True)
-    assert resumed.step == 2
+    assert resumed.state.step == 2
     resumed.run()
     assert outcome(resumed) == outcome(unbroken)
     two = make_server(*settings, "engine.workers=2", name="two")
@@ -232,7 +232,7 @@ def test_killed_and_resumed_gives_the_same_bits_and_the_plan_the_same_bytes(
     assert outcome(two) == outcome(unbroken)
     figures = plan.plan(unbroken.config)
     for total in ("parameters_up", "parameters_down", "bytes_up", "bytes_down"):
-        assert figures[total] == getattr(unbroken.totals, total), total
+        assert figures[total] == getattr(unbroken.state.totals, total), total
 
 
 def test_a_run_of_udec_killed_while_it_merges_gives_the_same_bits(make_server: Any) -> None:
@@ -265,7 +265,7 @@ def replies_of(server: Any) -> dict[str, Any]:
     def decode(task: Any, packet: Packet) -> Any:
         reply, memory = take(task, packet)
         if task.action == "train":
-            key = (server.phases[server.step].server_round, task.client.name)
+            key = (server.phases[server.state.step].server_round, task.client.name)
             seen[key] = (task, reply.weight, {n: t.copy() for n, t in reply.tensors.items()})
         return reply, memory
 
@@ -279,7 +279,7 @@ def test_usplit_averages_each_part_over_those_that_returned_it(make_server: Any,
     server = make_server(
         "method.name=usplit", f"data.clients={clients}", "training.rounds=1", "recipe.ema_half_lives=[]"
     )
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     replies = {name: value for (r, name), value in replies_of(server).items() if r == 1}
     assert len(replies) == clients
     returned = sorted(task.returns for task, _, _ in replies.values())
@@ -295,7 +295,7 @@ def test_usplit_averages_each_part_over_those_that_returned_it(make_server: Any,
             change = sum(w * t[f"model/{n}"].astype(np.float64) for w, t in own) / total
             expected = start[n] + change.astype(np.float32)
             # The mean and the sum are each rounded once to float32.
-            np.testing.assert_allclose(server.weights[n], expected, rtol=2**-22, atol=2**-24)
+            np.testing.assert_allclose(server.state.weights[n], expected, rtol=2**-22, atol=2**-24)
 
 
 def test_usplit_redraws_its_tasks_every_round(make_server: Any) -> None:
@@ -309,29 +309,29 @@ def test_usplit_redraws_its_tasks_every_round(make_server: Any) -> None:
 def test_a_round_in_which_nobody_returns_a_part_leaves_it_as_it_was(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve = Trainer._serve
+    serve = Worker._serve
 
     def failing(self: Any, site: Any, packet: Packet) -> Packet:
         if "decoder" in packet.header["returns"] and packet.header["server_round"] == 1:
             raise RuntimeError
         return serve(self, site, packet)
 
-    monkeypatch.setattr(Trainer, "_serve", failing)
+    monkeypatch.setattr(Worker, "_serve", failing)
     server = make_server("method.name=usplit", "data.clients=4", "training.rounds=2")
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     after: dict[str, Any] = {}
 
     def at(event: str, value: Any) -> None:
         if event == "done" and value["round"] == 1:
-            after.update(server.weights)
+            after.update(server.state.weights)
 
     server.observer.at = at
     server.run()
-    assert [f["kind"] for f in server.failures] == ["raised"] * 2
+    assert [f["kind"] for f in server.state.failures] == ["raised"] * 2
     assert all(np.array_equal(after[n], start[n]) for n in server.part_names["decoder"])
     assert any(not np.array_equal(after[n], start[n]) for n in server.part_names["encoder"])
-    assert any(not np.array_equal(server.weights[n], start[n]) for n in server.part_names["decoder"])
-    assert np.isfinite(list(map(np.sum, server.weights.values()))).all()
+    assert any(not np.array_equal(server.state.weights[n], start[n]) for n in server.part_names["decoder"])
+    assert np.isfinite(list(map(np.sum, server.state.weights.values()))).all()
 
 
 def test_a_frozen_client_moves_only_what_it_returns(
@@ -340,14 +340,14 @@ def test_a_frozen_client_moves_only_what_it_returns(
     seen: list[tuple[set[str], set[str], set[str]]] = []
     train = Trainer._train
 
-    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
         answer = train(self, site, local, state, header)
         moved = {n for n, p in self.named.items() if not np.array_equal(p.detach(), local.received[n])}
         with_gradient = {n for n, p in self.named.items() if p.grad is not None}
         seen.append((moved, with_gradient, set(network_parts.names(self.named, header["returns"]))))
         return answer
 
-    monkeypatch.setattr(Trainer, "_train", watched)
+    monkeypatch.setattr(Worker, "_train", watched)
     settings = ("method.name=usplit", "data.clients=2", "training.rounds=4", "engine.workers=1")
     make_server(*settings, "method.freeze=true", name="frozen").run()
     assert len(seen) == 8
@@ -371,7 +371,7 @@ def test_freezing_works_without_a_class_embedding(make_server: Any, network: str
         "training.rounds=4",
     )
     seen = replies_of(server)
-    assert not server.failures
+    assert not server.state.failures
     assert {part for task, _, _ in seen.values() for part in task.returns} == set(PARTS)
     moved = [float(np.abs(t).max()) for _, _, tensors in seen.values() for t in tensors.values()]
     assert np.isfinite(moved).all() and np.mean(np.array(moved) > 0) > 0.9
@@ -408,7 +408,7 @@ def test_personal_parts_never_leave_and_never_reset(
     ended: dict[tuple[int, str], Any] = {}
     train = Trainer._train
 
-    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
         key = (local.server_round, site.client.name)
         began[key] = self.weights()
         answer = train(self, site, local, state, header)
@@ -416,14 +416,14 @@ def test_personal_parts_never_leave_and_never_reset(
         assert {n.removeprefix("model/") for n in answer[0]} == set(network_parts.names(self.named, shared))
         return answer
 
-    monkeypatch.setattr(Trainer, "_train", watched)
+    monkeypatch.setattr(Worker, "_train", watched)
     server = make_server(f"method.name={method}", "data.max_images=60")
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     globals_after: dict[int, Any] = {0: start}
 
     def at(event: str, value: Any) -> None:
         if event == "done":
-            globals_after[value["round"]] = dict(server.weights)
+            globals_after[value["round"]] = dict(server.state.weights)
 
     server.observer.at = at
     server.run()
@@ -433,7 +433,7 @@ def test_personal_parts_never_leave_and_never_reset(
         assert all(np.array_equal(weights[n], globals_after[r - 1][n]) for n in ours)
         before = ended[r - 1, name] if r > 1 else start
         assert all(np.array_equal(weights[n], before[n]) for n in theirs), "as this client left them"
-    assert all(np.array_equal(server.weights[n], start[n]) for n in theirs), "the server's own are never used"
+    assert all(np.array_equal(server.state.weights[n], start[n]) for n in theirs), "the server's own are never used"
     final = [ended[3, name] for name in ("client-000", "client-001")]
     assert any(not np.array_equal(final[0][n], final[1][n]) for n in theirs)
 
@@ -463,11 +463,11 @@ def test_models_are_sampled_as_trained_and_with_the_last_average(make_server: An
     server.scorer = Recording(lambda client: wanted)
     server.run()
     assert server.scorer.rounds == {"before": 2, "after": 3}
-    assert server.last_quality == {"both": True}
-    replica = server.down.streams["decoder"].replica
+    assert server.state.last_quality == {"both": True}
+    replica = server.state.down.streams["decoder"].replica
     for site in server.engine.sites.values():
         name = site.client.name
-        state = site.store.load(server.counted[name])
+        state = site.store.load(server.state.counted[name])
         own = under(state, "average") or under(state, "personal")
         assert bool(under(state, "average")) == (averages != "[]")
         trainer = server.engine._make_trainer()
@@ -505,11 +505,11 @@ def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
     began: dict[tuple[int, str], Any] = {}
     train = Trainer._train
 
-    def watched(self: Trainer, site: Any, local: Any, state: Any, header: Any) -> Any:
+    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
         began[local.server_round, site.client.name] = self.weights()
         return train(self, site, local, state, header)
 
-    monkeypatch.setattr(Trainer, "_train", watched)
+    monkeypatch.setattr(Worker, "_train", watched)
     server = make_server(
         "method.name=udec",
         "method.encoder_every=2",
@@ -522,7 +522,7 @@ def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
 
     def at(event: str, value: Any) -> None:
         if event == "done":
-            encoders[value["round"]] = {n: server.weights[n] for n in server.part_names["encoder"]}
+            encoders[value["round"]] = {n: server.state.weights[n] for n in server.part_names["encoder"]}
 
     server.observer.at = at
     tasks = {key: task for key, (task, _, _) in replies_of(server).items()}
@@ -555,18 +555,18 @@ def test_the_last_round_averages_no_encoder_that_nobody_would_train_from() -> No
 def test_an_average_of_encoders_without_a_quorum_is_not_sent(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve = Trainer._serve
+    serve = Worker._serve
 
     def failing(self: Any, site: Any, packet: Packet) -> Packet:
         if packet.header["server_round"] == 2:
             raise RuntimeError
         return serve(self, site, packet)
 
-    monkeypatch.setattr(Trainer, "_serve", failing)
+    monkeypatch.setattr(Worker, "_serve", failing)
     server = make_server("method.name=udec", "method.encoder_every=2", "data.max_images=60")
     tasks = {key: task.send for key, (task, _, _) in replies_of(server).items()}
     assert {send for (r, _), send in tasks.items() if r == 3} == {("decoder",)}
-    assert server.changed == {"decoder": 3}
+    assert server.state.changed == {"decoder": 3}
 
 
 # --- what only moved parts save ---
@@ -606,8 +606,8 @@ def test_a_client_that_lost_what_it_keeps_is_a_failure_and_not_a_guess(make_serv
         path.unlink()
     resumed = make_server(*settings, resume=True)
     resumed.run()
-    assert [f["kind"] for f in resumed.failures] == ["raised"]
-    assert "is missing" in resumed.failures[0]["reason"]
+    assert [f["kind"] for f in resumed.state.failures] == ["raised"]
+    assert "is missing" in resumed.state.failures[0]["reason"]
 
 
 def test_a_part_counts_as_moved_only_if_it_moved_since_the_client_heard_it() -> None:
@@ -662,15 +662,15 @@ def test_scoring_leaves_no_state_on_clients(make_server: Any) -> None:
 def test_averages_lag_alike_on_server_and_clients(make_server: Any, method: str) -> None:
     server = make_server(f"method.name={method}", "data.max_images=60", "training.rounds=1")
     seen: list[tuple[int, int]] = []
-    update = server.ema.update
+    update = server.state.ema.update
 
     def spy(weights: Any, images: int) -> None:
         seen.append((len(weights), images))
         update(weights, images)
 
-    server.ema.update = spy
+    server.state.ema.update = spy
     server.run()
-    names = server.part_names["decoder"] if method == "udec" else list(server.weights)
+    names = server.part_names["decoder"] if method == "udec" else list(server.state.weights)
     assert seen == [(len(names), 20 if method == "udec" else 60)]
 
 
@@ -699,8 +699,8 @@ def test_a_client_of_13_images_and_a_batch_of_128(make_server: Any, method: str)
     )
     assert {s.client.num_examples for s in server.engine.sites.values()} == {13}
     server.run()
-    assert not server.failures
-    assert server.totals.images_seen == 3 * 39 and server.totals.client_steps == 3 * 3
+    assert not server.state.failures
+    assert server.state.totals.images_seen == 3 * 39 and server.state.totals.client_steps == 3 * 3
 
 
 def test_a_key_of_another_method_is_named_with_its_owner() -> None:

@@ -60,7 +60,7 @@ def test_fedavg_with_one_client_is_central_training(make_server: Any) -> None:
 
 def test_fedavg_is_the_mean_by_number_of_images(make_server: Any) -> None:
     server = make_server("training.rounds=1", "recipe.ema_half_lives=[]", name="all")
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     replies: dict[str, Any] = {}
     fold = type(server.method).fold
 
@@ -79,17 +79,17 @@ def test_fedavg_is_the_mean_by_number_of_images(make_server: Any) -> None:
         by_hand = sum(weight * t[f"model/{n}"].astype(np.float64) for weight, t in replies.values()) / total
         expected = w + by_hand.astype(np.float32)
         # The mean and the sum are each rounded once to float32.
-        np.testing.assert_allclose(server.weights[n], expected, rtol=2**-22, atol=2**-24)
+        np.testing.assert_allclose(server.state.weights[n], expected, rtol=2**-22, atol=2**-24)
 
 
 def test_local_sends_nothing_and_every_client_differs(make_server: Any) -> None:
     server = make_server("method.name=local", *QUICK)
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     server.run()
-    assert (server.totals.bytes_up, server.totals.bytes_down) == (0, 0)
-    assert (server.totals.parameters_up, server.totals.parameters_down) == (0, 0)
-    assert all(np.array_equal(server.weights[n], start[n]) for n in start)
-    assert len(set(server.state_hashes.values())) == len(server.engine.sites)
+    assert (server.state.totals.bytes_up, server.state.totals.bytes_down) == (0, 0)
+    assert (server.state.totals.parameters_up, server.state.totals.parameters_down) == (0, 0)
+    assert all(np.array_equal(server.state.weights[n], start[n]) for n in start)
+    assert len(set(server.state.state_hashes.values())) == len(server.engine.sites)
 
 
 def test_central_holds_the_union_of_what_clients_hold(make_server: Any) -> None:

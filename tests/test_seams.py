@@ -28,16 +28,16 @@ def seams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcome(server: Any) -> dict[str, Any]:
     """All that a run leaves, but for the time."""
-    averages, _ = server.ema.state()
+    averages, _ = server.state.ema.state()
     ledger = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
     return {
-        "weights": weights_sha256(server.weights, server.state_hashes),
+        "weights": weights_sha256(server.state.weights, server.state.state_hashes),
         "averages": digest(averages),
-        "totals": vars(server.totals),
-        "failures": server.failures,
-        "counted": server.counted,
+        "totals": vars(server.state.totals),
+        "failures": server.state.failures,
+        "counted": server.state.counted,
         "ledger": ledger,
-        "server_steps": server.server_steps,
+        "server_steps": server.state.server_steps,
     }
 
 
@@ -61,7 +61,7 @@ def test_a_trained_codec_with_memory_survives_a_crash(make_server: Any) -> None:
     settings = (*SLIM, *CODED)
     unbroken = make_server(*settings, name="unbroken")
     unbroken.run()
-    assert unbroken.codec_round == 4 and unbroken.codec_memory, "the codec was refreshed and remembers"
+    assert unbroken.state.up.version == 4 and unbroken.state.up.memory, "the codec was refreshed and remembers"
     with pytest.raises(Crash):
         make_server(*settings, name="broken", at=crash_at(3, answers=1)).run()
     resumed = make_server(*settings, name="broken", resume=True)
@@ -79,11 +79,11 @@ def test_a_trained_codec_both_ways_survives_a_crash_and_refreshes(make_server: A
     )
     unbroken = make_server(*settings, name="unbroken")
     unbroken.run()
-    assert unbroken.codec_round == 5
+    assert unbroken.state.up.version == 5
     for site in unbroken.engine.sites.values():
-        if unbroken.counted[site.client.name] == 6:
+        if unbroken.state.counted[site.client.name] == 6:
             state = site.store.load(6)
-            for stream in unbroken.down.streams.values():
+            for stream in unbroken.state.down.streams.values():
                 assert all(np.array_equal(state[f"replica/{n}"], t) for n, t in stream.replica.items())
     with pytest.raises(Crash):
         make_server(*settings, name="broken", at=crash_at(4, answers=1)).run()
@@ -95,25 +95,25 @@ def test_a_trained_codec_both_ways_survives_a_crash_and_refreshes(make_server: A
 def test_a_round_without_a_quorum_leaves_no_trace_in_codec_or_method(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from osmotic.federation.client import Trainer
+    from osmotic.federation.client import Worker
 
-    serve = Trainer._serve
+    serve = Worker._serve
 
     def failing(self: Any, site: Any, packet: Any) -> Any:
         if packet.header["server_round"] == -1 and site.client.name == "client-001":
             raise RuntimeError
         return serve(self, site, packet)
 
-    monkeypatch.setattr(Trainer, "_serve", failing)
+    monkeypatch.setattr(Worker, "_serve", failing)
     settings = (*SLIM, "codec.up=trained", "method.name=auxiliary", "training.quorum_clients=3")
     server = make_server(*settings, at=crash_at(2, answers=1))
     with pytest.raises(Crash):
         server.run()
     assert server.observer.lines[0]["kept_old_weights"]
     # Two of three clients had answered in the lost phase; the third's failure takes back what they left.
-    assert server.codec.seen == 0
+    assert server.state.up.codec.seen == 0
     assert server.method.images == {}
-    assert server.counted == {}
+    assert server.state.counted == {}
 
 
 def test_a_codec_that_remembers_cannot_go_down() -> None:
@@ -136,16 +136,16 @@ def test_a_trained_codec_loses_no_more_than_rounding(make_server: Any) -> None:
 
 def test_personal_parts_stay_on_the_client(make_server: Any) -> None:
     server = make_server("method.name=personal-encoder", *SLIM)
-    start = {n: w.copy() for n, w in server.weights.items()}
+    start = {n: w.copy() for n, w in server.state.weights.items()}
     server.run()
     for n in server.part_names["encoder"] + server.part_names["bottleneck"]:
-        assert np.array_equal(server.weights[n], start[n])
-    assert len(set(server.state_hashes.values())) == 3, "each client has a state of its own"
+        assert np.array_equal(server.state.weights[n], start[n])
+    assert len(set(server.state.state_hashes.values())) == 3, "each client has a state of its own"
     decoder = sum(start[n].size for n in server.part_names["decoder"])
     whole = sum(w.size for w in start.values())
     # papers.md 1.2: K P down at first contact, then K U per round; up K U per round. The phase after is not counted.
-    assert server.totals.parameters_down == 3 * whole + 3 * decoder
-    assert server.totals.parameters_up == 2 * 3 * decoder
+    assert server.state.totals.parameters_down == 3 * whole + 3 * decoder
+    assert server.state.totals.parameters_up == 2 * 3 * decoder
     phases = {json.loads(line)["phase"] for line in server.run_dir.log("ledger").read_text().splitlines()}
     assert {"train", "personalise"} <= phases
 
@@ -153,7 +153,7 @@ def test_personal_parts_stay_on_the_client(make_server: Any) -> None:
 def test_the_server_trains_after_the_average(make_server: Any) -> None:
     server = make_server("method.name=auxiliary", *SLIM)
     server.run()
-    assert server.server_steps == 2 * 2
+    assert server.state.server_steps == 2 * 2
     assert all(
         pixels.dtype == np.uint8 and pixels.shape == (8, 8, 8, 1) for pixels in server.method.images.values()
     )
@@ -163,15 +163,15 @@ def test_the_server_trains_after_the_average(make_server: Any) -> None:
 def test_variates_travel_and_are_counted(make_server: Any) -> None:
     server = make_server("method.name=variates", *SLIM)
     server.run()
-    whole = sum(w.size for w in server.weights.values())
-    assert server.totals.parameters_up == server.totals.parameters_down == 2 * 3 * (whole + 1)
+    whole = sum(w.size for w in server.state.weights.values())
+    assert server.state.totals.parameters_up == server.state.totals.parameters_down == 2 * 3 * (whole + 1)
     assert np.abs(server.method.common["c"]).max() > 0
 
 
 def test_frozen_parts_do_not_move(make_server: Any, tmp_path: Path) -> None:
     server = make_server("method.name=decoder-only", *SLIM, "training.rounds=1")
-    start = dict(server.weights)
+    start = dict(server.state.weights)
     server.run()
     for n in server.part_names["encoder"]:
-        assert np.array_equal(server.weights[n], start[n])
-    assert any(not np.array_equal(server.weights[n], start[n]) for n in server.part_names["decoder"])
+        assert np.array_equal(server.state.weights[n], start[n])
+    assert any(not np.array_equal(server.state.weights[n], start[n]) for n in server.part_names["decoder"])

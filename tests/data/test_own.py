@@ -215,6 +215,8 @@ def test_a_data_set_of_hugging_face_is_read_by_its_feature_types():
 
 def test_the_format_of_a_hugging_face_data_set_does_not_matter():
     assert same(from_python(rows(20).with_format("torch")), from_python(rows(20)))
+    changed = rows(20).with_transform(lambda batch: {"pixel_values": [None] * len(batch["kind"])})
+    assert same(from_python(changed), from_python(rows(20)))
 
 
 @pytest.mark.parametrize(

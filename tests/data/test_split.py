@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ def test_unlabelled_float_images_survive_the_split(load: Load, tmp_path: Path) -
     (written,) = split_files.write(data, [np.arange(6)], [np.array([6, 7])], tmp_path / "out")
     again = load(f"npz:{written}")
     assert (again.train.images == data.train.images[:6]).all() and again.train.labels is None
+
+
+def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "own.npz", train_images=grey(6), train_labels=np.zeros(6, np.int64))
+    data = sources.load(DataConfig(source=f"npz:{tmp_path / 'own.npz'}"))
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        split_files.write(data, [np.arange(2)], [np.arange(0)], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_split_is_never_written_over_anything(tmp_path: Path) -> None:

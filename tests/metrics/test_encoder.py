@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import os
 import warnings
@@ -158,6 +160,18 @@ def test_real_features_are_computed_once_for_one_array(trained: encoder.Encoder)
     images = TWO_BARS.test.images
     assert trained.features_once(images) is trained.features_once(images)
     assert trained.features_once(images.copy()) is not trained.features_once(images)
+
+
+def test_the_files_of_the_room_import_each_other_one_way():
+    room = Path(encoder.__file__).parent
+    names = {path.stem for path in room.glob("*.py")}
+    graph = {}
+    for path in room.glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        whole = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+        graph[path.stem] = {n for n in names for w in whole if f"{w}.".startswith(f"osmotic.metrics.{n}.")}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, also for lazy imports
+    assert order.index("features") < order.index("pretrained") < order.index("encoder")
 
 
 @pytest.mark.slow

@@ -200,6 +200,24 @@ def test_saving_replaces_the_older_model_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_every_byte_is_on_the_disk_before_the_folder_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    folder = pipeline.save(tmp_path / "model", PLAIN, models.initial(PLAIN, 0), discrete("v"))
+    fresh = tmp_path / ".model.new"
+    below = {fresh / path.relative_to(folder) for path in folder.rglob("*")}
+    # The folder above names the model, so it comes last, after the rename.
+    assert {*below, fresh} <= set(synced[:-1]) and synced[-1] == tmp_path
+
+
 def test_a_failed_save_leaves_the_older_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import DDIMPipeline
 

@@ -81,6 +81,15 @@ def test_the_cards_tell_whose_scores_they_hold(beside_folder: MakeRun) -> None:
     assert "SHA-256 of the global model's weights" in second and "SHA-256 of these weights" in whole
 
 
+def test_cards_say_that_own_models_left_their_clients_to_be_saved(
+    beside_folder: MakeRun, personal_folder: MakeRun, run_folder: MakeRun
+) -> None:
+    claim = "own models that stand in the run folder left their clients too, and images that they drew"
+    for path in (beside_folder(), personal_folder("alone", method="local")):
+        assert all(claim in readme.read_text() for readme in card.write(path))
+    assert "left their clients too" not in card.write(run_folder("none", rounds=5))[0].read_text()
+
+
 def test_a_client_whose_model_was_not_scored_has_a_card_without_scores(beside_folder: MakeRun) -> None:
     path = beside_folder()
     summary = json.loads((path / "summary.json").read_text())

@@ -92,6 +92,7 @@ def test_of_an_exchange_that_is_not_installed_nothing_is_claimed(run_folder: Mak
     assert told == f"3 clients trained {MODEL} on digits with carrier, for 2 rounds; the images were {SPLIT}."
     text = text_of_card(path)
     assert "never left" not in text and "cannot be told" in text and "bytes up" in text
+    assert "what they held is not known" in text and "weights or their changes" not in text
     assert "an unnamed exchange" in narrative.sentence(reading.read(edit(path, method=None)))
 
 
@@ -113,6 +114,8 @@ def test_what_the_run_says_of_itself_goes_before_its_class(run_folder: MakeRun) 
     assert "What is averaged is encoder and decoder;" in text_of_card(path)
     # An empty list and False are answers, not missing fields.
     told = learning_rule.exchange_of(reading.read(edit(path, shared=[], travels=False, global_model=False)))
+    assert (told.shared, told.travels, told.global_model) == ((), False, False)
+    told = learning_rule.exchange_of(reading.read(edit(path, method="fedavg")))
     assert (told.shared, told.travels, told.global_model) == ((), False, False)
     assert "bytes up" not in text_of_card(path)
 

@@ -11,7 +11,7 @@ import pytest
 from small_runs import SMALL
 
 from osmotic.errors import ConfigError
-from osmotic.runs import resolve, study
+from osmotic.runs import launch, resolve, study
 from osmotic.runs.scoring import apportion, pick_for_grid
 
 
@@ -76,7 +76,7 @@ class Quiet:
 def begun(tmp_path: Path, *sets: str) -> Path:
     """A finished small run whose checkpoint says one of two rounds is done."""
     out = tmp_path / "run"
-    study.start(resolve.load(sets=[*SMALL, "training.rounds=2", *sets]), out, Quiet)
+    launch.start(resolve.load(sets=[*SMALL, "training.rounds=2", *sets]), out, Quiet)
     newest = max((out / "checkpoints").glob("*.safetensors"))
     newest.unlink()
     return out
@@ -94,7 +94,7 @@ def test_resume_refuses_other_data(tmp_path: Path) -> None:
     out = begun(tmp_path, f"data.source=npz:{tmp_path / 'a.npz'}", "data.max_images=0")
     write(2)
     with pytest.raises(ConfigError, match=r"data.source = .*: holds other images"):
-        study.resume(out, Quiet)
+        launch.resume(out, Quiet)
 
 
 def test_resume_refuses_another_network(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_resume_refuses_another_network(tmp_path: Path) -> None:
     text = (out / "config.toml").read_text()
     (out / "config.toml").write_text(text.replace('target = "v"', 'target = "epsilon"'))
     with pytest.raises(ConfigError, match="was started with another network, process or image shape"):
-        study.resume(out, Quiet)
+        launch.resume(out, Quiet)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
@@ -112,17 +112,17 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path) -
         path.unlink()
     for name in ("metrics.jsonl", "ledger.jsonl", "summary.json", "partition.json"):
         (out / name).unlink()
-    study.resume(out, Quiet)
+    launch.resume(out, Quiet)
     again = json.loads((out / "summary.json").read_text())
     assert again["weights_sha256"] == expected["weights_sha256"] and again["quality"] == expected["quality"]
 
 
 def test_a_finished_run_is_only_summed_up_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    study.start(resolve.load(sets=[*SMALL, "training.rounds=1"]), out, Quiet)
+    launch.start(resolve.load(sets=[*SMALL, "training.rounds=1"]), out, Quiet)
     before = json.loads((out / "summary.json").read_text())
     lines = (out / "metrics.jsonl").read_text()
-    study.resume(out, Quiet)
+    launch.resume(out, Quiet)
     after = json.loads((out / "summary.json").read_text())
     del before["wall_seconds"], after["wall_seconds"]
     assert after == before and (out / "metrics.jsonl").read_text() == lines

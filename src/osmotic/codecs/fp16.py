@@ -1,7 +1,8 @@
 """fp16: half precision, two bytes per weight, rounded to nearest even.
 
-Source: IEEE 754 binary16, 11 bits of mantissa: the rounding error is at most 2^-11 of a weight of 6.1e-5 or more, and at
-most 3e-8 below that, so what is smaller than 3e-8 becomes zero. Values beyond +-65504 do not fit and are refused.
+Source: IEEE 754 binary16, 11 bits of mantissa: the rounding error is at most 2^-11 of a weight of 6.1e-5 or
+more, and at most 3e-8 below that, so what is smaller than 3e-8 becomes zero. Values beyond +-65504 do not fit
+and are refused.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Fp16(Codec):
         """
         if entry.form == "raw":
             return encode_raw(tensor)
-        # Refused and not clipped: an infinite weight would only be found by the receiver, and a clipped one by nobody.
-        # Written as "not <=", so that it holds for NaN too.
+        # Refused and not clipped: an infinite weight would only be found by the receiver, and a clipped one
+        # by nobody. Written as "not <=", so that it holds for NaN too.
         if tensor.size and not np.abs(tensor).max() <= 65504:
             raise ValueError(f"{entry.name}: a value is outside the fp16 range of +-65504")
         return encode_raw(tensor.astype(np.float16))

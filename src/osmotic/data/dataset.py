@@ -30,7 +30,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training images, held-out real images, and the names of the classes; () where there are no labels."""
+    """Training images, held-out real images, and the names of the classes.
+
+    Args:
+        name: as reports and scores tell it.
+        train: [N, H, W, C].
+        test: never trained on, [K, H, W, C], of the same size, channels and dtype as `train`.
+        class_names: [num_classes]; () where there are no labels.
+    """
 
     name: str
     train: Split
@@ -40,7 +47,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a data set without reading its images: sides in pixels, 0 classes if unlabelled."""
+    """What is known of a data set without reading its images.
+
+    Args:
+        image_size: height and width in pixels.
+        channels: 1 or 3.
+        num_classes: 0 if unlabelled.
+        num_train: training images.
+    """
 
     image_size: int
     channels: int
@@ -53,10 +67,16 @@ class StoredSplit:
     """A split whose labels and columns are read but whose images still lie on disk.
 
     Args:
-        size: number of images.
+        size: number of images, N.
+        labels: int64 [N], checked, or None.
+        columns: further values per image, [N] each.
         peek: where the first image lies, and its (height, width, channels).
-        read: yields, for each position asked for, where the image lies and the image [H, W, C].
+        read: yields, for each position asked for, int64 [n], where the image lies and the image [H, W, C]:
+            uint8, or float32 in [0, 1].
     """
+
+    # Labels are in memory and images on disk, because subsets and splits are drawn by label before any image
+    # is read.
 
     size: int
     labels: np.ndarray | None
@@ -67,7 +87,14 @@ class StoredSplit:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An opened source; `test` is None where it has no test split of its own."""
+    """An opened source.
+
+    Args:
+        name: of the data set.
+        class_names: [num_classes]; () where there are no labels.
+        train: the training split, or all there is.
+        test: None where the source has no test split of its own.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -76,17 +103,25 @@ class Source:
 
 
 def checked_labels(where: str, labels: np.ndarray, size: int, num_classes: int | None) -> np.ndarray:
-    """`labels` as int64 [N]; [N, 1] is taken too.
+    """`labels` as int64 [N].
 
+    Args:
+        where: what an error names.
+        labels: of any integer type, [N] or [N, 1].
+        size: images there are, N.
+        num_classes: None if nobody named the classes.
     Raises: ConfigError if they are not whole numbers, not one per image, or not in 0..num_classes-1
         (0..65535 where `num_classes` is None: the number of classes is then the largest label plus one).
     """
+    # [N, 1] is how several published archives (MedMNIST's, CIFAR's) keep them.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ConfigError(where, f"{labels.dtype} {list(labels.shape)}", "labels must be whole numbers, [N]")
     if len(labels) != size:
         raise ConfigError(where, len(labels), f"there must be one label for each of the {size} images")
+    # A bound even where no names say how many there are: a stray 2^31 would make a network with so many
+    # embeddings.
     limit = 65536 if num_classes is None else num_classes
     wrong = (labels < 0) | (labels >= limit)
     if wrong.any():

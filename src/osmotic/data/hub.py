@@ -23,12 +23,14 @@ SCALARS = ("int", "uint", "float", "bool", "string", "large_string")
 
 
 def open_hub(name: str) -> Source:
-    """The data set with labels and columns read; `train` (or the only split there is), and `test` if there is
-    one.
+    """The data set with labels and columns read: `train`, or the only split there is, and `test` if any.
 
     The image column is the one of type Image; the labels are the first column of type ClassLabel, else a
     column called label or labels, of numbers or texts; other scalar columns are kept, a missing text as "".
 
+    Args:
+        name: what stands behind `hf:`.
+    Returns: a source whose images are decoded one by one as they are asked for, [H, W, C] each.
     Raises: ConfigError naming the data set, if it cannot be loaded or does not have exactly one image column.
     """
     return open_splits(f"hf:{name}", name, _load(name), Path(name).name)
@@ -62,12 +64,15 @@ def open_splits(key: str, where: str, splits: Mapping[str, Any], name: str) -> S
 
 
 def _load(name: str) -> dict[str, Any]:
+    """The splits by name, as the library gives them."""
     import datasets
 
+    # Where nobody watches, bars are a thousand lines of a log.
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = Path(name).expanduser()
     local = path if path.exists() else None
+    # A path that is not there would be asked of the hub, which answers that no repository has this name.
     if local is None and name.startswith((".", "/", "~")):
         raise ConfigError(name, None, "no such folder")
     try:
@@ -94,6 +99,8 @@ def _offline_if_unreachable() -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
+    # Both hold a copy of the switch, and both are read: the hub's client by one, the library's own code by
+    # the other.
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     try:
         if not constants.HF_HUB_OFFLINE:
@@ -109,6 +116,8 @@ def _offline_if_unreachable() -> Iterator[None]:
 def _image_column(key: str, features: Any) -> str:
     import datasets
 
+    # By type and not by name: "image", "img" and "picture" are all in use. Two would be a choice that is the
+    # user's.
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         told = "several: " + ", ".join(found) if found else "only " + ", ".join(features)
@@ -124,6 +133,7 @@ def _label_column(features: Any) -> str | None:
 
 
 def _class_names(rows: Any, label: str) -> tuple[str, ...]:
+    """The names of the classes: those of the feature, else numbers, else the texts, sorted."""
     import datasets
 
     feature = rows.features[label]
@@ -131,13 +141,18 @@ def _class_names(rows: Any, label: str) -> tuple[str, ...]:
         return tuple(feature.names)
     values = np.asarray(rows[label][:])
     if values.dtype.kind in "iu":
+        # Cut at the largest label `checked_labels` allows: it will say what is wrong, which a list of 2^31
+        # names would not.
         return tuple(map(str, range(min(int(values.max()), 65535) + 1)))
     return tuple(sorted(set(map(str, values.tolist()))))
 
 
 def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[str, ...]) -> StoredSplit:
+    """One split, its labels as int64 [N]."""
     import datasets
 
+    # Undecoded, so that files go through the same rules as those of a folder: alpha, depth, orientation,
+    # frames.
     encoded = rows.select_columns([images]).cast_column(images, datasets.Image(decode=False))
 
     def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -157,6 +172,7 @@ def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[
     if label:
         values = np.asarray(rows[label][:])
         if values.dtype.kind == "U":
+            # A text of the test split that no training image has becomes -1, which is refused below.
             index = {text: i for i, text in enumerate(names)}
             values = np.array([index.get(text, -1) for text in values.tolist()], np.int64)
         labels = checked_labels(f"{where}[{label}]", values, len(rows), len(names))
@@ -164,6 +180,7 @@ def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[
 
 
 def _columns(rows: Any, taken: tuple[str | None, ...]) -> dict[str, np.ndarray]:
+    """Scalar columns, [N] each, to partition by."""
     columns = {}
     for name, feature in rows.features.items():
         kind = str(getattr(feature, "dtype", "")).rstrip("0123456789")

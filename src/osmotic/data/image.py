@@ -26,6 +26,9 @@ def decode(where: str, file: Path | bytes) -> np.ndarray:
 
     Palette images become RGB, 1-bit images grey; the camera's orientation tag is obeyed.
 
+    Args:
+        where: what an error names.
+        file: a path, or the bytes of a file.
     Raises: ConfigError naming `where` if it cannot be decoded, or if it has an alpha channel, several frames,
         16 bits per colour channel, or is neither grey nor RGB.
     """
@@ -55,10 +58,11 @@ def from_pil(where: str, image: Image, raw_mode: str = "") -> np.ndarray:
         where: what an error names.
         image: as it is; its orientation tag is not looked at.
         raw_mode: the mode of the file, which alone tells 16-bit RGB from 8-bit.
-    Raises: ConfigError naming `where` if it has an alpha channel, 16 bits per colour channel, or is neither grey
-        nor RGB.
+    Raises: ConfigError naming `where` if it has an alpha channel, 16 bits per colour channel, or is neither
+        grey nor RGB.
     """
     mode = image.mode
+    # Alpha has no one meaning without a background: dropping it shows colours that nobody was to see.
     if "A" in mode or "a" in mode or "transparency" in image.info:
         raise ConfigError(where, mode, "images must have no alpha channel")
     if mode.startswith("I;16"):
@@ -67,6 +71,7 @@ def from_pil(where: str, image: Image, raw_mode: str = "") -> np.ndarray:
         image = image.convert("L")
     elif mode == "P":
         image = image.convert("RGB")
+    # PIL opens 16-bit RGB as 8-bit and says nothing: only the file's own mode tells.
     elif mode == "RGB" and "16" in raw_mode:
         raise ConfigError(where, "16-bit RGB", "colour images must have 8 bits per channel")
     elif mode not in ("L", "RGB"):
@@ -76,20 +81,35 @@ def from_pil(where: str, image: Image, raw_mode: str = "") -> np.ndarray:
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """`image` [H, W, C] with 1 or 3 channels: grey is the BT.601 luma, RGB from grey repeats it."""
+    """The image in grey or in colour: grey is the BT.601 luma, RGB from grey repeats it.
+
+    Args:
+        image: [H, W, C] with C of 1 or 3.
+        channels: 1 or 3.
+    Returns: [H, W, channels], dtype of `image`.
+    """
     if image.shape[2] == channels:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
     luma = image @ LUMA
+    # Rounded, where a plain cast would cut off: grey 11 has a luma of 10.999999 by these floats.
     luma = np.rint(luma) if image.dtype == np.uint8 else luma
     return luma.astype(image.dtype)[..., None]
 
 
 def resize(image: np.ndarray, image_size: int) -> np.ndarray:
-    """`image` [H, W, C] as [image_size, image_size, C], by PIL's bicubic filter (antialiased when it
-    shrinks)."""
+    """The image at another size, by PIL's bicubic filter (antialiased when it shrinks).
+
+    Args:
+        image: uint8, or float32 in [0, 1], [H, W, C].
+        image_size: pixels, >= 1.
+    Returns: [image_size, image_size, C], dtype and range of `image`.
+    """
     from PIL import Image
+
+    # Channel by channel: PIL has no float images of three channels, and grey and colour are then resized
+    # alike.
 
     def bicubic(plane: np.ndarray) -> np.ndarray:
         resized = Image.fromarray(plane).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -101,8 +121,12 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def fitted_shape(where: str, shape: tuple[int, int, int], image_size: int, channels: int) -> tuple[int, int]:
-    """(side, channels) of an image [H, W, C] once resized and converted; 0 keeps its own.
+    """(side, channels) of an image [H, W, C] once resized and converted.
 
+    Args:
+        where: what an error names.
+        shape: (H, W, C).
+        image_size, channels: as the keys `data.image_size` and `data.channels`; 0 keeps the image's own.
     Raises: ConfigError naming `where` if it is not square, or neither grey nor RGB.
     """
     height, width, depth = shape
@@ -122,11 +146,15 @@ def stack(
 ) -> np.ndarray:
     """`count` named images [H, W, C] as one array [count, side, side, channels], converted one by one.
 
-    `like`: images of the training split, which those of the test split must resemble.
-
+    Args:
+        images: what an error names, and the image, `count` times.
+        image_size, channels: as `fitted_shape`.
+        like: images of the training split, [N, H, W, C], which those of the test split must resemble.
     Raises: ConfigError naming the first image that is not square, or that differs from the first one in
         size (unless `image_size` is set), channels (unless `channels` is set) or depth.
     """
+    # The array is made when the first image is known and filled in place: a list of all would need twice the
+    # memory.
     out: np.ndarray | None = None
     first = "the training split"
     if like is not None:
@@ -137,6 +165,7 @@ def stack(
             out, first = np.empty((count, side, side, depth), image.dtype), where
         if (side, side, depth) != out.shape[1:] or image.dtype != out.dtype:
             raise mixed(where, (side, depth, image.dtype), first, (out.shape[1], out.shape[3], out.dtype))
+        # Channels before size: the luma of a resized image is not the resized luma once bytes are rounded.
         image = to_channels(image, depth)
         out[i] = image if image.shape[0] == side else resize(image, side)
     assert out is not None, "sources refuse to be empty"
@@ -146,7 +175,13 @@ def stack(
 def mixed(
     where: str, found: tuple[int, int, np.dtype], first: str, expected: tuple[int, int, np.dtype]
 ) -> ConfigError:
-    """The error for an image whose (side, channels, dtype) is not that of the first one."""
+    """The error for an image whose (side, channels, dtype) is not that of the first one.
+
+    Args:
+        where: what it names.
+        found, expected: (side, channels, dtype) of the image and of the first one.
+        first: where the first one lies.
+    """
     if found[1] != expected[1]:
         kind, rule = "channels", "have the same channels (data.channels = 1 or 3 converts)"
         shown, first_shown = f"{found[1]} channels", f"{expected[1]}"

@@ -1,8 +1,9 @@
 """Label skew and quantity skew as NIID-Bench draws them, so that FedDiffuse's splits come out image by image.
 
-Sources: arXiv:2102.02079, by the code of its authors; arXiv:2406.12575 uses both with beta = 0.5 and seed 2023.
-Every call of the generator is one of theirs in their order: another order is another split. Departs from them: the
-generator is its own and not numpy's global one, redrawing ends, and a client's images are sorted, not shuffled.
+Sources: arXiv:2102.02079, by the code of its authors; arXiv:2406.12575 uses both with beta = 0.5 and seed
+2023. Every call of the generator is one of theirs in their order: another order is another split. Departs
+from them: the generator is its own and not numpy's global one, redrawing ends, and a client's images are
+sorted, not shuffled.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from osmotic.errors import ConfigError
 
 LEAST = 10  # images of the smallest client, else the draw is made anew
 
-# Theirs go on for ever. These take 1 to 4 seconds for 60,000 images and up to 100 clients: an l-skew draw shuffles
-# them all, a q-skew one draws a number per client. With 100 clients and beta 0.5 one q-skew draw in 30,000 will do.
+# Theirs go on for ever. These take 1 to 4 seconds for 60,000 images and up to 100 clients: an l-skew draw
+# shuffles them all, a q-skew one draws a number per client. With 100 clients and beta 0.5 one q-skew draw in
+# 30,000 will do.
 L_DRAWS = 1_000
 Q_DRAWS = 100_000
 
 
 def l_skew(labels: np.ndarray, clients: int, beta: float, seed: int) -> list[np.ndarray]:
-    """Each class is cut by shares q ~ Dirichlet(beta); a client that holds its even part already gets no more.
+    """Each class is cut by shares q ~ Dirichlet(beta); who holds an even part already gets no more.
 
     Args:
         labels: in the order of the file, int [N].
@@ -31,6 +33,8 @@ def l_skew(labels: np.ndarray, clients: int, beta: float, seed: int) -> list[np.
     Raises: ConfigError naming `data.clients` if N is below 10 per client, or no draw gives each of them 10.
     """
     check_room(len(labels), clients)
+    # The legacy generator, not default_rng: it is the one whose draws their code, and so the published
+    # splits, come from.
     rng = np.random.RandomState(seed)
     for _ in range(L_DRAWS):
         owner = _deal_classes(rng, labels, clients, beta)
@@ -51,6 +55,7 @@ def q_skew(size: int, clients: int, beta: float, seed: int) -> list[np.ndarray]:
     """
     check_room(size, clients)
     rng = np.random.RandomState(seed)
+    # One order for all draws, as theirs: only the shares are drawn again.
     order = rng.permutation(size)
     for _ in range(Q_DRAWS):
         shares = rng.dirichlet(np.repeat(beta, clients))
@@ -62,16 +67,19 @@ def q_skew(size: int, clients: int, beta: float, seed: int) -> list[np.ndarray]:
 
 
 def _deal_classes(rng: np.random.RandomState, labels: np.ndarray, clients: int, beta: float) -> np.ndarray:
-    """One draw of l-skew: whose each image is, int64 [N]; empty if it came to a class that nobody can take."""
+    """One draw of l-skew: whose each image is, int64 [N]; empty if nobody could take a class."""
     owner = np.empty(len(labels), np.int64)
     sizes = np.zeros(clients, np.int64)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         rng.shuffle(of_class)
+        # The balancing step of arXiv:2102.02079's code: who holds N / clients images or more takes no share
+        # of this class.
         shares = rng.dirichlet(np.repeat(beta, clients)) * (sizes < len(labels) / clients)
         total = shares.sum()
         if not total > 0:  # beta so small that the shares of all who have room are 0, or NaN
             return np.empty(0, np.int64)
+        # side="right": an image on a cut goes to the piece that begins there, as np.split has it.
         takers = np.searchsorted(_cuts(shares / total, len(of_class)), np.arange(len(of_class)), side="right")
         owner[of_class] = takers
         sizes += np.bincount(takers, minlength=clients)

@@ -47,6 +47,8 @@ def open_npz(path: Path) -> Source:
     Raises: ConfigError naming the file and the rule, for a missing or broken file, a missing array, a wrong
         dtype, shape or length, a label out of range, or pickled objects.
     """
+    # Pickle is refused everywhere below: an archive may come from anywhere, and unpickling one runs its
+    # author's code.
     return open_arrays(_Archive(path), path.stem)
 
 
@@ -54,7 +56,8 @@ def open_arrays(archive: Arrays, name: str) -> Source:
     """The source that these arrays make; images stay where they are until they are asked for.
 
     Args:
-        archive: the arrays of the head of this file.
+        archive: the arrays of the head of this file: images [N, H, W] or [N, H, W, C], labels [N],
+            class_names [classes].
         name: of the source.
     Raises: ConfigError naming the array and the rule, as `open_npz`.
     """
@@ -69,6 +72,7 @@ def open_arrays(archive: Arrays, name: str) -> Source:
     if test and (test.labels is None) != (train.labels is None):
         which = "test_labels" if test.labels is None else "train_labels"
         raise _error(archive, which, "missing array: both splits must have labels, or neither")
+    # Over both splits: a class that only test images have still needs its number.
     if train.labels is not None and not names:
         largest = max(int(s.labels.max()) for s in (train, test) if s is not None and s.labels is not None)
         names = tuple(map(str, range(largest + 1)))
@@ -93,6 +97,7 @@ class _Archive:
 
     def header(self, array: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype, from the first bytes of the array."""
+        # `osmotic plan` needs no more than this, and an archive of gigabytes then answers at once.
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{array}.npy") as file:
                 version = np.lib.format.read_magic(file)
@@ -107,7 +112,7 @@ class _Archive:
 
     def load(self, array: str) -> np.ndarray:
         """The array itself."""
-        self.header(array)
+        self.header(array)  # tells pickled objects from a broken array, which np.load does not
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[array]
@@ -132,6 +137,7 @@ def _class_names(archive: Arrays) -> tuple[str, ...]:
 
 
 def _split(archive: Arrays, prefix: str, num_classes: int | None) -> StoredSplit:
+    """The split "train" or "test", its labels as int64 [N]."""
     if f"{prefix}_images" in archive.keys:
         size, peek, read = _pixels(archive, f"{prefix}_images")
     elif f"{prefix}_jpeg" in archive.keys:
@@ -148,16 +154,20 @@ def _split(archive: Arrays, prefix: str, num_classes: int | None) -> StoredSplit
 
 
 def _columns(archive: Arrays, prefix: str, size: int) -> dict[str, np.ndarray]:
+    """Further arrays of a split, [N] each, to partition by."""
     columns = {}
     for array in archive.keys:
         name = array.removeprefix(f"{prefix}_")
         if name == array or name in KEYS:
             continue
+        # The commonest slip: "train_label" would be a column, and the run would go on without labels.
         if name in ("label", "image", "offset"):
             raise _error(archive, array, "unknown array", None, f"{array}s")
         shape, _ = archive.header(array)
         if not shape or shape[0] != size:
             raise _error(archive, array, f"a column must have one row for each of the {size} images", shape)
+        # Boxes, masks and the like come with published archives: nothing to partition by, and no reason to
+        # refuse them.
         if len(shape) == 1:
             columns[name] = archive.load(array)
     return columns
@@ -181,6 +191,7 @@ def _pixels(archive: Arrays, array: str) -> tuple:
             dtype == np.float32 and images.size and not (images.min() >= 0 and images.max() <= 1)
         ):  # false for NaN too
             raise _error(archive, array, "float32 images must lie in [0, 1]")
+        # 16 bits are divided image by image: the whole array as float32 would be twice the memory at once.
         for i in positions:
             one = images[i]
             yield archive.where(array), one / np.float32(65535) if dtype == np.uint16 else one

@@ -5,8 +5,8 @@
     from_python(torchvision.datasets.MNIST("mnist", transform=ToTensor()))
     from_python(datasets.load_dataset("mnist"))
 
-From there on they are as any other source: the rules and the errors of `npz:` and `hf:`, under the key "data", the same
-conversions, and the same fifth of the images for testing where no test split is given.
+From there on they are as any other source: the rules and the errors of `npz:` and `hf:`, under the key
+"data", the same conversions, and the same fifth of the images for testing where no test split is given.
 """
 
 from __future__ import annotations
@@ -38,31 +38,33 @@ def from_python(data: Any, name: str = "own", config: DataConfig | None = None) 
 
     Args:
         data: one of
-            - images, [N, H, W] or [N, H, W, C]: uint8, uint16, or floats in [0, 1]; a torch tensor is [N, H, W] or
-              [N, C, H, W]; or (images, labels) with whole numbers [N] from 0, or None;
-            - a dict or an opened .npz file with the arrays of `npz:` (see `npz.py`): train_images, train_labels,
-              test_images, test_labels, class_names, and columns as train_COLUMN [N];
-            - a torch Dataset, or a list: each item an image or (image, label); an image is a tensor [C, H, W], an
-              array [H, W] or [H, W, C], or a PIL image;
+            - images, [N, H, W] or [N, H, W, C]: uint8, uint16, or floats in [0, 1]; a torch tensor is
+              [N, H, W] or [N, C, H, W]; or (images, labels) with whole numbers [N] from 0, or None;
+            - a dict or an opened .npz file with the arrays of `npz:` (see `npz.py`): train_images,
+              train_labels, test_images, test_labels, class_names, and columns as train_COLUMN [N];
+            - a torch Dataset, or a list: each item an image or (image, label); an image is a tensor
+              [C, H, W], an array [H, W] or [H, W, C], or a PIL image;
             - a datasets.Dataset or DatasetDict with one image column.
         name: of the data set, as reports and scores tell it.
         config: `image_size`, `channels` and `max_images` are read; by default all is kept as it is.
-    Returns: images [N, H, W, C], uint8, or float32 in [0, 1] where floats or 16 bits came; labels int64 [N] or None. A
-        fifth of the images, stratified by label, is the test split where `data` has none.
-    Raises: ConfigError under the key "data" naming the array or item and the rule: not square, not 1 or 3 channels, a
-        wrong dtype, NaN or a value outside [0, 1], a label that is no class, lengths that do not match.
+    Returns: images [N, H, W, C], uint8, or float32 in [0, 1] where floats or 16 bits came; labels int64 [N]
+        or None. A fifth of the images, stratified by label, is the test split where `data` has none.
+    Raises: ConfigError under the key "data" naming the array or item and the rule: not square, not 1 or 3
+        channels, a wrong dtype, NaN or a value outside [0, 1], a label that is no class, lengths that do not
+        match.
     """
     return sources.finish(config or DataConfig(), open_python(data, name))
 
 
 def open_python(data: Any, name: str = "own") -> Source:
-    """The source that `data` makes, its labels checked and its images not yet; for `sources.shape_of` and `finish`.
+    """The source that `data` makes, for `sources.shape_of` and `finish`; labels are checked, images not yet.
 
     Args:
         data, name: as `from_python`.
     Raises: ConfigError as `from_python`, but for what only the pixels can tell.
     """
-    # datasets first: a DatasetDict is a dict too, and a datasets.Dataset has items and a length as torch's have.
+    # datasets first: a DatasetDict is a dict too, and a datasets.Dataset has items and a length as torch's
+    # have.
     if _is_a(data, "datasets", "Dataset", "DatasetDict"):
         source = _splits(data, name)
     elif isinstance(data, Mapping):
@@ -82,7 +84,7 @@ def open_python(data: Any, name: str = "own") -> Source:
 
 
 def _is_a(data: Any, module: str, *classes: str) -> bool:
-    """Whether `data` is of one of these classes; a module nobody has imported has no instances, so none is imported."""
+    """Whether `data` is of one of these classes; a module that nobody imported has no instances."""
     loaded = sys.modules.get(module)
     return any(isinstance(data, getattr(loaded, c)) for c in classes if hasattr(loaded, c))
 
@@ -166,8 +168,9 @@ def _array(where: str, value: Any) -> np.ndarray:
 def _pixels(where: str, value: Any, axes: int) -> np.ndarray:
     """Images with their channels last and floats as float32; `axes` is 4 for [N, H, W, C], 3 for [H, W, C].
 
-    Of numpy the channels are taken to be last, of torch first, as either's own libraries have them. Guessing from the
-    numbers would now and then be wrong without a word, so where they look the other way round it is an error.
+    Of numpy the channels are taken to be last, of torch first, as either's own libraries have them. Guessing
+    from the numbers would now and then be wrong without a word, so where they look the other way round it is
+    an error.
     """
     found = _array(where, value)
     if found.dtype.kind == "f":
@@ -187,7 +190,7 @@ def _pixels(where: str, value: Any, axes: int) -> np.ndarray:
 
 
 def _items(data: Any, name: str) -> Source:
-    """Every item is asked for once and kept: a transform that draws at random gives another image each time."""
+    """Every item is asked for once and kept: a transform that draws at random gives another each time."""
     images, labels = [], []
     for i in range(len(data)):
         item = data[i]
@@ -247,7 +250,8 @@ def _names(data: Any, labels: np.ndarray) -> tuple[str, ...]:
     """The names a torchvision data set keeps in `classes`, if they cover the labels; else their numbers."""
     count = int(labels.max()) + 1
     names = getattr(data, "classes", None)
-    # Another `classes` is somebody's own affair, and a target transform may have made other labels than it names.
+    # Another `classes` is somebody's own affair, and a target transform may have made other labels than it
+    # names.
     if isinstance(names, list | tuple) and len(names) >= count and all(isinstance(n, str) for n in names):
         return tuple(names)
     return tuple(map(str, range(count)))

@@ -1,7 +1,7 @@
-"""Which client holds which training images: flwr-datasets' partitioners, run on the labels alone, and NIID-Bench's.
+"""Which client holds which training images: partitioners of flwr-datasets and of NIID-Bench, on labels alone.
 
-Partitioners: https://flower.ai/docs/datasets. Dirichlet is arXiv:1905.12022, shards are arXiv:1602.05629, l-skew and
-q-skew are arXiv:2102.02079.
+Partitioners: https://flower.ai/docs/datasets. Dirichlet is arXiv:1905.12022, shards are arXiv:1602.05629,
+l-skew and q-skew are arXiv:2102.02079.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ DIRICHLET_CALLS = 10  # of 11 draws each
 
 
 def validate_name(name: str) -> None:
-    """Raises ConfigError unless `name` is a partition there is, or `by:` and a column. Imports nothing."""
+    """Refuses a partition that there is none of; imports nothing.
+
+    Args:
+        name: a name of NAMES, or `by:` and a column.
+    Raises: ConfigError naming `data.partition`.
+    """
     if name in NAMES or (name.startswith("by:") and len(name) > 3):
         return
     rule = f"must be one of {', '.join(NAMES)} or by:COLUMN"
@@ -38,7 +43,10 @@ def validate_name(name: str) -> None:
 
 
 def check_clients(cfg: DataConfig, size: int) -> None:
-    """Raises ConfigError if `size` training images cannot give each client its least number. Reads no image."""
+    """Refuses more clients than `size` training images can serve; reads no image.
+
+    Raises: ConfigError naming `data.clients`.
+    """
     if cfg.partition.startswith("by:"):
         return
     if cfg.partition in ("l-skew", "q-skew"):
@@ -48,7 +56,10 @@ def check_clients(cfg: DataConfig, size: int) -> None:
 
 
 def refuse_label_partition(name: str) -> None:
-    """Raises ConfigError if a partition goes by labels: for images that have none."""
+    """Refuses a partition by labels: for images that have none.
+
+    Raises: ConfigError naming `data.partition`.
+    """
     if name in BY_LABEL or name in ("by:label", "by:labels"):
         raise ConfigError("data.partition", name, "needs labels, and the images have none: use iid or q-skew")
 
@@ -58,14 +69,18 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
 
     The images are put into a random order first, so that clients of one label do not follow the order of the
     file; `l-skew` and `q-skew` are drawn in that order, as their authors do. `by:COLUMN` makes one client per
-    distinct value, in sorted order, and does not look at `data.clients`. Every image is given to a client, but
-    for two cases, both with a warning: `pathological` leaves out the classes that no client holds, and `shards`
-    a remainder smaller than the number of shards, where the images cannot be cut into that many shards of one
-    size and a shorter last one.
+    distinct value, in sorted order, and does not look at `data.clients`. Every image is given to a client,
+    but for two cases, both with a warning: `pathological` leaves out the classes that no client holds, and
+    `shards` a remainder smaller than the number of shards, where the images cannot be cut into that many
+    shards of one size and a shorter last one.
 
+    Args:
+        cfg: `partition`, its own keys, `clients` and `partition_seed` are read.
+        split: labels int64 [N] and columns [N]; the images are not looked at.
+    Returns: one array of positions a client, in the order client-000, client-001, ...
     Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
-        `data.clients` (more than images, or a client would have none, with `l-skew` and `q-skew` fewer than 10),
-        `data.classes_per_client` or `data.shards_per_client`.
+        `data.clients` (more than images, or a client would have none, with `l-skew` and `q-skew` fewer than
+        10), `data.classes_per_client` or `data.shards_per_client`.
     """
     validate_name(cfg.partition)
     keys = _keys(cfg, split)
@@ -76,6 +91,8 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
             return niid.l_skew(keys, cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
         case "q-skew":
             return niid.q_skew(len(keys), cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
+    # Legacy generator and order are part of the format: another would deal other images for the same
+    # `partition_seed`.
     order = np.random.RandomState(cfg.partition_seed).permutation(len(keys))
     with _quiet():
         parts = [np.sort(order[part]) for part in _run(cfg, keys[order])]
@@ -88,8 +105,14 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
 def divide(cfg: DataConfig, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each client its training positions and its own held-out ones, both sorted; the second may be empty.
 
+    Args:
+        cfg: as `partition`, and `holdout`, in [0, 0.9].
+        split: labels int64 [N] and columns [N].
+    Returns: (int64 [n], int64 [k]) a client.
     Raises: ConfigError as `partition`.
     """
+    # A stream for each client, of the split's seed and not of the run's: runs of several seeds share their
+    # test images.
     return [
         hold_out(
             part,
@@ -110,11 +133,13 @@ def hold_out(
     counts allow; one training image stays always.
 
     Args:
-        indices: the client's positions, int64.
+        indices: the client's positions, int64 [n], n >= 1.
         share: in [0, 1).
         labels: of the whole split, int64 [N], or None.
         seed: of the draw.
     """
+    # floor(x + 0.5), as round() takes halves to the even side: 0.5 of 1 and of 3 images would go different
+    # ways.
     count = min(math.floor(share * len(indices) + 0.5), len(indices) - 1)
     own = None if labels is None else labels[indices]
     test = strata.draw(own, len(indices), max(count, 0), np.random.default_rng(seed))
@@ -124,7 +149,14 @@ def hold_out(
 
 
 def class_counts(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Images of each class on each client, int64 [clients, classes]."""
+    """Images of each class on each client.
+
+    Args:
+        parts: positions of each client's images, int64 [n] each.
+        labels: of the whole split, int64 [N] in 0..num_classes-1.
+        num_classes: >= 1.
+    Returns: int64 [clients, classes].
+    """
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
 
 
@@ -134,6 +166,7 @@ def _keys(cfg: DataConfig, split: Split) -> np.ndarray:
     column = cfg.partition.removeprefix("by:") if by_column else "label"
     if cfg.partition not in BY_LABEL and not by_column:
         return np.zeros(len(split), np.int64)
+    # A column that is called "label" itself goes before the labels.
     if column in ("label", "labels") and column not in split.columns:
         if split.labels is None:
             refuse_label_partition(cfg.partition)
@@ -150,6 +183,8 @@ def _keys(cfg: DataConfig, split: Split) -> np.ndarray:
 
 
 def _check_counts(cfg: DataConfig, keys: np.ndarray) -> None:
+    """Refuses more classes or shards a client than there are, by `keys` int64 [N]."""
+    # The partitioners would say so too, in their own words and without the key.
     size, classes = len(keys), int(keys.max()) + 1
     if cfg.partition == "pathological" and cfg.classes_per_client > classes:
         raise ConfigError(
@@ -200,6 +235,7 @@ def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
 
 
 def _partitioner(cfg: DataConfig, size: int, least: int) -> Partitioner:
+    """flwr-datasets' own for this partition; `least` images a client or another draw, for dirichlet."""
     from flwr_datasets import partitioner as flwr
 
     clients, seed = cfg.clients, cfg.partition_seed
@@ -227,6 +263,9 @@ def _shards(clients: int, shards_per_client: int, size: int, seed: int) -> Parti
     """Exactly `shards_per_client` each, of all images if one shorter shard allows it, else of equal size."""
     from flwr_datasets.partitioner import ShardPartitioner
 
+    # arXiv:1602.05629, sec. 3: sort by label, cut into shards of one size, deal each client so many. There
+    # 60,000 images divide evenly; where they do not, one shorter last shard keeps all images in, if it leaves
+    # the number as asked.
     wanted = clients * shards_per_client
     rounded_up = math.ceil(size / wanted)
     if math.ceil(size / rounded_up) == wanted:
@@ -249,6 +288,7 @@ def _dataset(keys: np.ndarray) -> Any:
 
 
 def _parts(partitioner: Partitioner) -> list[np.ndarray]:
+    """Positions in the labels that were given, int64 [n] a client."""
     return [
         np.asarray(partitioner.load_partition(i)["position"][:], np.int64)
         for i in range(partitioner.num_partitions)
@@ -264,6 +304,8 @@ def _quiet() -> Any:
 
 
 def _warn_of_unused_images(cfg: DataConfig, keys: np.ndarray, parts: list[np.ndarray]) -> None:
+    # Scores compare with what clients hold, so images that nobody holds change what a score means: never in
+    # silence.
     held = np.concatenate(parts)
     unused = len(keys) - len(held)
     if unused:

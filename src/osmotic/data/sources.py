@@ -18,12 +18,14 @@ from osmotic.data.hub import open_hub
 from osmotic.data.npz import open_npz
 from osmotic.errors import ConfigError
 
+# Built in, so that `osmotic plan` and a wrong key answer without a download.
 NAMED = {
     "digits": Shape(image_size=8, channels=1, num_classes=10, num_train=1437),
     "mnist": Shape(image_size=28, channels=1, num_classes=10, num_train=60_000),
     "fashion-mnist": Shape(image_size=28, channels=1, num_classes=10, num_train=60_000),
     "cifar10": Shape(image_size=32, channels=3, num_classes=10, num_train=50_000),
 }
+# In the order in which they are looked for: lossless before JPEG.
 FILES = {
     "mnist": ("mnist.npz",),
     "fashion-mnist": ("fashion-mnist.npz",),
@@ -49,18 +51,17 @@ def load(cfg: DataConfig) -> Dataset:
 
 
 def finish(cfg: DataConfig, source: Source) -> Dataset:
-    """The images of an opened source in memory: channels and size converted if asked, training images cut to
-    `max_images` at random.
+    """The images of an opened source in memory, converted if asked, those for training cut to `max_images`.
 
-    A source without a test split gives a fifth of its images (rounded up) to it, stratified by label, by a
-    fixed seed.
+    The cut is drawn at random, by a fixed seed. A source without a test split gives a fifth of its images
+    (rounded up) to it, stratified by label, by a fixed seed too.
 
     Args:
         cfg: `image_size`, `channels` and `max_images` are read, `source` is not.
         source: opened by `load`, or by `own.open_python`.
     Returns: images [N, H, W, C], uint8, or float32 in [0, 1]; labels int64 [N] or None.
-    Raises: ConfigError naming what is at fault: an image that is not square, of another size or depth than the first,
-        or float32 outside [0, 1]; a source of one image; `data.channels`.
+    Raises: ConfigError naming what is at fault: an image that is not square, of another size or depth than
+        the first, or float32 outside [0, 1]; a source of one image; `data.channels`.
     """
     _check_channels(cfg)
     train_rows, test_rows = _rows(source)
@@ -95,6 +96,8 @@ def describe(cfg: DataConfig) -> Shape:
 def shape_of(cfg: DataConfig, source: Source) -> Shape:
     """What `finish` would give of an opened source, from its labels and one image.
 
+    Args:
+        cfg, source: as `finish`.
     Raises: ConfigError as `finish`, as far as one image can tell.
     """
     _check_channels(cfg)
@@ -110,12 +113,17 @@ def _check_channels(cfg: DataConfig) -> None:
 
 
 def check(cfg: DataConfig) -> None:
-    """Raises ConfigError if the source's name or the channels are none that there are; reads nothing."""
+    """Refuses a source's name or channels that there are none of; reads nothing.
+
+    Raises: ConfigError naming `data.source`, with the nearest valid one, or `data.channels`.
+    """
     _check_channels(cfg)
     kind, colon, rest = cfg.source.partition(":")
     if cfg.source in NAMED or (kind in (*PREFIXES, "hf") and rest):
         return
     rule = f"must be one of {', '.join(NAMED)}, npz:PATH, folder:PATH, hf:NAME"
+    # What follows only looks for the likeliest slip: nothing after the colon, a forgotten prefix, a misspelt
+    # name.
     if colon and kind in (*PREFIXES, "hf"):
         raise ConfigError("data.source", cfg.source, "must name what comes after the colon")
     if cfg.source.endswith(".npz") and not colon:
@@ -143,9 +151,12 @@ def _local(name: str) -> Path | None:
 
 
 def _named(name: str) -> Source:
+    """A named set from its file, else from the hub."""
     path = _local(name)
     if path is not None:
         return open_npz(path)
+    # The user asked for "mnist", not for a repository: an error that names both ways to get it is of more
+    # use.
     try:
         return open_hub(HUB[name])
     except ConfigError as error:
@@ -180,11 +191,14 @@ def _rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(size), np.arange(source.test.size)
     if size < 2:
         raise ConfigError(source.name, f"{size} image", "must hold 2 images or more, one is kept for testing")
+    # Drawn over the whole source, before `max_images`: the test images of a small run are those of the large
+    # one.
     test = strata.draw(source.train.labels, size, -(-size // 5), np.random.default_rng(TEST_SEED))
     return np.setdiff1d(np.arange(size), test), test
 
 
 def _read(stored: StoredSplit, rows: np.ndarray, cfg: DataConfig, like: np.ndarray | None = None) -> Split:
+    """The images [n, H, W, C] at positions `rows`, int64 [n], with their labels and columns."""
     images = image.stack(stored.read(rows), len(rows), cfg.image_size, cfg.channels, like)
     labels = None if stored.labels is None else stored.labels[rows]
     return Split(images, labels, {name: column[rows] for name, column in stored.columns.items()})

@@ -23,11 +23,14 @@ def write(
     is left out.
 
     Args:
-        parts: per client, positions of its training images in `dataset.train`.
-        holdouts: per client, positions of its held-out images in `dataset.train`, may be empty.
+        dataset: images [N, H, W, C]; its test split is not written, as it belongs to no client.
+        parts: per client, positions of its training images in `dataset.train`, int64 [n].
+        holdouts: per client, positions of its held-out images in `dataset.train`, int64 [k], may be empty.
         out_dir: is made if absent.
-    Raises: ConfigError if `out_dir` is a file or holds anything.
+    Returns: the files, in the order of the clients.
+    Raises: ConfigError if `out_dir` is a file or holds anything; OSError as the file system gives it.
     """
+    # Files of an earlier split with more clients would stand beside the new ones and look like part of it.
     if out_dir.is_dir() and any(out_dir.iterdir()):
         raise ConfigError("--out", str(out_dir), "must be empty or absent")
     try:
@@ -41,7 +44,8 @@ def write(
             arrays |= _arrays(dataset, "test", holdout)
         if dataset.class_names:
             arrays["class_names"] = np.array(dataset.class_names)
-        # In memory first: zip writes its directory last, and the atomic writer takes a file from front to back.
+        # In memory first: zip writes its directory last, and the atomic writer takes a file from front to
+        # back.
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
         path = out_dir / f"client-{i:03d}.npz"
@@ -51,6 +55,7 @@ def write(
 
 
 def _arrays(dataset: Dataset, prefix: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays "PREFIX_..." of the training images at positions `rows`, int64 [n]."""
     split = dataset.train
     images = split.images[rows]
     arrays = {f"{prefix}_images": images[..., 0] if images.shape[3] == 1 else images}

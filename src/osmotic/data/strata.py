@@ -13,12 +13,17 @@ def draw(labels: np.ndarray | None, size: int, count: int, rng: np.random.Genera
 
     Args:
         labels: int64 [size], or None.
+        size: positions there are, >= 0.
         count: 0..size.
+        rng: its draws are part of what `data.partition_seed` means: another order of them is another split.
+    Returns: int64 [count].
     """
     strata = np.zeros(size, np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    # Largest remainder in whole numbers: shares as floats would tie or not by their last bit.
     sizes = np.bincount(strata)
     taken, remainder = np.divmod(sizes * count, max(size, 1))
     used_up = taken + 1 >= sizes
+    # Last key first: classes that would be used up come last, then larger remainders, then a random order.
     order = np.lexsort((rng.random(len(sizes)), -remainder, used_up))
     taken[order[: count - taken.sum()]] += 1
     picks = [rng.permutation(np.flatnonzero(strata == k))[: taken[k]] for k in range(len(sizes))]

@@ -1,1 +1,1 @@
-"""The diffusion process: schedules, targets, loss, samplers, spaces, the average of weights; names and rules without torch."""
+"""The diffusion process: schedules, targets, loss, samplers, spaces, the average of weights; names are free of torch."""

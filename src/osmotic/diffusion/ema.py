@@ -80,7 +80,6 @@ class Ema:
                 if old is None or share == 1.0:
                     averages[name] = value.astype(np.float64)
                 else:
-                    # In place: a second copy of 8 bytes per weight would be the largest thing on the server.
                     old += share * (value - old)
 
     def average(self, half_life: float) -> dict[str, np.ndarray]:

@@ -26,6 +26,6 @@ def distance(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
         raise ValueError(f"prediction and target must have one shape: {prediction.shape}, {target.shape}")
     if kind not in DISTANCES:
         raise ValueError(f"loss must be one of {', '.join(DISTANCES)}, got {kind!r}")
-    # Under autocast the output is bfloat16, whose squares lose all but 8 bits.
+    # Under autocast the output is bfloat16; its squares, 8 bits each, would make a coarse mean.
     pixels = DISTANCES[kind](prediction.float(), target.float(), reduction="none")
     return pixels.mean(dim=tuple(range(1, pixels.ndim)))

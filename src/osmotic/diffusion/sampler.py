@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,6 +156,15 @@ class Sampling:
             return torch.full((num_images,), self.process.null_class, dtype=torch.int64)
         return labels
 
+    def scheduler(self, device: torch.device | str = "cpu") -> Any:
+        """A fresh diffusers scheduler, set to the steps of this sampling.
+
+        diffusers imports its classes when they are first asked for, and two threads that ask at once can fail: whoever
+        samples in threads asks for one scheduler before them.
+        """
+        clip = self.space.range is not None
+        return SAMPLERS[self.sampler].scheduler(self.process, self.steps, clip=clip, device=device)
+
     def _chunk(
         self,
         model: Denoiser,
@@ -166,7 +176,7 @@ class Sampling:
         """The images of these indices, [len(indices), C, H, W]."""
         entry, bounds = SAMPLERS[self.sampler], self.space.range
         # A fresh scheduler for each chunk: they remember earlier steps, and chunks run side by side.
-        scheduler = entry.scheduler(self.process, self.steps, clip=bounds is not None, device=device)
+        scheduler = self.scheduler(device)
         if hasattr(scheduler, "set_begin_index"):
             # Otherwise it looks the first timestep up in its table, which on a GPU waits for the device.
             scheduler.set_begin_index(0)

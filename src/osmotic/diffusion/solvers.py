@@ -125,7 +125,7 @@ class DpmSolver(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(Sampler):
-    """UniPC of order 2 (arXiv:2302.04867, alg. 1 and 2).
+    """UniPC of order 2 (arXiv:2302.04867).
 
     diffusers' scheduler takes no list of timesteps: it keeps its "linspace" stops, over the usable part of the schedule.
     """

@@ -1,7 +1,7 @@
-"""The data's own feature network: a small CNN, trained once on the training split, hashed and kept in a cache.
+"""The data's own feature network: a small CNN, trained once on the training split, hashed and cached.
 
-It learns the classes or, for images without labels, which of four rotations it sees (arXiv:1803.07728, sec. 2). Features
-are what its last average pooling gives, so they change smoothly with the image.
+It learns the classes or, for images without labels, which of four rotations it sees (arXiv:1803.07728,
+sec. 2). Features are what its last average pooling gives, so they change smoothly with the image.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def build(channels: int, num_outputs: int, side: int) -> tuple[nn.Sequential, nn
         return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
     stride = 1 if side < 28 else 2 if side < 56 else 4
-    # On "meta" no layer draws its own start from the global generator, which belongs to the run and not to its scores.
+    # On "meta" no layer draws its own start from the global generator, which belongs to the run and not to
+    # its scores.
     with torch.device("meta"):
         network = nn.Sequential(
             block(channels, 32, kernel=5, stride=stride),  # [B, 32, S, S]
@@ -143,7 +144,7 @@ def _side(images: np.ndarray) -> int:
 
 
 def _train(dataset: Dataset, threads: int) -> _Trained:
-    """Cross entropy, AdamW, one-cycle learning rate (arXiv:1708.07120), a few passes; every draw from one generator."""
+    """Cross entropy, AdamW, one-cycle learning rate (arXiv:1708.07120), a few passes; one generator."""
     images, labels = dataset.train.images, dataset.train.labels
     side, channels = _side(images), images.shape[-1]
     # Names may outnumber the labels seen, and labels may come without names; cross entropy needs two outputs.
@@ -190,7 +191,7 @@ def _rotated(x: Tensor, quarters: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _accuracy(model: nn.Module, test: Split, rotations: bool) -> float | None:
-    """Share told right, in [0, 1]; for rotations every image counts four times. None if nothing is held out."""
+    """Share told right, in [0, 1]; for rotations every image counts four times. None without images."""
     if len(test.images) == 0 or (not rotations and test.labels is None):
         return None
     right, asked = 0, 0
@@ -214,7 +215,8 @@ def _load(trained: _Trained) -> tuple[nn.Sequential, nn.Linear]:
     network, head = build(trained.channels, trained.num_outputs, trained.side)
     for module, prefix in ((network, "network."), (head, "head.")):
         state = {k.removeprefix(prefix): v for k, v in trained.weights.items() if k.startswith(prefix)}
-        # The counters were not stored; their own are given back, so that strict loading still finds a missing weight.
+        # The counters were not stored; their own are given back, so that strict loading still finds a missing
+        # weight.
         counters = {k: v for k, v in module.state_dict().items() if not v.is_floating_point()}
         module.load_state_dict({**state, **counters})
         module.eval().requires_grad_(False)
@@ -222,7 +224,7 @@ def _load(trained: _Trained) -> tuple[nn.Sequential, nn.Linear]:
 
 
 def _cache_key(dataset: Dataset, threads: int) -> str:
-    """Changes with every pixel, label and setting that the trained encoder or its test accuracy depends on."""
+    """Changes with every pixel, label and setting that the encoder or its test accuracy depends on."""
     digest = hashlib.sha256(f"{RECIPE}/{threads}/{len(dataset.class_names)}".encode())
     for split in (dataset.train, dataset.test):
         for array in (split.images, split.labels):
@@ -236,7 +238,7 @@ def _cache_key(dataset: Dataset, threads: int) -> str:
 
 
 def _write(path: Path, trained: _Trained) -> None:
-    """Weights first, then the JSON that vouches for them; a cache that cannot be written is only a warning."""
+    """Weights first, then the JSON that vouches for them; what cannot be written is only warned of."""
     from safetensors.torch import save
 
     facts = {name: getattr(trained, name) for name in ("channels", "num_outputs", "side", "test_accuracy")}

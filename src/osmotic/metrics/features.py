@@ -1,6 +1,7 @@
 """What an encoder is: images to features, the same bits every time on one machine.
 
-The lowest file of the encoders: `classifier.py` and `pretrained.py` build on it, `encoder.py` chooses between them.
+The lowest file of the encoders: `classifier.py` and `pretrained.py` build on it, `encoder.py` chooses between
+them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Bits depend on it, so it is fixed; more than one thread on such small layers stalls badly where cores are shared.
+# Bits depend on it, so it is fixed; more than one thread on such small layers stalls badly where cores are
+# shared.
 THREADS = 1
 
 
@@ -25,8 +27,8 @@ class Encoder:
     Args:
         name: what scores are labelled with, e.g. "classifier-digits-8" or "inception-v3".
         sha256: hash of weights and architecture, as `weights_sha256` gives it.
-        test_accuracy: share of held-out images (for rotations: of held-out rotated images) told right, in [0, 1];
-            None for pretrained networks and without held-out images.
+        test_accuracy: share of held-out images (for rotations: of held-out rotated images) told right, in
+            [0, 1]; None for pretrained networks and without held-out images.
         network: [B, C, H, W], as `prepare` gives them, to features [B, D].
         head: features [B, D] to class scores [B, num_classes]; None where no classes were learnt.
         prepare: uint8 or float32 in [0, 1], [B, H, W, C], to the network's input.
@@ -59,10 +61,12 @@ class Encoder:
         Returns: float32 [N, D].
         Raises: ValueError if images have other axes, none are there, or `prepare` refuses them.
         """
-        # inference_mode and not no_grad: it also spares version counters, and features are never trained through.
+        # inference_mode and not no_grad: it also spares version counters, and features are never trained
+        # through.
         with op_threads(self.threads), torch.inference_mode():
             network = self.network.eval().to(self.device)
-            # float32 leaves the device batch by batch: N images of Inception would not fit beside the generator.
+            # float32 leaves the device batch by batch: N images of Inception would not fit beside the
+            # generator.
             batches = [network(x.to(self.device)).float().cpu().numpy() for x in self._batches(images)]
         return np.concatenate(batches)  # [N, D]
 
@@ -79,8 +83,8 @@ class Encoder:
             if known is images:
                 return features
         features = self.features(images)
-        # Four are enough for training and held-out images of a run; the array is kept too, so that its identity
-        # cannot pass to another array at the same address.
+        # Four are enough for training and held-out images of a run; the array is kept too, so that its
+        # identity cannot pass to another array at the same address.
         self._known = [*self._known[-3:], (images, features)]
         return features
 
@@ -107,7 +111,7 @@ class Encoder:
 @contextmanager
 def op_threads(threads: int) -> Iterator[None]:
     """Runs its body with so many operator threads, >= 1, and restores what was set before."""
-    # The number is global to the process: client threads of a run set their own, and must find it as they left it.
+    # The setting outlives this body: what trains next on this thread must find its own again.
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,8 +1,8 @@
 """Scores per client, and scores from feature statistics, so that no image has to move.
 
-A client computes `FeatureStatistics.of(encoder.features(its images))` and sends those sums; sums of clients add up to
-those of all images, and `frechet` compares them with any other sums. Averaging FD over clients can rank models wrongly,
-averaging KID cannot (arXiv:2310.11714), so both are given.
+A client computes `FeatureStatistics.of(encoder.features(its images))` and sends those sums; sums of clients
+add up to those of all images, and `frechet` compares them with any other sums. Averaging FD over clients can
+rank models wrongly, averaging KID cannot (arXiv:2310.11714), so both are given.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def score_clients(
 ) -> list[dict[str, Any]]:
     """One entry of `summary.quality.per_client` for each client, all from one pool of generated images.
 
-    `fd_all`, `kid_all`: pool images in the label mix of all clients together, against `reference`; the same for all
-    clients of one pool. `fd_own`, `kid_own`: pool images in the client's label mix, against its own held-out images
-    where given, else its own images; None if either side has under 50.
+    `fd_all`, `kid_all`: pool images in the label mix of all clients together, against `reference`; the same
+    for all clients of one pool. `fd_own`, `kid_own`: pool images in the client's label mix, against its own
+    held-out images where given, else its own images; None if either side has under 50.
     Args:
         pool: generated images, uint8 [M, H, W, C].
         pool_labels: the class each was generated for, int64 [M]; None takes the whole pool for every client.
@@ -62,10 +62,12 @@ def score_clients(
         reference: features of the training split, [N, D].
         clients: those to score, in the order of the entries.
         stage: whether personal models are scored before or after the last average of shared parts is merged.
-        union_labels: classes of the images of all clients, int64 [K], where `clients` are only some of them (one pool each).
+        union_labels: classes of the images of all clients, int64 [K], where `clients` are only some of them
+            (one pool each).
     Raises: ValueError if the pool or a client's images are empty.
     """
-    # The pool's features once for all clients: the network is the dear part, picking rows of features costs nothing.
+    # The pool's features once for all clients: the network is the dear part, picking rows of features costs
+    # nothing.
     made = encoder.features(pool)
 
     def mixed_as(labels: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -79,7 +81,8 @@ def score_clients(
     fd_all, kid_all = _distances(reference, mixed_as(union), least=2)
     entries = []
     for client in clients:
-        # Held-out before training images: a model that repeats its training images would score well against them.
+        # Held-out before training images: a model that repeats its training images would score well against
+        # them.
         real = client.images if client.own_test is None or not len(client.own_test) else client.own_test
         fd_own = kid_own = None
         if len(real) >= MIN_OWN:
@@ -108,10 +111,12 @@ def _distances(real: np.ndarray, made: np.ndarray, least: int) -> tuple[float | 
 
 
 def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Sorted indices of the largest part of the pool whose classes are mixed as `labels` are; the first of each class.
+    """Sorted indices of the largest part of the pool whose classes are mixed as `labels` are; the first of
+    each class.
 
-    With shares p and pool counts P the size is the largest t with t * p_c <= P_c for every class c that both have; the
-    part takes round(t * p_c) of each. A class the pool has none of cannot be matched and is left out of the mix.
+    With shares p and pool counts P the size is the largest t with t * p_c <= P_c for every class c that both
+    have; the part takes round(t * p_c) of each. A class the pool has none of cannot be matched and is left
+    out of the mix.
     Args:
         pool_labels: classes of the pool, int64 [M].
         labels: classes to match, int64 [N].

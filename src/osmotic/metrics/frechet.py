@@ -1,9 +1,9 @@
 """Fréchet distance between two sets of features, each taken as one Gaussian.
 
-Source: arXiv:1706.08500, eq. 6. FD = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), computed by torchmetrics in
-float64. Nothing is added to the covariances, so fewer images than features are allowed: a rank-deficient covariance
-only drops terms of the trace. FD of few images is biased upwards all the same; compare it at equal counts, which is
-what the floor of `score` is for.
+Source: arXiv:1706.08500, eq. 6. FD = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), computed by
+torchmetrics in float64. Nothing is added to the covariances, so fewer images than features are allowed: a
+rank-deficient covariance only drops terms of the trace. FD of few images is biased upwards all the same;
+compare it at equal counts, which is what the floor of `score` is for.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def frechet(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if a.sum.shape != b.sum.shape:
         raise ValueError(f"features must be equally wide, got {a.sum.shape} and {b.sum.shape}")
     features = torch.nn.Identity()
-    # The metric insists on a network of its own; these features are computed already, so it gets one that does nothing.
+    # The metric insists on a network of its own; these features are computed already, so it gets one that
+    # does nothing.
     features.num_features = len(a.sum)  # type: ignore[assignment]  # how torchmetrics learns the width
     metric = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
     # The metric's own running sums are these statistics, so features need not be there.

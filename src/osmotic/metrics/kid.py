@@ -1,7 +1,8 @@
-"""Kernel distance: squared maximum mean discrepancy of features under a cubic kernel, k(x, y) = (x . y / D + 1)^3.
+"""Kernel distance: squared maximum mean discrepancy of features under a cubic kernel.
 
-Source: arXiv:1801.01401, sec. 4; D is the number of features. KID = mean k(r, r') + mean k(g, g') - 2 mean k(r, g), the
-first two over pairs of different images. Unlike FD it is unbiased, so it may be averaged over clients (arXiv:2310.11714); it can come out slightly below 0.
+KID = mean k(r, r') + mean k(g, g') - 2 mean k(r, g), the first two over pairs of different images, with the
+kernel k(x, y) = (x . y / D + 1)^3 of D features. Source: arXiv:1801.01401, sec. 4. Unlike FD it is unbiased,
+so it may be averaged over clients (arXiv:2310.11714); it can come out slightly below 0.
 """
 
 from __future__ import annotations

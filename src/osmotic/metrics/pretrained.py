@@ -1,8 +1,8 @@
 """Encoders trained elsewhere, read from weights on disk: the Inception-v3 of FID, and DINOv2.
 
-Sources: the FID weights of github.com/mseitzer/pytorch-fid (arXiv:1706.08500; architecture arXiv:1512.00567), which
-average without padding and max-pool in the last block; DINOv2 (arXiv:2304.07193), its class token (arXiv:2306.04675).
-Only safetensors are read; `weights.require` says which files and how to get them.
+Sources: the FID weights of github.com/mseitzer/pytorch-fid (arXiv:1706.08500; architecture arXiv:1512.00567),
+which average without padding and max-pool in the last block; DINOv2 (arXiv:2304.07193), its class token
+(arXiv:2306.04675). Only safetensors are read; `weights.require` says which files and how to get them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def prepare_inception(images: np.ndarray) -> Tensor:
 
 
 def prepare_dinov2(images: np.ndarray) -> Tensor:
-    """The input of DINOv2: bicubic, grey repeated, ImageNet's mean taken away and its standard deviation divided out.
+    """The input of DINOv2: bicubic, grey repeated, normalised by ImageNet's mean and standard deviation.
 
     Args:
         images: uint8, or float32 in [0, 1], [N, H, W, C] with C of 1 or 3.
@@ -91,8 +91,8 @@ def _inception(path: Path) -> nn.Module:
         state = load_file(path)
     except Exception as error:  # safetensors has its own error types for a torn file
         raise ConfigError("score.encoder", "inception-v3", f"{path} cannot be read: {error}") from None
-    # Strict loading apart from two things: step counters, which some publications left out and evaluation never reads,
-    # and the classifier layers of either publication, which are not part of the features.
+    # Strict loading apart from two things: step counters, which some publications left out and evaluation
+    # never reads, and the classifier layers of either publication, which are not part of the features.
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "AuxLogits."))}
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
     try:
@@ -161,7 +161,8 @@ def _chain(x: Tensor, *layers: nn.Module) -> Tensor:
 
 
 def _average(x: Tensor) -> Tensor:
-    # Padding is left out of the mean: TensorFlow's way, with which the FID weights were trained (pytorch-fid's patch).
+    # Padding is left out of the mean: TensorFlow's way, with which the FID weights were trained
+    # (pytorch-fid's patch).
     return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -242,7 +243,8 @@ class BlockE(nn.Module):
 
     Args:
         inputs: channels.
-        max_pool: whether the pooled branch takes the largest value: in the last block, where the FID weights want it.
+        max_pool: whether the pooled branch takes the largest value: in the last block, where the FID weights
+            want it.
     """
 
     def __init__(self, inputs: int, max_pool: bool) -> None:
@@ -268,7 +270,10 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception-v3 up to the last average pool: [B, 3, 299, 299] in [-1, 1] to [B, 2048]; parameters named as published."""
+    """Inception-v3 up to the last average pool: [B, 3, 299, 299] in [-1, 1] to [B, 2048].
+
+    Parameters are named as published, so that the FID weights load by name.
+    """
 
     def __init__(self) -> None:
         super().__init__()

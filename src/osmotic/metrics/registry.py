@@ -30,13 +30,14 @@ def register_metric(name: str, function: Metric) -> None:
 
     Args:
         name: as it stands in summaries and charts: lower-case letters, digits and underscores.
-        function: (images uint8 [N, H, W, C], reference uint8 [M, H, W, C]) -> one finite number. Both arrays are
-            read-only; the same arrays must give the same number, or a resumed run cannot equal an unbroken one.
+        function: (images uint8 [N, H, W, C], reference uint8 [M, H, W, C]) -> one finite number. Both arrays
+            are read-only; the same arrays must give the same number, or a resumed run cannot equal an
+            unbroken one.
     Raises: ValueError if the name is not of this kind; TypeError if `function` cannot be called.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
-            f"a metric's name must be lower-case letters, digits and underscores, starting with a letter, got {name!r}"
+            f"a metric's name must be lower-case letters, digits and underscores, a letter first, got {name!r}"
         )
     if not callable(function):
         raise TypeError(
@@ -53,8 +54,9 @@ def measure(names: Sequence[str], images: np.ndarray, reference: np.ndarray) -> 
         names: of metrics in METRICS.
         images: generated images, uint8 [N, H, W, C], N >= 1.
         reference: real images, uint8 [M, H, W, C], M >= 1, of the same height, width and channels.
-    Raises: ValueError naming the metric if there is none of this name, or its result is not one finite number;
-        ValueError if the arrays are other than said; what a metric raises itself, with a note that names the metric.
+    Raises: ValueError naming the metric if there is none of this name, or its result is not one finite
+        number; ValueError if the arrays are other than said; what a metric raises itself, with a note that
+        names the metric.
     """
     for name in names:
         if name not in METRICS:
@@ -78,7 +80,7 @@ def measure(names: Sequence[str], images: np.ndarray, reference: np.ndarray) -> 
 
 
 def _checked(which: str, images: np.ndarray) -> np.ndarray:
-    """The same images [N, H, W, C] as a read-only view: a metric that writes would spoil them for the next one."""
+    """The same images [N, H, W, C], read-only: a metric that writes would spoil them for the next one."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         what = (
             f"{images.dtype} {list(images.shape)}"

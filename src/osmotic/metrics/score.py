@@ -1,4 +1,4 @@
-"""The quality of one pool of generated images: distances to the training split, with the floor that real images reach."""
+"""The quality of one pool of generated images: distances to the training split, beside those of real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Quality:
         num_samples: generated images.
         fd, kid: all generated images against the training split; fd >= 0, kid may be slightly below.
         precision, recall: in [0, 1], at equally many generated and training images.
-        fd_floor: held-out real images, m of them, against the training split: what a perfect generator would reach.
+        fd_floor: held-out real images, m of them, against the training split: what a perfect generator would
+            reach.
         fd_at_floor: m generated images against the training split, to be read beside the floor.
         m: min(num_samples, held-out images).
         class_histogram: generated images of each class, as the encoder sees them, [num_classes].
@@ -56,15 +57,16 @@ def score(generated: np.ndarray, reference: Split, held_out: Split, encoder: Enc
     made = encoder.features(generated)
     real = encoder.features_once(reference.images)
     real_statistics = FeatureStatistics.of(real)
-    # FD of few images is biased upwards, and the bias falls with their number: floor and `fd_at_floor` are therefore
-    # both taken at m images, so that they differ by the images alone.
+    # FD of few images is biased upwards, and the bias falls with their number: floor and `fd_at_floor` are
+    # therefore both taken at m images, so that they differ by the images alone.
     m = min(len(made), len(held_out.images))
     floor = at_floor = kid = precision = recall = None
     if m >= 2 and len(real) >= 2:
         unseen = encoder.features_once(held_out.images)
         floor = frechet(real_statistics, FeatureStatistics.of(_some(unseen, m)))
         at_floor = frechet(real_statistics, FeatureStatistics.of(_some(made, m)))
-    # Under two images there is no covariance, and no k-th neighbour without k others: None, never a made-up number.
+    # Under two images there is no covariance, and no k-th neighbour without k others: None, never a made-up
+    # number.
     measurable = min(len(made), len(real))
     if measurable >= 2:
         kid = kernel_distance(real, made)
@@ -86,7 +88,7 @@ def score(generated: np.ndarray, reference: Split, held_out: Split, encoder: Enc
 
 
 def _some(features: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows [N, D], drawn without replacement by a fixed seed: pools are often sorted by class."""
+    """`count` of the rows [N, D] by a fixed seed, not the first ones: pools are often sorted by class."""
     if count == len(features):
         return features
     # In their old order, so that the sums run as they do over all rows.

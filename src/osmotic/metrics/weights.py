@@ -1,4 +1,4 @@
-"""Where encoders lie on disk: the user's cache folder, and the files that pretrained encoders need. Imports no torch."""
+"""Where encoders lie on disk: the cache folder, and the files of pretrained ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from osmotic.errors import ConfigError
 INCEPTION_FILE = "inception-v3.safetensors"
 DINOV2_FOLDER = "dinov2"
 
-# The published file is a pickle, which osmotic never loads: the user converts it once, and is told how to the letter.
+# The published file is a pickle, which osmotic never loads: the user converts it once, and is told how to the
+# letter.
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; '
     "save_file({k: v.contiguous() for k, v in torch.load('pt_inception-2015-12-05-6726825d.pth', "

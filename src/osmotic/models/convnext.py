@@ -31,7 +31,7 @@ class ConvNeXtUNet:
     def layout(self, spec: NetworkSpec) -> Layout:
         """Every parameter's name and shape, in no particular order."""
         size = spec.image_size
-        # Widths of the paper's code, which makes a network of "dim" channels for images of that side.
+        # The paper's code makes networks as wide as their images.
         stem, time = 2 * (size // 3), 4 * size
         high, mid, low = size, 2 * size, 4 * size
         return {

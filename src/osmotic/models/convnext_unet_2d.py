@@ -190,7 +190,7 @@ class ConvNeXtUNet2DModel(ModelMixin, ConfigMixin):
         """
         if (class_labels is None) != (self.class_embedding is None):
             raise ValueError("class_labels: must be given if, and only if, the network has a class embedding")
-        # EDM's levels are fractions, which a whole-number tensor would cut.
+        # No dtype is forced on it: EDM's levels are fractions.
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:

@@ -14,7 +14,7 @@ PARTS = ("encoder", "bottleneck", "decoder")
 # "downsample.weight"; "" covers every name.
 Prefixes = Mapping[str, tuple[str, ...]]
 
-# Of every U-Net with diffusers' names. The time embedding is the encoder's: the paper's code makes it there.
+# Of every U-Net with diffusers' names. The time embedding is the encoder's, as in the counts of the paper's Table 2.
 UNET: Prefixes = {
     "encoder": ("conv_in", "time_embedding", "down_blocks"),
     "bottleneck": ("mid_block",),

@@ -63,7 +63,9 @@ class Scaffold(Piece):
         back = {n: Spec(view.layout[n], wire="exact", max_abs=2 * MAX_GRADIENT, counts=True) for n in names}
         return Extension(extras={n: state[n] for n in names}, expects=back)
 
-    def gather(self, view: View, gathered: Accumulator | None, reply: Reply) -> Accumulator:
+    def gather(self, view: View, gathered: Accumulator | None, reply: Reply) -> Accumulator | None:
+        if not reply.tensors:
+            return gathered  # a phase in which nothing was asked back
         total = gathered or view.accumulator(len(view.clients), 2 * MAX_GRADIENT)
         total.add(reply.tensors, 1)  # the mean over clients, not over images
         return total

@@ -35,6 +35,8 @@ def render(run: Run, folder: str = "model") -> str:
         folder: relative to it: `model`, or that of one client, as `model/client-003` or `personal/client-003`.
     """
     q = run.quality
+    # A model in the run folder is one that its client gave away, and the card has to say so.
+    own_folders = [f for f in narrative.model_folders(run) if f != "model"]
     clients = tables.client_rows(run)
     spreads = [
         (tables.score_heading(key, q), narrative.spread(c.scores.get(key) for c in clients))
@@ -62,6 +64,8 @@ def render(run: Run, folder: str = "model") -> str:
             clients=formatting.plural(run.summary.get("num_clients") or 0, "client"),
             total=sum(sizes),
             client=client,
+            own_folders=own_folders,
+            own_scored=bool(narrative.own_quality(q)),
             beside_global=bool(client) and not folder.startswith("model/"),
             own=tables.scores_of(q, client) if client else [],
             personal=narrative.is_personal(q),

@@ -28,6 +28,7 @@ class ExchangeWords:
     """How a run's exchange is told, and the facts that decide what can be said of it."""
 
     name: str  # as the run calls it; "" where the summary does not say
+    known: bool  # whether a class of that name is installed
     sentence: str  # a template for str.format with the fields of `osmotic.methods.Method.sentence`
     left: str  # what left the clients and what did not, in whole sentences
     paper: str  # arXiv id, or ""
@@ -62,6 +63,7 @@ def exchange_of(run: Run) -> ExchangeWords:
         whole = known.global_model if known else True
     return ExchangeWords(
         name=name,
+        known=known is not None,
         sentence=known.sentence if known else UNKNOWN_SENTENCE,
         left=known.left if known else UNKNOWN_LEFT,
         paper=known.paper if known else "",

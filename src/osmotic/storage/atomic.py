@@ -17,8 +17,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Writes `chunks` one after the other to `path`; a process killed at any moment leaves the old file or the new
-    one, never a torn one.
+    """Writes `chunks` one after the other to `path`; a process killed at any moment leaves the old file or
+    the new one, never a torn one.
 
     Args:
         path: its folder is made if absent; the file gets mode 0644.
@@ -27,14 +27,15 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the file, not in /tmp: a rename is atomic inside one file system only. A name of its own for each writer, so
-    # that two of them cannot mix their bytes.
+    # Beside the file, not in /tmp: a rename is atomic inside one file system only. A name of its own for each
+    # writer, so that two of them cannot mix their bytes.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-            # The content before the name: a rename that reaches the disk first would leave an empty file after a power cut.
+            # The content before the name: a rename that reaches the disk first would leave an empty file
+            # after a power cut.
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp gives 0600, which would hide a report from colleagues
@@ -55,7 +56,8 @@ def write_text(path: Path, text: str) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Deletes what killed writers left unfinished in a folder that nobody else is writing to."""
-    # A writer that is killed cannot clean up after itself; the next one, alone in the folder by contract, does.
+    # A writer that is killed cannot clean up after itself; the next one, alone in the folder by contract,
+    # does.
     for path in Path(folder).glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -65,7 +67,8 @@ def sync_folder(folder: Path) -> None:
 
     Raises: OSError if there is no such folder.
     """
-    # A name is an entry of its folder: without this the file is on disk, but after a power cut not under its new name.
+    # A name is an entry of its folder: without this the file is on disk, but after a power cut not under its
+    # new name.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -29,8 +29,8 @@ def path_of(folder: Path, step: int) -> Path:
 def save(
     folder: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
 ) -> list[int]:
-    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes all but
-    the last `keep`.
+    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes
+    all but the last `keep`.
 
     Args:
         folder: of this run's checkpoints; nobody else may be writing to it.
@@ -64,7 +64,8 @@ def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
     Raises: StateLost if it is torn, altered or no such file.
     """
     tensors, notes = read_with_notes(path_of(folder, step))
-    # The checksum has held, so a state that is missing was never written: a file of another kind under this name.
+    # The checksum has held, so a state that is missing was never written: a file of another kind under this
+    # name.
     try:
         return tensors, json.loads(notes["state"])
     except (KeyError, ValueError):
@@ -77,8 +78,8 @@ def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, 
     A torn or altered file is passed over with a warning.
 
     Args:
-        mark_damaged: rename such a file to `.damaged`, so that nothing mistakes it for a good one; False for readers
-            that must not change a run.
+        mark_damaged: rename such a file to `.damaged`, so that nothing mistakes it for a good one; False for
+            readers that must not change a run.
     Raises: ConfigError if none is left.
     """
     found = steps(folder)

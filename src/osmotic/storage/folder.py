@@ -1,4 +1,4 @@
-"""The folder of a run while it is being written: its files, append-only logs, and cutting them back on resume."""
+"""The folder of a run while it is being written: its files, its logs, and cutting them back on resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOGS = ("metrics", "ledger")  # those that grow; all other files are written who
 
 
 class RunDir:
-    """Paths of a run (docs/design.md, section 7). Logs grow by whole lines; a checkpoint remembers their lengths.
+    """Paths of a run (docs/design.md, section 7). Logs grow by whole lines, a checkpoint knows their lengths.
 
     Args:
         path: the run's folder; nothing is looked at or made by naming it.
@@ -55,7 +55,8 @@ class RunDir:
 
         Raises: ConfigError naming it if it does not.
         """
-        # The configuration is the first file a run writes, so its absence tells a wrong folder from a run cut short.
+        # The configuration is the first file a run writes, so its absence tells a wrong folder from a run cut
+        # short.
         if not (Path(path) / "config.toml").is_file():
             raise ConfigError(str(path), None, "is not the folder of a run (it has no config.toml)")
         return cls(path)
@@ -110,7 +111,8 @@ class RunDir:
             name: "metrics" or "ledger".
         Raises: OSError as the file system gives it.
         """
-        # One write for all lines of a round: a kill between two of them is then rarer, and `cut` mends it anyway.
+        # One write for all lines of a round: a kill between two of them is then rarer, and `cut` mends it
+        # anyway.
         self.append_text(name, "".join(json.dumps(r) + "\n" for r in records))
 
     def append_text(self, name: str, text: str) -> None:
@@ -121,8 +123,8 @@ class RunDir:
             text: ends with a line break, or is empty.
         Raises: OSError as the file system gives it.
         """
-        # Appended, not replaced atomically: a log of n rounds would be written n times over. What a kill leaves behind
-        # the last checkpoint is cut off on resume, so here a torn line does no harm.
+        # Appended, not replaced atomically: a log of n rounds would be written n times over. What a kill
+        # leaves behind the last checkpoint is cut off on resume, so here a torn line does no harm.
         with open(self.log(name), "a", encoding="utf-8") as file:
             file.write(text)
             # Before the checkpoint that counts these bytes: it may never promise more than is on disk.

@@ -1,7 +1,7 @@
-"""A client's private state: personal parts, residuals, variates, moments. It stays with the client, a file per round.
+"""A client's private state, a file per round: personal parts, residuals, variates, moments. It never leaves.
 
-A client may be asked to repeat a step that the server never summed, so the state before it must still be there. The server
-says in every task which round it last counted, and how far back it could go itself.
+A client may be asked to repeat a step that the server never summed, so the state before it must still be
+there. The server says in every task which round it last counted, and how far back it could go itself.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Store:
         Args:
             tensors: arrays [...] by name, of the dtypes of DTYPES.
             server_round: may be negative, for phases before the first round.
-            durable_round: the oldest round the server could still go back to: that version and all after it stay.
-                None deletes nothing.
+            durable_round: the oldest round the server could still go back to: that version and all after it
+                stay. None deletes nothing.
         Returns: the SHA-256 of the tensors, 64 hexadecimal digits.
         Raises: OSError as the file system gives it; older versions are then untouched.
         """
@@ -131,17 +131,18 @@ DTYPES = {
 def safetensors_chunks(
     tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:
-    """The safetensors format piece by piece: the library builds the whole file in memory, twice the server's weights.
+    """The safetensors format piece by piece: the library would build the whole file in memory.
 
-    Source: https://github.com/huggingface/safetensors, section "Format". Layout: u64 header length, JSON header padded
-    to 8 bytes, then the tensors, larger item sizes first for alignment.
+    Source: https://github.com/huggingface/safetensors, section "Format". Layout: u64 header length, JSON
+    header padded to 8 bytes, then the tensors, larger item sizes first for alignment.
 
     Args:
         tensors: arrays [...] by name, of the dtypes of DTYPES.
         notes: texts by name, kept in the header.
     Raises: KeyError for another dtype.
     """
-    # Larger first: every tensor then starts at a multiple of its item size, which readers that map the file need.
+    # Larger first: every tensor then starts at a multiple of its item size, which readers that map the file
+    # need.
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
     header: dict[str, Any] = {"__metadata__": dict(notes)}
     offset = 0
@@ -183,7 +184,8 @@ def read_with_notes(path: Path) -> tuple[Tensors, dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise StateLost(f"{path.name} cannot be read ({type(error).__name__})") from None
     expected, seal = notes.pop("sha256", ""), notes.pop("notes_sha256", "")
-    # Safetensors itself checks sizes alone: a flipped bit inside a tensor or the notes would pass without these two.
+    # Safetensors itself checks sizes alone: a flipped bit inside a tensor or the notes would pass without
+    # these two.
     found = hashlib.sha256("".join(f"{k}={notes[k]};" for k in sorted(notes)).encode()).hexdigest()
     if digest(tensors) != expected or found != seal:
         raise StateLost(f"{path.name} does not match its checksum")

@@ -1,0 +1,224 @@
+"""From a study to a run: the only place where clients, engine, server and scorer are put together."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from osmotic import __version__
+from osmotic.config import schema
+from osmotic.config.schema import Config
+from osmotic.data.dataset import Dataset
+from osmotic.engines import ENGINES
+from osmotic.errors import ConfigError
+from osmotic.federation.client import Site, Worker
+from osmotic.federation.interfaces import Engine, Observer
+from osmotic.federation.server import Server
+from osmotic.protocol.messages import Phase, contract_hash
+from osmotic.runs import resolve
+from osmotic.runs.scoring import Scoring
+from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
+from osmotic.runs.summary import write_summary
+from osmotic.storage import checkpoint
+from osmotic.storage.atomic import write_text
+from osmotic.storage.folder import RunDir
+from osmotic.storage.store import Store
+from osmotic.tensors import Tensors
+from osmotic.training.images import Images
+from osmotic.training.loop import fit
+from osmotic.training.weights import copy_weights, weights_of
+
+
+def start(
+    config: Config,
+    out: Path,
+    observer: Callable[[RunDir, Config], Observer],
+    dataset: Dataset | None = None,
+) -> RunDir:
+    """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
+    study = prepare(config, dataset)
+    run = RunDir.new(out)
+    write_text(
+        run.config,
+        f"# osmotic {__version__}; `osmotic run config.toml` repeats this run\n" + schema.to_toml(config),
+    )
+    write_text(run.partition, json.dumps(describe_partition(study)))
+    return _run(study, run, observer(run, config), resume=False)
+
+
+def resume(
+    path: Path, observer: Callable[[RunDir, Config], Observer], dataset: Dataset | None = None
+) -> RunDir:
+    """Goes on from the newest whole checkpoint; a finished run is only summed up again.
+
+    Args:
+        dataset: where the run was begun with images of the caller's own, the same ones.
+    """
+    run = RunDir.existing(path)
+    study = prepare(resolve.load(run.config), dataset)
+    described = describe_partition(study)
+    if not run.partition.exists():  # stopped between the two files
+        write_text(run.partition, json.dumps(described))
+    elif json.loads(run.partition.read_text())["sha256"] != described["sha256"]:
+        raise ConfigError(
+            "data.source",
+            study.config.data.source,
+            f"holds other images, or others at other clients, than when {path} began",
+        )
+    return _run(study, run, observer(run, study.config), resume=True)
+
+
+def _run(study: Study, run: RunDir, observer: Observer, resume: bool) -> RunDir:
+    make_deterministic(study)
+    server, _ = make_server(study, run, observer)
+    try:
+        if resume:
+            server.restore()
+        server.run()
+        write_summary(study, server, run)
+    finally:
+        server.engine.close()
+    return run
+
+
+def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
+    """The clients' own models of a finished run, float32 by client name; the run's files stay as they are.
+
+    Raises: ConfigError if the run has no undamaged checkpoint.
+    """
+    server, _ = make_server(study, run, Silent())
+    step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    server.state.from_checkpoint(step, tensors, notes)
+    server.clients = server.engine.clients(1, 0.0)
+    try:
+        return server.personal_models(book=False)
+    finally:
+        server.engine.close()
+
+
+class Silent:
+    """An observer that is told everything and says nothing."""
+
+    def phase_started(self, phase: Phase, index: int, count: int) -> None:
+        pass
+
+    def answered(self, client: str) -> None:
+        pass
+
+    def phase_done(self, line: Mapping[str, Any]) -> None:
+        pass
+
+
+def make_server(study: Study, run: RunDir, observer: Observer) -> tuple[Server, Scoring]:
+    """The server with its engine, clients and scorer."""
+    initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
+    study.blueprint.sampling().scheduler()  # imported here, before there are threads
+    make_worker, stop = worker_factory(study, initial, contract)
+    scoring = Scoring(study, run)
+    server = Server(
+        study.blueprint,
+        make_engine(study, run.path / "clients", make_worker, stop),
+        run,
+        initial=initial,
+        contract=contract,
+        flops_per_image=flops_per_image(study),
+        scorer=scoring,
+        trainer=ServerTrainer(study, make_worker),
+        observer=observer,
+    )
+    return server, scoring
+
+
+def make_engine(
+    study: Study, stores: Path, make_worker: Callable[[], Worker], stop: threading.Event
+) -> Engine:
+    """The engine that the configuration names, over simulated clients whose private states lie in `stores`."""
+    engine = study.config.engine
+    return ENGINES[engine.name](make_sites(study, stores), make_worker, study.workers, engine.threads, stop)
+
+
+def make_sites(study: Study, folder: Path) -> list[Site]:
+    """The clients of a simulation: each with its images on the device and a store of its own."""
+    images, labels = study.dataset.train.images, study.dataset.train.labels
+    conditional = study.spec.num_classes > 0
+    return [
+        Site(
+            h.client,
+            Images.of(
+                images[h.train],
+                labels[h.train] if conditional and labels is not None else None,
+                study.device,
+                study.blueprint.space,
+            ),
+            Store(folder / h.client.name),
+        )
+        for h in study.holdings
+    ]
+
+
+def worker_factory(
+    study: Study, initial: Tensors, contract: str
+) -> tuple[Callable[[], Worker], threading.Event]:
+    """What makes one worker, with a network of its own; and the event that stops all of them."""
+    stop = threading.Event()
+    return lambda: Worker(study.blueprint, study.model(), initial, contract, stop), stop
+
+
+class ServerTrainer:
+    """Training and sampling on the server, through the same loop as the clients'."""
+
+    def __init__(self, study: Study, make_worker: Callable[[], Worker]) -> None:
+        self.study, self._make = study, make_worker
+        self._worker: Worker | None = None
+
+    def fit(
+        self,
+        weights: Tensors,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        steps: int,
+        learning_rate: float,
+        seed: int,
+    ) -> Tensors:
+        """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`; labels int64 [N] or None."""
+        worker, blueprint = self._loaded(weights), self.study.blueprint
+        given = labels if blueprint.spec.num_classes else None
+        fit(
+            worker.model,
+            Images.of(images, given, self.study.device, blueprint.space),
+            blueprint.process,
+            blueprint.config.training,
+            steps=steps,
+            learning_rate=learning_rate,
+            rng=np.random.default_rng(seed),
+        )
+        return weights_of(worker.named)
+
+    def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
+        """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
+        return self.study.blueprint.draw(self._loaded(weights).model, labels, samples, seed)[0]
+
+    def _loaded(self, weights: Tensors) -> Worker:
+        self._worker = self._worker or self._make()
+        copy_weights(self._worker.named, weights)
+        return self._worker
+
+
+def flops_per_image(study: Study) -> int:
+    """Training cost of one image: forward pass as counted by torch, times three for forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = study.model().eval()
+    shape = (1, *study.blueprint.space.shape)
+    labels = torch.zeros(1, dtype=torch.long, device=study.device) if study.spec.num_classes else None
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(
+            torch.zeros(shape, device=study.device), torch.zeros(1, device=study.device), class_labels=labels
+        )
+    return 3 * int(counter.get_total_flops())

@@ -1,0 +1,189 @@
+"""Every pair of choices in some run: it is killed once and resumed with equal bits, and its ledger equals the plan.
+
+A covering array over exchange, pieces, codecs, conditioning, participation and workers (all pairs), on a network of
+three thousand weights. What cannot work together must be refused by a rule, with the reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny_network
+from allpairspy import AllPairs
+from small_runs import Crash, crash_at
+
+from osmotic.errors import ConfigError
+from osmotic.runs import plan, resolve
+from osmotic.runs.summary import weights_sha256
+from osmotic.storage.store import digest
+
+FACTORS: dict[str, list[tuple[str, ...]]] = {
+    "exchange": [
+        ("method.name=fedavg",),
+        ("method.name=usplit",),
+        ("method.name=usplit", "method.freeze=true"),
+        ("method.name=ulatdec",),
+        ("method.name=udec", "method.encoder_every=2"),
+        ("method.name=central",),
+        ("method.name=local",),
+    ],
+    "local": [
+        (),
+        ("local.pieces=prox",),
+        ("local.pieces=scaffold",),
+        ("local.pieces=scaffold,prox",),
+    ],
+    "server": [
+        (),
+        ("server.pieces=momentum",),
+        ("server.pieces=nesterov",),
+        ("server.pieces=adam",),
+        ("server.pieces=yogi",),
+        ("server.pieces=momentum,adagrad",),
+    ],
+    "after": [(), ("after.pieces=personalise",)],
+    "up": [
+        (),
+        ("codec.up=fp16",),
+        ("codec.up=int8",),
+        ("codec.up=int8", "codec.error_feedback=true"),
+        ("codec.up=int8", "codec.int8.stochastic=true"),
+    ],
+    "down": [(), ("codec.down=fp16",), ("codec.down=int8",), ("codec.changed_only=true",)],
+    "conditional": [(), ("model.conditional=false",)],
+    "participation": [(), ("training.fraction_train=0.5",)],
+    "moments": [(), ("training.optimizer_state=keep",)],
+    "workers": [("engine.workers=1",), ("engine.workers=2",)],
+}
+TINY = (
+    "model.network=tiny",
+    "data.max_images=72",
+    "data.clients=4",
+    "training.rounds=3",
+    "training.batch_size=8",
+    "recipe.ema_half_lives=[40.0]",
+)
+
+
+@cache
+def refused(settings: tuple[str, ...]) -> str:
+    """Why this combination cannot work; empty if it can."""
+    tiny_network.register()
+    try:
+        resolve.load(sets=[*TINY, *settings])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+Choice = tuple[int, int]  # (factor, way)
+WAYS = list(FACTORS.values())
+
+
+def settings_of(row: Iterable[Choice]) -> tuple[str, ...]:
+    """The settings of these choices."""
+    return tuple(itertools.chain.from_iterable(WAYS[factor][way] for factor, way in sorted(row)))
+
+
+def possible_pairs() -> set[frozenset[Choice]]:
+    """All pairs of choices of two factors that can work together."""
+    choices = [[(f, w) for w in range(len(ways))] for f, ways in enumerate(WAYS)]
+    pairs = (p for a, b in itertools.combinations(choices, 2) for p in itertools.product(a, b))
+    return {frozenset(p) for p in pairs if not refused(settings_of(p))}
+
+
+def covering() -> list[tuple[Choice, ...]]:
+    """Rows that hold every possible pair: the library's, and further ones for pairs that its filter made it miss."""
+    numbers = [list(range(len(ways))) for ways in WAYS]
+    made = AllPairs(numbers, filter_func=lambda row: not refused(settings_of(enumerate(row))))
+    rows = [tuple(enumerate(row)) for row in made]
+    missing = possible_pairs() - {frozenset(p) for row in rows for p in itertools.combinations(row, 2)}
+    while missing:
+        row = dict.fromkeys(range(len(WAYS)), 0) | dict(min(missing, key=sorted))
+        for pair in sorted(missing, key=sorted):  # as many more of them as go along
+            tried = row | dict(pair)
+            gained = [p for p in missing if p <= set(tried.items())]
+            held = [p for p in missing if p <= set(row.items())]
+            if len(gained) > len(held) and not refused(settings_of(tried.items())):
+                row = tried
+        rows.append(tuple(row.items()))
+        missing -= {frozenset(p) for p in itertools.combinations(row.items(), 2)}
+    return rows
+
+
+COVERING = covering()
+ROWS = [settings_of(row) for row in COVERING]
+
+
+def named(settings: tuple[str, ...]) -> str:
+    """A short name for the list of tests."""
+    return " ".join(s.partition(".")[2].replace("name=", "").replace("pieces=", "") for s in settings)
+
+
+@pytest.fixture(autouse=True)
+def tiny() -> None:
+    tiny_network.register()
+
+
+def outcome(server: Any) -> dict[str, Any]:
+    """All that a run leaves, but for the time."""
+    state = server.state
+    averages, _ = state.ema.state()
+    metrics = [json.loads(line) for line in server.run_dir.log("metrics").read_text().splitlines()]
+    return {
+        "weights": weights_sha256(state.weights, state.state_hashes),
+        "averages": digest(averages),
+        "pieces": digest(state.pieces),
+        "totals": vars(state.totals),
+        "failures": state.failures,
+        "counted": state.counted,
+        "ledger": server.run_dir.log("ledger").read_text(),
+        "metrics": [{k: v for k, v in line.items() if k != "wall_seconds"} for line in metrics],
+    }
+
+
+@pytest.mark.parametrize("settings", ROWS, ids=named)
+def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
+    make_server: Any, settings: tuple[str, ...]
+) -> None:
+    unbroken = make_server(*TINY, *settings, name="unbroken")
+    unbroken.run()
+    assert not unbroken.state.failures
+    with pytest.raises(Crash):
+        make_server(*TINY, *settings, name="broken", at=crash_at(2, answers=1)).run()
+    resumed = make_server(*TINY, *settings, name="broken", resume=True)
+    assert resumed.state.step == 1
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+    figures = plan.plan(unbroken.config)
+    sums = ("parameters_up", "parameters_down", "bytes_up", "bytes_down")
+    assert {k: figures[k] for k in sums} == {k: getattr(unbroken.state.totals, k) for k in sums}
+    assert figures["exact"]
+
+
+def test_the_rows_hold_every_pair_that_can_work() -> None:
+    held = {frozenset(pair) for row in COVERING for pair in itertools.combinations(row, 2)}
+    assert possible_pairs() <= held
+    assert len({choice for row in COVERING for choice in row}) == sum(map(len, WAYS)), (
+        "every choice is in some row"
+    )
+
+
+def test_what_cannot_work_is_refused_with_the_reason() -> None:
+    pairs = [
+        (one, other)
+        for a, b in itertools.combinations(WAYS, 2)
+        for one, other in itertools.product(a, b)
+        if refused((*one, *other))
+    ]
+    assert pairs, "some combinations cannot work"
+    for one, other in pairs:
+        reason = refused((*one, *other))
+        assert re.match(r"[\w.]+ = .*: .*\w{4}", reason) and "\n" not in reason
+        assert not refused(one) and not refused(other), f"each works alone: {one}, {other}"
