@@ -48,7 +48,8 @@ Lowest first: defaults, recipe, preset, file, `--data` and `--set`. Later `--set
 
 - A preset is chosen with `--preset NAME` or with `preset = "NAME"` at the top of a file; the option wins. It only sets keys, so a key that the file
   sets stays as the file says. A `config.toml` from a run folder sets every key: a preset on top of it changes nothing but the label.
-- Options of a method belong to the method they were written for: where a later layer names another method, they are dropped.
+- Options belong to the exchange or the piece that they were written for: where a later layer names another exchange, or other pieces, they are dropped.
+- The label of a run (`preset`) is the preset's name as long as its exchange and pieces are the run's; otherwise it names these, as in `udec+scaffold+adam`.
 
 ## The `--set` notation
 
@@ -60,7 +61,9 @@ Lowest first: defaults, recipe, preset, file, `--data` and `--set`. Later `--set
 | text | `--set codec.up=int8` or `--set 'codec.up="int8"'` |
 | true or false | `--set codec.error_feedback=true` |
 | list | `--set 'recipe.ema_half_lives=[5000.0, 20000.0]'`, `--set 'track.backends=["tensorboard"]'`; `[]` is none |
-| key of the method | `--set method.KEY=VALUE` |
+| list of names | also `--set local.pieces=scaffold,prox` and `--set track.backends=wandb` |
+| key of the exchange | `--set method.KEY=VALUE` |
+| key of a piece or codec | `--set local.prox.mu=0.1`, `--set codec.int8.stochastic=true` |
 
 A whole number is taken where a number is asked for, not the other way round.
 
@@ -87,6 +90,8 @@ COMBINATIONS = """\
 | together | why |
 |---|---|
 | a codec other than `fp32`, error feedback, or `codec.changed_only`, with a method that sends nothing (`central`, `local`) | there is nothing to code |
+| a piece in a section that is not its own, named twice, or with an exchange that it cannot work with (`scaffold` and the server's optimisers with `local`, `personalise` with `central`, `local`, `ulatdec`, `udec`) | the message says why |
+| a key of a piece that its section does not name, or of a codec that neither direction takes | it would do nothing |
 | `codec.error_feedback` with `codec.up = "fp32"` | fp32 loses nothing |
 | target `edm` with a sampler that does not start with `edm-`, or the other way round | the networks mean different things |
 | target `edm` with `model.schedule` or `model.timesteps` | it has no schedule |
@@ -108,10 +113,16 @@ def page() -> str:
         parts += [f"### [{name}]\n", f"{section.__doc__}\n", table(section, f"{name}.")]
         if name == "method":
             parts.append(
-                "The method's own keys stand beside `name`. None of the methods that there are has any.\n"
-                if not any(own_keys().values())
-                else "The method's own keys stand beside `name`:\n\n" + options_table()
+                "The exchange's own keys stand beside `name`:\n\n" + options_table("method", own_keys())
             )
+        if name in schema.PIECE_SECTIONS:
+            own = {f"{name}.{piece}": dataclasses.fields(cls) for piece, cls in pieces_of(name).items()}
+            parts.append(
+                f"A piece's own keys stand in a table of its own, `[{name}.PIECE]`:\n\n"
+                + options_table("piece", own)
+            )
+        if name == "codec":
+            parts.append("A codec's own keys, in `[codec.NAME]`:\n\n" + options_table("codec", codec_keys()))
     parts += [COMBINATIONS, "## Presets\n", presets_table(), "## Recipes\n", recipes_table()]
     return "\n".join(parts)
 
@@ -133,10 +144,28 @@ def table(section: type, prefix: str) -> str:
 def names_of(key: str) -> str:
     """The names a key takes that a registry knows, to be put behind its meaning."""
     from osmotic.codecs import CODECS
+    from osmotic.diffusion.compatibility import SAMPLERS, SCHEDULES, TARGETS
+    from osmotic.engines import ENGINES
     from osmotic.methods import METHODS
 
-    registries = {"method.name": METHODS, "codec.up": CODECS, "codec.down": CODECS}
+    registries: dict[str, Any] = {
+        "method.name": METHODS,
+        "codec.up": CODECS,
+        "codec.down": CODECS,
+        "model.target": TARGETS,
+        "model.schedule": SCHEDULES,
+        "score.sampler": SAMPLERS,
+        "engine.name": ENGINES,
+    }
+    registries |= {f"{section}.pieces": pieces_of(section) for section in schema.PIECE_SECTIONS}
     return ": " + ", ".join(registries[key]) if key in registries else ""
+
+
+def pieces_of(section: str) -> dict[str, Any]:
+    """The pieces that this section may name."""
+    from osmotic.pieces import PIECES
+
+    return {name: cls for name, cls in PIECES.items() if cls.section == section}
 
 
 def type_name(hint: Any) -> str:
@@ -178,21 +207,34 @@ def toml(value: Any) -> str:
     return str(value)
 
 
-def own_keys() -> dict[str, list[Any]]:
-    """The configuration keys of every method: the fields of its dataclass."""
+def own_keys() -> dict[str, Any]:
+    """The configuration keys of every exchange: the fields of its dataclass."""
     from osmotic.methods import METHODS
 
-    return {name: list(dataclasses.fields(cls)) for name, cls in METHODS.items()}
+    return {"method": [(name, f) for name, cls in METHODS.items() for f in dataclasses.fields(cls)]}
 
 
-def options_table() -> str:
-    """Methods with keys of their own, and their defaults."""
-    rows = ["| method | key | default | range | meaning |", "|---|---|---|---|---|"]
-    rows += [
-        f"| `{m}` | `method.{f.name}` | `{toml(f.default)}` | {limits(f.metadata)} | {f.metadata.get('doc', '')} |"
-        for m, keys in own_keys().items()
-        for f in keys
-    ]
+def codec_keys() -> dict[str, Any]:
+    """The configuration keys of every codec that has any."""
+    from osmotic.codecs import CODECS
+
+    return {
+        f"codec.{name}": dataclasses.fields(cls)
+        for name, cls in CODECS.items()
+        if dataclasses.is_dataclass(cls)
+    }
+
+
+def options_table(kind: str, owners: dict[str, Any]) -> str:
+    """Keys of exchanges, pieces or codecs, by what stands before them, and their defaults."""
+    rows = [f"| {kind} | key | default | range | meaning |", "|---|---|---|---|---|"]
+    for prefix, fields in owners.items():
+        for entry in fields:
+            owner, f = entry if isinstance(entry, tuple) else (prefix.partition(".")[2], entry)
+            rows.append(
+                f"| `{owner}` | `{prefix}.{f.name}` | `{toml(f.default)}` | {limits(f.metadata)} "
+                f"| {f.metadata.get('doc', '')} |"
+            )
     return "\n".join(rows) + "\n"
 
 

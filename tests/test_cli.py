@@ -18,7 +18,7 @@ from PIL import Image
 
 import osmotic.runs
 from osmotic import cli
-from osmotic.config import presets, schema
+from osmotic.config import presets, schema, toml
 from osmotic.runs import commands, plan, resolve
 
 
@@ -196,14 +196,14 @@ def test_a_folder_that_is_no_run_is_refused(osm: Command, command: str):
 
 def test_a_run_that_is_not_finished_is_not_sampled_or_scored(osm: Command):
     (osm.folder / "half").mkdir()
-    (osm.folder / "half" / "config.toml").write_text(schema.to_toml(resolve.load()))
+    (osm.folder / "half" / "config.toml").write_text(toml.to_toml(resolve.load()))
     for command in ("sample", "evaluate"):
         is_refused(osm(command, "half"), "half", "not finished", "osmotic resume half")
 
 
 def test_only_score_keys_can_change_after_training(osm: Command):
     (osm.folder / "done").mkdir()
-    (osm.folder / "done" / "config.toml").write_text(schema.to_toml(resolve.load()))
+    (osm.folder / "done" / "config.toml").write_text(toml.to_toml(resolve.load()))
     (osm.folder / "done" / "summary.json").write_text("{}")
     is_refused(osm("evaluate", "done", "--set", "training.rounds=3"), "training.rounds=3", "[score]")
     is_refused(osm("evaluate", "done", "--set", "score.step=3"), "score.step = 3", "score.steps")
@@ -293,7 +293,7 @@ class FakeStudy:
         self.cfg, self.folder = cfg, folder
         if self.written:
             folder.mkdir(parents=True)
-            (folder / "config.toml").write_text(schema.to_toml(cfg))
+            (folder / "config.toml").write_text(toml.to_toml(cfg))
         if self.fails is not None:
             raise self.fails
         return folder

@@ -17,15 +17,15 @@ import click
 import numpy as np
 import pytest
 import typer
-from osmotic.engines.base import Engine
 
-from osmotic import methods
 from osmotic.cli import app
 from osmotic.codecs import Codec
 from osmotic.config import schema
 from osmotic.config.presets import PRESETS
 from osmotic.errors import ConfigError
+from osmotic.federation.interfaces import Engine
 from osmotic.methods import Method
+from osmotic.pieces import PIECES, Piece
 from osmotic.runs import resolve
 from osmotic.storage.store import Store
 
@@ -133,7 +133,7 @@ def test_python_examples_are_python(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
-@pytest.mark.parametrize("cls", [Engine, Method, Codec, Store], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [Engine, Method, Piece, Codec, Store], ids=lambda cls: cls.__name__)
 def test_the_design_page_has_the_signatures_of_the_code(cls: type) -> None:
     text = (DOCS / "design.md").read_text()
     code = re.search(rf"^\*\*{cls.__name__}\*\*.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -160,68 +160,104 @@ def test_the_design_page_has_a_line_for_every_file() -> None:
     assert [str(p) for p in modules() if p.name not in house] == []
 
 
+def imports() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports: at the top, inside functions, and for types."""
+    package = ROOT / "src"
+    found: dict[str, set[str]] = {}
+    for path in sorted(package.rglob("osmotic/**/*.py")):
+        here = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
+        targets = found.setdefault(here, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                targets.update(a.name for a in node.names if a.name.split(".")[0] == "osmotic")
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "osmotic":
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    base = package / whole.replace(".", "/")
+                    is_module = base.with_suffix(".py").exists() or (base / "__init__.py").exists()
+                    targets.add(whole if is_module else str(node.module))
+        targets.discard(here)
+    return found
+
+
 def test_imports_go_down_the_layers_of_the_design_page() -> None:
     text = (DOCS / "design.md").read_text()
-    table = text[text.index("Imports go one way") : text.index("Two imports go against")]
+    table = text[text.index("Imports go one way") : text.index("`report/` and `metrics/` read")]
     layers = [re.findall(r"`(\w+)`", row) for row in table.splitlines() if row.startswith("|")]
     rank = {name: i for i, row in enumerate(layers) for name in row}
-    upwards = []
-    for path in modules():
-        tree = ast.parse((ROOT / "src" / "osmotic" / path).read_text())
-        here = rank[path.parts[0].removesuffix(".py")]
-        for node in tree.body:  # imports at the top of the file; those for types stand inside an `if`
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("osmotic"):
-                whole = [f"{node.module}.{alias.name}".split(".")[1] for alias in node.names]
-                upwards += [f"{path} imports {name}" for name in whole if rank.get(name, here) < here]
+
+    def room(module: str) -> str:
+        return module.split(".")[1] if "." in module else "__init__"
+
+    named = {room(module) for module in imports()} - {"__init__"}
+    assert named <= set(rank), "every room stands in the table"
+    upwards = [
+        f"{here} imports {there}"
+        for here, targets in imports().items()
+        for there in targets
+        if room(here) in rank and room(there) in rank and rank[room(there)] < rank[room(here)]
+    ]
     assert upwards == []
 
 
-def test_seam_methods_named_in_the_tables_exist() -> None:
-    seams = load("seams_of_the_docs", Path(__file__).with_name("seam_methods.py"))
+def test_there_is_no_circle_of_imports() -> None:
+    left = imports()
+    while free := [m for m, targets in left.items() if not targets & set(left)]:
+        for module in free:
+            del left[module]
+    assert left == {}, "these files import each other in a circle, or stand above one"
+
+
+def test_the_circle_test_would_see_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    circle = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}
+    monkeypatch.setitem(globals(), "imports", lambda: {m: set(t) for m, t in circle.items()})
+    with pytest.raises(AssertionError, match="circle"):
+        test_there_is_no_circle_of_imports()
+
+
+def test_hooks_and_pieces_named_on_the_page_exist() -> None:
     text = (DOCS / "methods.md").read_text()
-    named = set(
-        re.findall(r"`(Auxiliary|Variates|PersonalEncoder|DecoderOnly|TrainedCodec)(?:\.(\w+))?`", text)
-    )
-    assert {cls for cls, _ in named} == {cls.__name__ for cls in seams.SEAMS.values()} | {"TrainedCodec"}
-    for cls, hook in named:
-        assert not hook or hook in vars(getattr(seams, cls)), f"{cls}.{hook}"
-    tests = Path(__file__).with_name("test_seams.py").read_text()
-    for test in re.findall(r"`(test_\w+)`", text):
-        assert f"def {test}(" in tests or (ROOT / "tests" / f"{test}.py").exists(), test
+    section = text[text.index("## The hooks of a piece") : text.index("## Add your own exchange")]
+    hooks = set(re.findall(r"^\| `(\w+)\(", section, re.MULTILINE))
+    public = {n for n, f in vars(Piece).items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert hooks == public - {"auxiliary"}
+    for name in re.findall(r"`(\w+)` \|$|, `(\w+)` \|$", section, re.MULTILINE):
+        piece = next(filter(None, name))
+        assert piece in PIECES, f"{piece} is named as an example"
+    for name, cls in PIECES.items():
+        own = {n for n in vars(cls) if n in hooks}
+        base = {n for c in cls.__mro__[1:-1] if c is not Piece for n in vars(c) if n in hooks}
+        assert own | base, f"{name} uses a hook"
+        assert f"`{name}`" in text, f"{name} is not on the page"
 
 
 @pytest.fixture
-def fedprox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The example method of methods.md, registered."""
-    [code] = [b for b in blocks(DOCS / "methods.md", "python") if b.startswith('"""FedProx')]
-    path = tmp_path / "fedprox.py"
+def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example piece of methods.md, registered as a user's file would be."""
+    [code] = [b for b in blocks(DOCS / "methods.md", "python") if b.startswith('"""Clip')]
+    path = tmp_path / "clip.py"
     path.write_text(code)
-    module = load("fedprox_of_the_docs", path)
-    monkeypatch.setitem(methods.METHODS, "fedprox", module.FedProx)
-    return module.FedProx
+    monkeypatch.setattr("osmotic.pieces.PIECES", PIECES)
+    before = dict(PIECES)
+    yield load("clip_of_the_docs", path)
+    for name in set(PIECES) - set(before):
+        del PIECES[name]
 
 
-def test_the_example_method_at_mu_0_is_fedavg(make_server: Any, fedprox: Any) -> None:
-    results = {}
-    for name in ("fedavg", "fedprox"):
-        sets = ("method.mu=0.0",) if name == "fedprox" else ()
-        slim = ("training.rounds=1", "data.max_images=24", "data.clients=2")
-        server = make_server(f"method.name={name}", *sets, *slim, name=name)
-        server.run()
-        results[name] = server.state.weights
-    assert all(np.array_equal(w, results["fedprox"][n]) for n, w in results["fedavg"].items())
+def test_the_example_piece_cuts_a_change_to_its_norm(clip: Any) -> None:
+    # (3, 4) has norm 5, so at norm 1 it becomes (0.6, 0.8); a shorter one stays.
+    piece = clip.Clip(norm=1.0)
+    cut = piece.filter(None, {}, {"w": np.array([3, 4], np.float32)})
+    assert cut["w"].tolist() == pytest.approx([0.6, 0.8])
+    short = {"w": np.array([0.3, 0.4], np.float32)}
+    assert np.array_equal(piece.filter(None, {}, short)["w"], short["w"])
 
 
-def test_the_pull_of_the_example_method_is_half_mu_times_squared_distance(fedprox: Any) -> None:
-    import torch
-
-    # w - g = (3, 4): squared distance 25, so mu = 2 adds 2 / 2 * 25 = 25 to a loss of 1.
-    model = torch.nn.Linear(2, 1, bias=False)
-    model.weight.data = torch.tensor([[3.0, 4.0]])
-    local = type("Local", (), {"received": {"weight": torch.zeros(1, 2)}})()
-    assert fedprox(mu=2.0).local_loss(local, torch.tensor(1.0), model).item() == pytest.approx(26.0)
-
-
-def test_the_example_method_refuses_a_negative_mu_with_one_line(fedprox: Any) -> None:
-    with pytest.raises(ConfigError, match=r"mu must be >= 0, got -1"):
-        resolve.load(sets=["method.name=fedprox", "method.mu=-1"])
+def test_the_example_piece_bends_a_run_and_its_keys_are_checked(make_server: Any, clip: Any) -> None:
+    slim = ("training.rounds=1", "data.max_images=24", "data.clients=2")
+    server = make_server(*slim, "local.pieces=clip", "local.clip.norm=0.01", name="clipped")
+    server.run()
+    # The mean of changes of norm 0.01 is no longer than that.
+    assert 0 < server.observer.lines[0]["update_norm"] <= 0.01 * 1.0001
+    with pytest.raises(ConfigError, match=r"local.clip.norm = -1: must be > 0"):
+        resolve.load(sets=["local.pieces=clip", "local.clip.norm=-1"])

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from osmotic.config.schema import TrainingConfig
-from osmotic.federation.client import Cancelled, Images, batch_plan, fit, to_uint8
+from osmotic.diffusion.space import Pixels
+from osmotic.protocol.participation import batch_plan
+from osmotic.training.images import Images
+from osmotic.training.loop import Cancelled, fit
 
 
 class Line(torch.nn.Module):
@@ -139,7 +142,7 @@ def test_pixels_survive_the_way_to_the_network_and_back() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
     batch, _ = Images.of(values, None, torch.device("cpu")).batch(torch.arange(256))
     assert batch.min() == -1 and batch.max() == 1
-    assert np.array_equal(to_uint8(batch), values)
+    assert np.array_equal(Pixels((1, 1, 1)).decode(batch), values)
 
 
 def test_sixteen_bit_images_keep_their_depth() -> None:

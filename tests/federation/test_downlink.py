@@ -10,6 +10,7 @@ import pytest
 
 from osmotic.codecs import BadPacket, make
 from osmotic.federation.downlink import DownLink, receive
+from osmotic.federation.memory import ClientState
 from osmotic.storage.store import StateLost
 
 SHAPES = {"conv.weight": (16, 40), "conv.bias": (16,), "out.weight": (8, 30)}
@@ -31,7 +32,7 @@ class Listener:
     """A client's end."""
 
     def __init__(self, name: str, codec: str) -> None:
-        self.name, self.codec, self.state = name, make(codec), {}
+        self.name, self.codec, self.state = name, make(codec), ClientState()
 
     def hear(self, link: DownLink, server_round: int, parts: tuple[str, ...] = PARTS) -> Weights:
         entries, blobs = link.message(self.name, parts, server_round, weights(server_round))
@@ -51,7 +52,7 @@ def test_fp32_sends_the_weights_themselves_and_keeps_nothing():
     for r in (1, 2, 3):
         assert same(client.hear(link, r), weights(r))
         link.commit({"a": PARTS}, r)
-    assert client.state == {}
+    assert client.state.tensors() == {}
     assert link.heard == {}
     assert link.state()[0] == {}
 
@@ -139,9 +140,9 @@ def test_a_part_is_coded_once_per_round_however_many_clients_hear_it():
     calls = []
 
     class Counting(type(make("int8"))):  # type: ignore[misc]
-        def encode(self, tensors, memory):  # type: ignore[no-untyped-def]
+        def encode(self, tensors, memory, rng=None):  # type: ignore[no-untyped-def]
             calls.append(sorted(tensors))
-            return super().encode(tensors, memory)
+            return super().encode(tensors, memory, rng)
 
     link = DownLink(Counting(), NAMES)
     clients = [Listener(n, "int8") for n in "abcd"]
@@ -177,11 +178,11 @@ def test_a_client_that_was_not_counted_is_brought_on_from_where_it_was():
     for client in (a, b):
         client.hear(link, 1)
     link.commit({"a": PARTS, "b": PARTS}, 1)
-    kept = dict(b.state)
+    kept = b.state.tensors()
     a.hear(link, 2)
     b.hear(link, 2)
     link.commit({"a": PARTS}, 2)
-    b.state = kept  # its reply was refused, so it starts from its state of round 1
+    b.state = ClientState.of(kept)  # its reply was refused, so it starts from its state of round 1
     assert same(a.hear(link, 3), b.hear(link, 3))
 
 
@@ -226,7 +227,7 @@ def test_a_change_without_its_replica_is_told():
     link, a = DownLink(make("int8"), NAMES), Listener("a", "int8")
     a.hear(link, 1)
     link.commit({"a": PARTS}, 1)
-    a.state = {}
+    a.state = ClientState()
     with pytest.raises(StateLost, match="replica of round 1"):
         a.hear(link, 2)
 
@@ -239,12 +240,12 @@ def entry(base: int | None) -> dict[str, object]:
 def test_full_weights_that_the_network_does_not_have_are_refused(bad: dict[str, tuple[int, ...]]):
     data = make("fp32").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
     with pytest.raises(BadPacket, match="not in the network"):
-        receive([entry(None)], [data], make("int8"), {}, SHAPES)
+        receive([entry(None)], [data], make("int8"), ClientState(), SHAPES)
 
 
 @pytest.mark.parametrize("bad", [{"other": (8, 30)}, {"out.weight": (1, 30)}, {"out.weight": (30,)}])
 def test_a_change_that_the_network_does_not_have_is_refused(bad: dict[str, tuple[int, ...]]):
-    state = {"replica/out.weight": np.zeros((8, 30), np.float32), "heard/decoder": np.array([1])}
+    state = ClientState(replica={"out.weight": np.zeros((8, 30), np.float32)}, heard={"decoder": 1})
     data = make("int8").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
     with pytest.raises(BadPacket, match="not in the network"):
         receive([entry(1)], [data], make("int8"), state, SHAPES)

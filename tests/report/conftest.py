@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic.config import schema
+from osmotic.config import schema, toml
 from osmotic.methods import METHODS
 from osmotic.report import pictures
 
@@ -28,7 +28,7 @@ def make_run(path: Path, *, clients: int = 10, classes: int = 10, rounds: int = 
     sizes = counts.sum(1).tolist()
     resolved = schema.build({"preset": "fedavg", "data.clients": clients, "training.rounds": rounds})
     path.mkdir(parents=True)
-    (path / "config.toml").write_text(schema.to_toml(resolved))
+    (path / "config.toml").write_text(toml.to_toml(resolved))
     partition = {
         "clients": names,
         "class_names": [str(k) for k in range(classes)],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.config import schema
+from osmotic.config import schema, toml
 from osmotic.data import partition
 from osmotic.report import card, compare, curves, gallery, narrative, page, reading, tables, tiles
 from osmotic.runs import commands
@@ -147,7 +147,7 @@ def test_every_partition_has_its_words(run_folder: MakeRun) -> None:
     path = run_folder(rounds=2)
     for name, claim in (("l-skew", "capped Dirichlet(0.5)"), ("q-skew", "sizes of a Dirichlet(0.5)")):
         made = schema.build({"data.partition": name})
-        (path / "config.toml").write_text(schema.to_toml(made))
+        (path / "config.toml").write_text(toml.to_toml(made))
         assert claim in narrative.partition_phrase(reading.read(path))
 
 

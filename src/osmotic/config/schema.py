@@ -42,8 +42,8 @@ class ModelConfig:
     conditional: bool | Literal["auto"] = key(
         "auto", "true, false, or auto: conditional where there are labels"
     )
-    target: str = key("v", "what the network predicts: epsilon, v, sample or edm")
-    schedule: str = key("cosine", "noise schedule: linear or cosine")
+    target: str = key("v", "what the network predicts")
+    schedule: str = key("cosine", "noise schedule")
     timesteps: int = key(1000, "steps of the noise schedule", 2, 10_000)
 
 
@@ -63,9 +63,9 @@ class RecipeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """The federated method and its own keys, which stand beside `name` in the file."""
+    """The exchange: which parts of the network go to whom and come back. Its own keys stand beside `name` in the file."""
 
-    name: str = key("fedavg", "a method of `osmotic methods`")
+    name: str = key("fedavg", "an exchange")
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -73,7 +73,7 @@ class MethodConfig:
 class LocalConfig:
     """What bends local training: pieces of the learning rule, in this order. Options: `local.PIECE.KEY`."""
 
-    pieces: tuple[str, ...] = key((), "any of prox, scaffold")
+    pieces: tuple[str, ...] = key((), "pieces in order")
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ class LocalConfig:
 class ServerConfig:
     """What the server does with the mean change: pieces, in this order. Options: `server.PIECE.KEY`."""
 
-    pieces: tuple[str, ...] = key((), "any of momentum, nesterov, adam, yogi, adagrad")
+    pieces: tuple[str, ...] = key((), "pieces in order")
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -89,7 +89,7 @@ class ServerConfig:
 class AfterConfig:
     """What follows the rounds: pieces, in this order. Options: `after.PIECE.KEY`."""
 
-    pieces: tuple[str, ...] = key((), "any of personalise")
+    pieces: tuple[str, ...] = key((), "pieces in order")
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -146,7 +146,7 @@ class ScoreConfig:
 
     every: int = key(10, "score every so many rounds, and always the last; 0 means the last only", 0)
     samples: int = key(1000, "generated images per score", 2)
-    sampler: str = key("dpm-solver++", "ddpm, ddim, dpm-solver++, unipc, edm-euler or edm-dpm-solver++")
+    sampler: str = key("dpm-solver++", "sampler")
     steps: int = key(20, "sampler steps", 1, 10_000)
     encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
     metrics: tuple[str, ...] = key((), "further metrics by name, of those that a plugin registered")
@@ -274,12 +274,18 @@ def to_dict(config: Config) -> dict[str, Any]:
     out: dict[str, Any] = {"seed": config.seed, "preset": config.preset}
     for name in SECTIONS:
         section = getattr(config, name)
-        table = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "options"}
-        out[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
-    out["method"].update(config.method.options)
+        out[name] = _plain(
+            {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name != "options"}
+        )
+    out["method"].update(_plain(config.method.options))
     for name in NESTED:
-        out[name].update({owner: dict(keys) for owner, keys in getattr(config, name).options.items()})
+        out[name].update({owner: _plain(keys) for owner, keys in getattr(config, name).options.items()})
     return out
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, as they come back from a file."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
 
 
 # What may change between the parts of a run without changing its result.
@@ -295,10 +301,3 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise ConfigError(
                 name, new.get(name), f"was {old.get(name)!r} when this run began; start a new run"
             )
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration as TOML; `load` of it gives an equal Config."""
-    import tomli_w
-
-    return tomli_w.dumps(to_dict(config))

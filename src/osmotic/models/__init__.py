@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from osmotic.errors import ConfigError
-from osmotic.models import parts as network_parts
 from osmotic.models.convnext import ConvNeXtUNet
-from osmotic.models.layout import Layout, count, layout
+from osmotic.models.layout import count
 from osmotic.models.own import OwnNetwork
-from osmotic.models.parts import PARTS, WHOLE, Prefixes
+from osmotic.models.parts import PARTS, WHOLE
+from osmotic.models.spec import NETWORKS, Network, NetworkSpec, layout
 from osmotic.models.unet import ResidualUNet
 
 if TYPE_CHECKING:
@@ -38,34 +37,8 @@ __all__ = [
 ]
 
 
-class Network(Protocol):
-    """What a network's name stands for: which images it takes, its parameters, and how it is made."""
-
-    @property
-    def multiple(self) -> int:
-        """Sides of images, in pixels, must be multiples of this."""
-
-    @property
-    def norm_groups(self) -> int:
-        """Groups of every group norm, 0 if it has none."""
-
-    @property
-    def has_dropout(self) -> bool:
-        """Whether it can drop activations in training."""
-
-    @property
-    def parts(self) -> Prefixes:
-        """Which parameters are encoder, bottleneck and decoder."""
-
-    def layout(self, spec: NetworkSpec) -> Layout:
-        """Every parameter's name and shape, in no particular order."""
-
-    def construct(self, spec: NetworkSpec) -> nn.Module:
-        """The network in training mode, with weights drawn from torch's global generator."""
-
-
 # The networks by name. Those of the package work their layouts out without torch.
-NETWORKS: dict[str, Network] = {
+_BUILT_IN: dict[str, Network] = {
     # Ours, small enough for a laptop: attention at the lowest level alone, where an image has few pixels.
     "unet-8": ResidualUNet((32, 64), 1, (False, True), 8, 8),
     "unet-28": ResidualUNet((64, 128, 128), 1, (False, False, True), 16, 32),
@@ -80,44 +53,8 @@ NETWORKS: dict[str, Network] = {
     ),
     "convnext-unet": ConvNeXtUNet(),
 }
+NETWORKS.update(_BUILT_IN)
 PRESETS = NETWORKS  # its name until now
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A network as a value: all that `layout` and `build` need.
-
-    Args:
-        name: a key of `NETWORKS`.
-        image_size: side of the square images, in pixels.
-        channels: image channels, 1 or 3.
-        num_classes: classes the network is conditioned on, 0 for none. Its class embedding has one row
-            more: row `num_classes` is the null class of classifier-free guidance.
-        dropout: share of activations dropped in training, in [0, 1).
-    """
-
-    name: str
-    image_size: int
-    channels: int
-    num_classes: int = 0
-    dropout: float = 0.0
-
-    @property
-    def network(self) -> Network:
-        """What the name stands for."""
-        return NETWORKS[self.name]
-
-    def part_names(self) -> dict[str, list[str]]:
-        """The parameters of every part of `PARTS`, sorted; a part that the network does not have is an empty list.
-
-        Raises: ConfigError as `layout`, and if a parameter of an own network belongs to no part or to two.
-        """
-        try:
-            return network_parts.table(layout(self), self.network.parts)
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError("model.network", self.name, str(error)) from None
 
 
 def register_network(

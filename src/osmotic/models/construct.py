@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from osmotic.errors import ConfigError
-from osmotic.models.own import OwnNetwork
 
 if TYPE_CHECKING:
-    from osmotic.models import NetworkSpec
+    from osmotic.models.spec import NetworkSpec
 
 # Fresh layers draw from torch's one global generator, which threads share.
 _drawing = threading.Lock()
@@ -32,7 +31,7 @@ def build(spec: NetworkSpec) -> nn.Module:
     (a Python float may be cut to a whole number), y int64 [B] or None if unconditional; the answer is shaped like x.
     Raises: ConfigError for an own network that cannot be used, see `register_network`.
     """
-    with _draws(CONSTANTS_SEED if isinstance(spec.network, OwnNetwork) else None):
+    with _draws(CONSTANTS_SEED if spec.network.own else None):
         return spec.network.construct(spec)
 
 
@@ -43,7 +42,7 @@ def initial(spec: NetworkSpec, seed: int) -> dict[str, np.ndarray]:
     Raises: ConfigError for an own network that cannot be used, or whose weights do not follow from the seed.
     """
     weights = _fresh(spec, seed)
-    if isinstance(spec.network, OwnNetwork):
+    if spec.network.own:
         # A module that draws from numpy or the clock would start every site, and every resumed run, elsewhere.
         again = _fresh(spec, seed)
         for name, value in weights.items():
@@ -60,7 +59,7 @@ def with_weights(spec: NetworkSpec, weights: Mapping[str, np.ndarray]) -> nn.Mod
         weights: by parameter name, any float dtype, shaped as in `layout(spec)`.
     Raises: RuntimeError if a name is missing or too many, or a shape differs; ConfigError as `build`.
     """
-    if isinstance(spec.network, OwnNetwork):
+    if spec.network.own:
         model = build(
             spec
         )  # really, not on the meta device: buffers and constants keep the values it gives them

@@ -13,8 +13,8 @@ from osmotic.models.layout import Layout, classes, conv, linear, norm
 from osmotic.models.parts import UNET, Prefixes
 
 if TYPE_CHECKING:
-    from osmotic.models import NetworkSpec
     from osmotic.models.convnext_unet_2d import ConvNeXtUNet2DModel
+    from osmotic.models.spec import NetworkSpec
 
 ATTENTION_WIDTH = 4 * 32  # heads times channels per head
 
@@ -26,6 +26,7 @@ class ConvNeXtUNet:
     multiple: ClassVar[int] = 4  # sides are halved twice; the smallest, 4, leaves one pixel in the middle
     norm_groups: ClassVar[int] = 1
     has_dropout: ClassVar[bool] = False
+    own: ClassVar[bool] = False
     parts: ClassVar[Prefixes] = UNET
 
     def layout(self, spec: NetworkSpec) -> Layout:

@@ -7,22 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from osmotic.models import NetworkSpec
 
 Shape = tuple[int, ...]
 Layout = dict[str, Shape]
-
-
-def layout(spec: NetworkSpec) -> Layout:
-    """Every parameter's name and shape, sorted by name; equal to the named parameters of `build(spec)`.
-
-    Imports torch and builds the module only for a network of the user's own.
-    Raises: ConfigError for an own network that cannot be used, see `register_network`.
-    """
-    return dict(sorted(spec.network.layout(spec).items()))
 
 
 def count(layout: Mapping[str, Shape]) -> int:

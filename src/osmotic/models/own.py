@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from osmotic.errors import ConfigError
 from osmotic.models.layout import Layout
@@ -16,7 +16,7 @@ from osmotic.models.parts import Prefixes
 if TYPE_CHECKING:
     from torch import nn
 
-    from osmotic.models import NetworkSpec
+    from osmotic.models.spec import NetworkSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,8 @@ class OwnNetwork:
     parts: Prefixes
     norm_groups: int
     has_dropout: bool
+
+    own: ClassVar[bool] = True
 
     def layout(self, spec: NetworkSpec) -> Layout:
         """Every parameter's name and shape, read off the built module.

@@ -23,11 +23,11 @@ import numpy as np
 from osmotic.diffusion.schedule import SCHEDULES
 from osmotic.diffusion.solvers import PLAIN_CLIP, SMALLEST_LAMBDA, scheduler_arguments
 from osmotic.diffusion.target import TARGETS
-from osmotic.models import NetworkSpec
+from osmotic.models.spec import NetworkSpec
 from osmotic.storage.atomic import sync_folder, sync_tree
 
 if TYPE_CHECKING:
-    from diffusers import ModelMixin
+    from torch import nn
 
 
 def save(
@@ -65,7 +65,7 @@ def save(
         "default_steps": steps,
         "default_guidance": guidance,
     }
-    pipeline = _pipeline(spec, model, process_contract, defaults) if isinstance(model, ModelMixin) else None
+    pipeline = assemble(spec, model, process_contract, defaults) if isinstance(model, ModelMixin) else None
     folder = Path(folder).absolute()
     fresh, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (fresh, old):
@@ -112,14 +112,21 @@ def scheduler(process_contract: Mapping[str, Any], *, stock: bool) -> Any:
     return DPMSolverMultistepScheduler(**common, **PLAIN_CLIP, lambda_min_clipped=SMALLEST_LAMBDA)
 
 
-def _pipeline(
-    spec: NetworkSpec, model: ModelMixin, process_contract: Mapping[str, Any], defaults: Mapping[str, Any]
+def assemble(
+    spec: NetworkSpec, model: nn.Module, process_contract: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Any:
-    from diffusers import DDIMPipeline
+    """The pipeline of a network in memory: a stock one for a diffusers model without classes, else our own.
+
+    Args:
+        model: with the call of diffusers' U-Nets.
+        process_contract: as in `save`.
+        defaults: `class_names`, `default_steps` and `default_guidance` of our own pipeline.
+    """
+    from diffusers import DDIMPipeline, ModelMixin
 
     from osmotic.models.class_conditional_pipeline import ClassConditionalPipeline
 
-    stock = not spec.num_classes and process_contract["target"] != "edm"
+    stock = not spec.num_classes and process_contract["target"] != "edm" and isinstance(model, ModelMixin)
     pieces = {"unet": model, "scheduler": scheduler(process_contract, stock=stock)}
     return DDIMPipeline(**pieces) if stock else ClassConditionalPipeline(**pieces, **defaults)
 

@@ -15,7 +15,7 @@ from osmotic.models.parts import UNET, Prefixes
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-    from osmotic.models import NetworkSpec
+    from osmotic.models.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ResidualUNet:
     extra: tuple[tuple[str, Any], ...] = ()
 
     has_dropout: ClassVar[bool] = True  # in every residual block, between its two convolutions
+    own: ClassVar[bool] = False
     parts: ClassVar[Prefixes] = UNET
 
     @property

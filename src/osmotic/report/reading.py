@@ -196,7 +196,7 @@ def _json(path: Path) -> Any:
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
     """(text, table) of config.toml; both empty if it is missing, as a summary alone is a run."""
-    from osmotic.runs.resolve import read_toml
+    from osmotic.config.toml import read_toml
 
     return (_text(path), read_toml(path)) if path.is_file() else ("", {})
 

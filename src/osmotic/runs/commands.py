@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from osmotic.storage import checkpoint
-from osmotic.config import keys
-from osmotic.runs import resolve
 from osmotic.errors import ConfigError
+from osmotic.runs import resolve
+from osmotic.storage import checkpoint
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import group
 
@@ -27,10 +26,7 @@ def publish(run: RunDir, json: bool) -> bool:
 
     Returns: False, with the reason on stderr, if no client was ever counted: the model is then the untrained one.
     """
-    from osmotic.report import card, page
-
-    card.write(run.path)
-    path = page.write(run.path)
+    path = report(run.path)
     summary = jsonlib.loads(run.summary.read_text())
     if json:
         print(jsonlib.dumps(summary))
@@ -39,19 +35,30 @@ def publish(run: RunDir, json: bool) -> bool:
         print(f"samples  {_grid(run)}")
         print(f"model    {run.model}")
         print(f"report   {path}")
-    if summary["images_seen"] == 0:
-        reason = summary["failures"][0]["reason"] if summary["failures"] else "nobody was asked"
-        print(
-            f"osmotic: error: no client was counted in any round, the model is untrained: {reason}",
-            file=sys.stderr,
-        )
-    return bool(summary["images_seen"])
+    if reason := untrained(summary):
+        print(f"osmotic: error: {reason}", file=sys.stderr)
+    return reason is None
+
+
+def report(directory: Path) -> Path:
+    """Writes model card and report of a finished run; returns the report's path."""
+    from osmotic.report import card, page
+
+    card.write(directory)
+    return page.write(directory)
+
+
+def untrained(summary: Mapping[str, Any]) -> str | None:
+    """Why a run that came to its end is worth nothing, or None."""
+    if summary["images_seen"]:
+        return None
+    reason = summary["failures"][0]["reason"] if summary["failures"] else "nobody was asked"
+    return f"no client was counted in any round, the model is untrained: {reason}"
 
 
 def _grid(run: RunDir) -> str:
     """Where the last images are to be seen, and whose they are where every client has its own model."""
-    from osmotic.report import reading
-    from osmotic.report import narrative
+    from osmotic.report import narrative, reading
 
     read = reading.read(run.path)
     if read.samples:
@@ -118,7 +125,8 @@ def _over_clients(quality: Mapping[str, Any], fd: str, conditions: str) -> list[
     return rows
 
 
-def _finished(directory: Path) -> RunDir:
+def finished(directory: Path) -> RunDir:
+    """The run in a folder. Raises ConfigError if it has not come to its end."""
     run = RunDir.existing(directory)
     if not run.summary.is_file():
         raise ConfigError(
@@ -137,47 +145,20 @@ def sample(
     client: str | None,
     out: Path | None,
 ) -> dict[str, Any]:
-    """Draws `count` images from the saved pipeline; returns folder, grid and count.
+    """Draws `count` images from the saved model and writes them as PNG; returns folder, grid and count.
 
     Raises: ConfigError for an unknown label or client, or a folder that is not empty.
     """
-    run = _finished(directory)
-    model = _model_folder(run, client)
+    run = finished(directory)
     folder = out or run.samples / "-".join(["new", str(seed), *([client] if client else [])])
     if out is None and folder.exists():
         raise ConfigError("--seed", seed, f"{folder} is there already: give another --seed, or --out")
     RunDir.refuse_used(folder)
-    import torch
-    from diffusers import DiffusionPipeline
-    from diffusers.utils.logging import disable_progress_bar, set_verbosity_error
-
     from osmotic.report import pictures
+    from osmotic.runs import saved
 
-    disable_progress_bar()
-    set_verbosity_error()  # it warns of a network class of ours in a pipeline class of its own
-    names = jsonlib.loads((run.path / "partition.json").read_text())["class_names"]
-    index = jsonlib.loads((model / "model_index.json").read_text())
-    own_class, conditional = "class_names" in index, bool(index.get("class_names"))
-    labels = _labels(label, names, count, conditional)
-    if guidance is not None and not conditional:
-        raise ConfigError("--guidance", guidance, "needs a conditional model")
-    pipeline = DiffusionPipeline.from_pretrained(
-        model,
-        custom_pipeline=str(model) if own_class else None,
-        trust_remote_code=True,
-        low_cpu_mem_usage=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [
-        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
-        for i in range(count)
-    ]
-    options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
-    if own_class:
-        options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
-    images = pipeline(batch_size=count, generator=generators, output_type="np", **options).images
-    pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    pixels, labels = saved.draw(run, count, label, steps, guidance, seed, client)
+    names = saved.class_names(run)
     for i, image in enumerate(pixels):
         name = f"{i:05d}" + (f"-{names[labels[i]]}" if labels is not None else "")
         pictures.save_png(folder / f"{name.replace('/', '_')}.png", image)
@@ -186,57 +167,37 @@ def sample(
     return {"folder": str(folder), "grid": str(folder / "grid.png"), "count": count}
 
 
-def _model_folder(run: RunDir, client: str | None) -> Path:
-    if (run.model / "model_index.json").is_file():
-        if client is not None:
-            raise ConfigError("--client", client, "this run has one global model: leave it out")
-        return run.model
-    clients = sorted(p.parent.name for p in run.model.glob("*/model_index.json"))
-    if client is None or client not in clients:
-        raise ConfigError(
-            "--client", client, "must be one of " + ", ".join(clients), keys.nearest(client or "", clients)
-        )
-    return run.model / client
-
-
-def _labels(label: str | None, names: list[str], count: int, conditional: bool) -> list[int] | None:
-    if not conditional:
-        if label is not None:
-            raise ConfigError("--label", label, "needs a conditional model")
-        return None
-    if label is None:
-        return [i % len(names) for i in range(count)]
-    if label in names:
-        return [names.index(label)] * count
-    if label.isdigit() and int(label) < len(names):
-        return [int(label)] * count
-    raise ConfigError("--label", label, "must be one of " + ", ".join(names), keys.nearest(label, names))
-
-
 def evaluate(
-    directory: Path, sets: Sequence[str], ema: float | None, dataset: Dataset | None = None
+    directory: Path,
+    sets: Sequence[str] = (),
+    ema: float | None = None,
+    dataset: Dataset | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Quality of a run's models with other `score.` keys, or another average; the run itself is not changed.
 
     Args:
         sets: `score.KEY=VALUE`, as `--set`.
+        keys: the same as values.
         ema: half-life in images; 0 for the raw weights, None for the one the run scored.
         dataset: where the run was begun with images of the caller's own, the same ones.
     Raises: ConfigError for keys outside `score.`, or a half-life that was not kept.
     """
-    run = _finished(directory)
+    run = finished(directory)
     for text in sets:
         key = resolve.parse_set(text)[0]
         if not key.startswith("score."):
             raise ConfigError("--set", text, "only keys of [score] can change after training")
-    cfg = resolve.load(run.config, sets=sets)
+    cfg = resolve.load(run.config, sets=sets, keys=keys, own_data=dataset is not None)
     kept = cfg.recipe.ema_half_lives
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
+    from osmotic.runs.launch import refuse_other_images
     from osmotic.runs.scoring import Scoring
     from osmotic.runs.study import make_deterministic, prepare
 
     study = prepare(cfg, dataset)
+    refuse_other_images(run, study)
     make_deterministic(study)
     step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
     half_life = ema if ema is not None else (kept[0] if kept else 0)

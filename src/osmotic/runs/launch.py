@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import __version__
-from osmotic.config import schema
+from osmotic import __version__, plugins
+from osmotic.config import toml
 from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset
 from osmotic.engines import ENGINES
@@ -44,10 +44,9 @@ def start(
     """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
     study = prepare(config, dataset)
     run = RunDir.new(out)
-    write_text(
-        run.config,
-        f"# osmotic {__version__}; `osmotic run config.toml` repeats this run\n" + schema.to_toml(config),
-    )
+    command = " ".join(["osmotic run config.toml", *(f"--plugin {path.name}" for path in plugins.FILES)])
+    repeats = f"`{command}` repeats this run" if dataset is None else "its images came from Python"
+    write_text(run.config, f"# osmotic {__version__}; {repeats}\n" + toml.to_toml(config))
     write_text(run.partition, json.dumps(describe_partition(study)))
     return _run(study, run, observer(run, config), resume=False)
 
@@ -61,17 +60,23 @@ def resume(
         dataset: where the run was begun with images of the caller's own, the same ones.
     """
     run = RunDir.existing(path)
-    study = prepare(resolve.load(run.config), dataset)
-    described = describe_partition(study)
+    study = prepare(resolve.load(run.config, own_data=dataset is not None), dataset)
     if not run.partition.exists():  # stopped between the two files
-        write_text(run.partition, json.dumps(described))
-    elif json.loads(run.partition.read_text())["sha256"] != described["sha256"]:
+        write_text(run.partition, json.dumps(describe_partition(study)))
+    refuse_other_images(run, study)
+    return _run(study, run, observer(run, study.config), resume=True)
+
+
+def refuse_other_images(run: RunDir, study: Study) -> None:
+    """Raises ConfigError unless the study's images, and who holds them, are those of the run's beginning."""
+    described, before = describe_partition(study), json.loads(run.partition.read_text())
+    # A run of an earlier version has not written down all of them.
+    if any(described[key] != before.get(key, described[key]) for key in ("sha256", "test_sha256")):
         raise ConfigError(
             "data.source",
             study.config.data.source,
-            f"holds other images, or others at other clients, than when {path} began",
+            f"holds other images, or others at other clients, than when {run.path} began",
         )
-    return _run(study, run, observer(run, study.config), resume=True)
 
 
 def _run(study: Study, run: RunDir, observer: Observer, resume: bool) -> RunDir:

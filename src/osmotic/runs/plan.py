@@ -17,7 +17,7 @@ from osmotic import codecs, methods, models, pieces
 from osmotic.codecs import EXACT
 from osmotic.config.schema import Config
 from osmotic.data import sources
-from osmotic.data.dataset import Shape
+from osmotic.data.dataset import Dataset, Shape
 from osmotic.data.partition import check_clients, refuse_label_partition
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink, Stream
@@ -105,19 +105,20 @@ class Cost:
         self.bytes_up += bytes_up
 
 
-def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
+def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = None) -> dict[str, Any]:
     """The figures of `osmotic plan`, under the summary's names where it has them.
 
     Args:
         link_mbit: speed of a site's line in Mbit/s, for the time on the link.
+        dataset: images of the caller's own; None describes `data.source`.
     Returns: totals, `sites` by name, `exact` (bytes equal the run's ledger if no client fails) and `notes` that say
         what is only an upper bound.
     Raises: ConfigError as `osmotic run` would.
     """
-    spec, shape = network(config)
+    spec, shape = network(config, dataset)
     layout = models.layout(spec)
     method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
-    count = 1 if method.pools_data else num_clients(config)
+    count = 1 if method.pools_data else num_clients(config, dataset)
     names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     sites = rehearse(config, method, chain, layout, spec.part_names(), clients)
@@ -160,13 +161,13 @@ def plan(config: Config, link_mbit: float = 100.0) -> dict[str, Any]:
     }
 
 
-def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
+def network(config: Config, dataset: Dataset | None = None) -> tuple[models.NetworkSpec, Shape]:
     """The network and the shape of the data, as far as they are known without reading images.
 
     Raises: ConfigError for a size the network cannot take, more clients than images, or labels that are needed and not
         there.
     """
-    shape = sources.describe(config.data)
+    shape = sources.describe(config.data) if dataset is None else _shape(dataset)
     num_classes = classes(config, shape.num_classes)
     if shape.num_classes == 0:
         refuse_label_partition(config.data.partition)
@@ -177,6 +178,11 @@ def network(config: Config) -> tuple[models.NetworkSpec, Shape]:
     return resolved, shape
 
 
+def _shape(dataset: Dataset) -> Shape:
+    count, side, _, channels = dataset.train.images.shape
+    return Shape(side, channels, len(dataset.class_names), count)
+
+
 def classes(config: Config, num_classes: int) -> int:
     """Classes the network is conditioned on. Raises ConfigError if it should be told the class and there are none."""
     if config.model.conditional is True and num_classes == 0:
@@ -184,13 +190,13 @@ def classes(config: Config, num_classes: int) -> int:
     return num_classes if config.model.conditional in ("auto", True) else 0
 
 
-def num_clients(config: Config) -> int:
+def num_clients(config: Config, dataset: Dataset | None = None) -> int:
     """As configured; with `by:COLUMN`, as many as the column has values."""
     if not config.data.partition.startswith("by:"):
         return config.data.clients
     from osmotic.data.partition import partition
 
-    return len(partition(config.data, sources.load(config.data).train))
+    return len(partition(config.data, (dataset or sources.load(config.data)).train))
 
 
 def rehearse(

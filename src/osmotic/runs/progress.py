@@ -32,8 +32,8 @@ class Progress:
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
         """Opens bar and trackers when the first phase starts."""
         if self._tracker is None:
-            from osmotic.runs import trackers
             from osmotic.config.schema import to_dict
+            from osmotic.runs import trackers
 
             self._tracker = trackers.open_trackers(
                 self.config.track.backends, self.run.path, to_dict(self.config), from_step=phase.server_round

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from osmotic.config.keys import nearest
+from osmotic import plugins
+from osmotic.codecs import CODECS
+from osmotic.config.keys import checked, nearest
 from osmotic.config.presets import PRESETS, RECIPES
 from osmotic.config.schema import PIECE_SECTIONS, Config, build, flatten
+from osmotic.config.toml import read_toml
 from osmotic.errors import ConfigError
+from osmotic.methods import METHODS
 from osmotic.pieces import PIECES
 from osmotic.runs.rules import check
 
@@ -23,24 +28,27 @@ BUNDLE = ("method.name", *(f"{section}.pieces" for section in PIECE_SECTIONS))
 
 
 def load(
-    path: Path | None = None,
+    path: Path | Mapping[str, Any] | None = None,
     *,
     preset: str | None = None,
     data: str | None = None,
     sets: Iterable[str] = (),
     keys: Mapping[str, Any] | None = None,
+    own_data: bool = False,
 ) -> Config:
     """The resolved, checked configuration.
 
     Args:
-        path: TOML file, or None for defaults.
+        path: TOML file, or tables as it would hold, or None for defaults.
         preset: name of a preset (`osmotic methods`).
         data: short for `--set data.source=DATA`.
         sets: `section.key=value` strings; values in TOML notation, bare words are strings.
         keys: the same as values, e.g. {"training.rounds": 5}; they come after `sets`.
+        own_data: images are handed over in Python, so that `data.source` may be, and is, "python".
     Raises: ConfigError with one line for the first thing that is wrong.
     """
-    typed = flatten(read_toml(path)) if path else {}
+    plugins.load_installed()
+    typed = flatten(path if isinstance(path, Mapping) else read_toml(path)) if path else {}
     origin = str(typed.pop("preset", "")) if path else ""
     overrides = dict(parse_set(s) for s in sets) | dict(keys or {})
     named_by_set = str(overrides.pop("preset", ""))
@@ -57,19 +65,25 @@ def load(
     if preset:
         _refuse_silent(preset, named, typed, path)
     merged = _merge(named, typed, overrides)
-    config = build({**merged, "preset": _label(chosen, named, merged)})
-    check(config)
+    # A preset of a plugin that is not loaded now: its run keeps its name, as long as it keeps what makes the bundle.
+    kept = chosen not in PRESETS and chosen == origin and not overrides.keys() & set(BUNDLE)
+    config = build({**merged, "preset": chosen if kept and chosen else _label(chosen, named, merged)})
+    check(config, own_data)
     return _filled(config)
 
 
 def _refuse_silent(
-    preset: str, named: Mapping[str, Any], typed: Mapping[str, Any], path: Path | None
+    preset: str,
+    named: Mapping[str, Any],
+    typed: Mapping[str, Any],
+    path: Path | Mapping[str, Any] | None,
 ) -> None:
     """A preset on the command line may not be overruled in silence by what makes up a bundle in the file."""
     for key in BUNDLE:
         default: Any = "fedavg" if key == "method.name" else []
         if key in typed and _plain(typed[key]) != _plain(named.get(key, default)):
-            rule = f"the file {path} sets {key} = {typed[key]!r}, which the preset would not change"
+            where = "configuration" if isinstance(path, Mapping) else f"file {path}"
+            rule = f"the {where} sets {key} = {typed[key]!r}, which the preset would not change"
             raise ConfigError("--preset", preset, rule)
 
 
@@ -121,30 +135,38 @@ def _label(chosen: str, named: Mapping[str, Any], merged: Mapping[str, Any]) -> 
 
 def _filled(config: Config) -> Config:
     """Every option of every piece with its value, so that a resolved file says all that a run depends on."""
-    full = {}
+    method, codec = config.method, config.codec
+    codecs = {name: _typed(CODECS[name], f"codec.{name}", given) for name, given in codec.options.items()}
+    full: dict[str, Any] = {
+        "method": dataclasses.replace(
+            method, options=_typed(METHODS[method.name], "method", method.options)
+        ),
+        "codec": dataclasses.replace(codec, options=codecs),
+    }
     for name in PIECE_SECTIONS:
         section = getattr(config, name)
         options = {
-            piece: {
-                f.name: section.options.get(piece, {}).get(f.name, f.default)
-                for f in dataclasses.fields(PIECES[piece])
-            }
+            piece: {f.name: f.default for f in dataclasses.fields(PIECES[piece])}
+            | _typed(PIECES[piece], f"{name}.{piece}", section.options.get(piece, {}))
             for piece in section.pieces
         }
         full[name] = dataclasses.replace(section, options={p: o for p, o in options.items() if o})
     return dataclasses.replace(config, **full)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises ConfigError when it cannot be read or parsed."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), None, f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(str(path), None, "must be a UTF-8 text file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), None, f"is not valid TOML: {error}") from None
+def _typed(cls: Any, prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, which the rules have found good, in the types of their keys: a list as a tuple, 1 as 1.0."""
+    hints = typing.get_type_hints(cls) if given else {}
+    meta = {f.name: f.metadata for f in dataclasses.fields(cls)} if given else {}
+    return {name: checked(f"{prefix}.{name}", v, hints[name], meta[name]) for name, v in given.items()}
+
+
+def recorded(path: Path) -> Config:
+    """The configuration in a run folder's file as it stands; what its names stand for need not be known here.
+
+    Raises: ConfigError for a file that cannot be read, or with keys that there are not.
+    """
+    return build(flatten(read_toml(path)))
 
 
 def parse_set(text: str) -> tuple[str, Any]:

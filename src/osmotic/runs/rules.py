@@ -22,15 +22,25 @@ from osmotic.models import NETWORKS
 from osmotic.pieces import PIECES
 from osmotic.runs import trackers
 
+YOUR_OWN = "; one of your own needs --plugin FILE"
 
-def check(config: Config) -> None:
-    """Raises ConfigError for the first value or combination that cannot work; reads no data."""
+
+def check(config: Config, own_data: bool = False) -> None:
+    """Raises ConfigError for the first value or combination that cannot work; reads no data.
+
+    Args:
+        own_data: images are handed over in Python, which the source "python" stands for.
+    """
     _names(config)
     _method(config)
     _codecs(config)
     _process(config)
     _training(config)
-    sources.check(config.data)
+    if not own_data and config.data.source == "python":
+        rule = "are images handed over in Python: osmotic.run(data=...), osmotic.load(DIR).resume(data=...)"
+        raise ConfigError("data.source", "python", rule)
+    if not own_data:
+        sources.check(config.data)
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
     if config.score.encoder != "classifier":
@@ -40,10 +50,10 @@ def check(config: Config) -> None:
 
 
 def _names(config: Config) -> None:
-    one_of("method.name", config.method.name, METHODS)
-    one_of("codec.up", config.codec.up, CODECS)
-    one_of("codec.down", config.codec.down, CODECS)
-    one_of("model.network", config.model.network, ("auto", *NETWORKS))
+    one_of("method.name", config.method.name, METHODS, YOUR_OWN)
+    one_of("codec.up", config.codec.up, CODECS, YOUR_OWN)
+    one_of("codec.down", config.codec.down, CODECS, YOUR_OWN)
+    one_of("model.network", config.model.network, ("auto", *NETWORKS), YOUR_OWN)
     one_of("model.target", config.model.target, names.TARGETS)
     one_of("model.schedule", config.model.schedule, names.SCHEDULES)
     one_of("score.sampler", config.score.sampler, names.SAMPLERS)
@@ -54,10 +64,10 @@ def _names(config: Config) -> None:
             raise ConfigError("score.metrics", metric, rule, nearest(metric, METRICS))
 
 
-def one_of(key: str, value: str, valid: Any) -> None:
+def one_of(key: str, value: str, valid: Any, hint: str = "") -> None:
     """Raises ConfigError with the nearest valid name unless `value` is one of `valid`."""
     if value not in valid:
-        raise ConfigError(key, value, "must be one of " + ", ".join(valid), nearest(value, valid))
+        raise ConfigError(key, value, "must be one of " + ", ".join(valid) + hint, nearest(value, valid))
 
 
 def _method(config: Config) -> None:
@@ -158,7 +168,7 @@ def _codecs(config: Config) -> None:
             key, value = f"codec.{name}.{next(iter(options), '')}", next(iter(options.values()), None)
             if name not in CODECS:
                 raise ConfigError(key, value, "unknown key", nearest(name, CODECS))
-            raise ConfigError(key, value, f"is of a codec that neither codec.up nor codec.down names")
+            raise ConfigError(key, value, "is of a codec that neither codec.up nor codec.down names")
         owned_options(CODECS[name], name, f"codec.{name}", options, CODECS)
 
 

@@ -11,12 +11,12 @@ import torch
 from osmotic import seeds
 from osmotic.data.dataset import Split
 from osmotic.diffusion import compatibility
-from osmotic.protocol.messages import Client
+from osmotic.federation.interfaces import Stage
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated, score
 from osmotic.metrics.registry import measure
+from osmotic.protocol.messages import Client
 from osmotic.report import pictures
-from osmotic.federation.interfaces import Stage
 from osmotic.runs.study import Holding, Study
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors

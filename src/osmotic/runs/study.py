@@ -13,7 +13,7 @@ import torch
 
 from osmotic.config.schema import Config
 from osmotic.data import partition, sources
-from osmotic.data.dataset import Dataset
+from osmotic.data.dataset import Dataset, Split
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
 from osmotic.methods import Method
@@ -122,14 +122,19 @@ def make_deterministic(study: Study) -> None:
 
 def data_sha256(study: Study) -> str:
     """Hash of all training images and labels, and of who holds which: what a resumed run must find again."""
-    train, total = study.dataset.train, hashlib.sha256()
-    total.update(np.ascontiguousarray(train.images).data)
-    if train.labels is not None:
-        total.update(np.ascontiguousarray(train.labels, "<i8").data)
+    total = _hash(study.dataset.train)
     for holding in study.holdings:
         total.update(f"{holding.client.name}:".encode())
         total.update(np.ascontiguousarray(holding.train, "<i8").data)
     return total.hexdigest()
+
+
+def _hash(split: Split) -> Any:
+    """SHA-256, still open, of a split's images and labels."""
+    total = hashlib.sha256(np.ascontiguousarray(split.images).data)
+    if split.labels is not None:
+        total.update(np.ascontiguousarray(split.labels, "<i8").data)
+    return total
 
 
 def describe_partition(study: Study) -> dict[str, Any]:
@@ -146,4 +151,5 @@ def describe_partition(study: Study) -> dict[str, Any]:
         "sizes": [len(h.train) for h in study.holdings],
         "holdout_sizes": [len(h.own_test) for h in study.holdings],
         "sha256": data_sha256(study),
+        "test_sha256": _hash(study.dataset.test).hexdigest(),
     }

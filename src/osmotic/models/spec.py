@@ -1,0 +1,93 @@
+"""A network as a value, and what stands behind its name; the networks themselves are entered by `models/__init__.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from osmotic.errors import ConfigError
+from osmotic.models import parts as network_parts
+from osmotic.models.layout import Layout
+from osmotic.models.parts import Prefixes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Network(Protocol):
+    """What a network's name stands for: which images it takes, its parameters, and how it is made."""
+
+    @property
+    def multiple(self) -> int:
+        """Sides of images, in pixels, must be multiples of this."""
+
+    @property
+    def norm_groups(self) -> int:
+        """Groups of every group norm, 0 if it has none."""
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether it can drop activations in training."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it comes from outside the package, so that its parameters are known from the built module alone."""
+
+    @property
+    def parts(self) -> Prefixes:
+        """Which parameters are encoder, bottleneck and decoder."""
+
+    def layout(self, spec: NetworkSpec) -> Layout:
+        """Every parameter's name and shape, in no particular order."""
+
+    def construct(self, spec: NetworkSpec) -> nn.Module:
+        """The network in training mode, with weights drawn from torch's global generator."""
+
+
+NETWORKS: dict[str, Network] = {}  # by name
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network as a value: all that `layout` and `build` need.
+
+    Args:
+        name: a key of `NETWORKS`.
+        image_size: side of the square images, in pixels.
+        channels: image channels, 1 or 3.
+        num_classes: classes the network is conditioned on, 0 for none. Its class embedding has one row
+            more: row `num_classes` is the null class of classifier-free guidance.
+        dropout: share of activations dropped in training, in [0, 1).
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    num_classes: int = 0
+    dropout: float = 0.0
+
+    @property
+    def network(self) -> Network:
+        """What the name stands for."""
+        return NETWORKS[self.name]
+
+    def part_names(self) -> dict[str, list[str]]:
+        """The parameters of every part of `PARTS`, sorted; a part that the network does not have is an empty list.
+
+        Raises: ConfigError as `layout`, and if a parameter of an own network belongs to no part or to two.
+        """
+        try:
+            return network_parts.table(layout(self), self.network.parts)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError("model.network", self.name, str(error)) from None
+
+
+def layout(spec: NetworkSpec) -> Layout:
+    """Every parameter's name and shape, sorted by name; equal to the named parameters of `build(spec)`.
+
+    Imports torch and builds the module only for a network of the user's own.
+    Raises: ConfigError for an own network that cannot be used, see `register_network`.
+    """
+    return dict(sorted(spec.network.layout(spec).items()))

@@ -1,0 +1,198 @@
+"""A finished run's models, read back from its folder without executing anything that lies there.
+
+A folder may come from anybody. Of its `model/` only weights (safetensors) and numbers (JSON) are read; network,
+scheduler and pipeline are classes of this package and of diffusers, made from the run's configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+
+from osmotic.config import keys
+from osmotic.errors import ConfigError
+from osmotic.federation.blueprint import Blueprint
+from osmotic.models import construct, pipeline
+from osmotic.runs import resolve
+from osmotic.storage.folder import RunDir
+
+INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an own network's
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a model's folder says of its network: numbers alone."""
+
+    image_size: int
+    channels: int
+    num_classes: int
+    weights: Path
+
+
+def model_folder(run: RunDir, client: str | None) -> Path:
+    """Where the asked model lies: the global one, or that of a client.
+
+    Raises: ConfigError for a client that has no model of its own, or where one must be named.
+    """
+    whole, own = is_model(run.model), run.personal if is_model(run.model) else run.model
+    clients = sorted(p.name for p in own.glob("*") if is_model(p))
+    if whole and client is None:
+        return run.model
+    if whole and not clients:
+        raise ConfigError("--client", client, "this run has one global model: leave it out")
+    if client is None or client not in clients:
+        near = keys.nearest(client or "", clients)
+        raise ConfigError("--client", client, "must be one of " + ", ".join(clients), near)
+    return own / client
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model."""
+    return any((folder / name).is_file() for name in INDEX)
+
+
+def load(run: RunDir, client: str | None = None) -> Any:
+    """The pipeline of a run's model, as diffusers would load it, made from this package's own classes.
+
+    Raises: ConfigError for a client that there is none of, an own network that is not registered, or a folder that
+        does not hold the weights of the run's network.
+    """
+    folder = model_folder(run, client)
+    described = _described(folder)
+    config = resolve.recorded(run.config)
+    blueprint = Blueprint.of(config, described.image_size, described.channels, described.num_classes)
+    spec = blueprint.spec
+    try:
+        weights = load_file(described.weights)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(str(described.weights), None, f"cannot be read ({error})") from None
+    try:
+        model = construct.with_weights(spec, weights)
+    except RuntimeError:
+        raise ConfigError(
+            str(described.weights), None, f"does not hold the weights of network {spec.name}"
+        ) from None
+    defaults = {
+        "class_names": class_names(run) if spec.num_classes else [],
+        "default_steps": config.score.steps,
+        "default_guidance": blueprint.guidance,
+    }
+    known = model if isinstance(model, ModelMixin) else OwnModule(model, described)
+    return pipeline.assemble(spec, known, blueprint.process.contract(), defaults)
+
+
+def class_names(run: RunDir) -> list[str]:
+    """The names of the classes of the run's images, by label."""
+    return [str(name) for name in _json(run.partition)["class_names"]]
+
+
+def draw(
+    run: RunDir,
+    count: int,
+    label: str | int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    client: str | None = None,
+) -> tuple[np.ndarray, list[int] | None]:
+    """Images of a run's model, uint8 [count, H, W, C], and their labels; None where the model is not told any.
+
+    Args:
+        label: class name or number; None takes all classes in turn.
+        steps: sampler steps; None takes the pipeline's own.
+        guidance: classifier-free guidance scale, 1 is off; None takes that of the scores.
+        seed: of the noise; image i is the same whatever `count` is.
+        client: whose model, where clients have their own.
+    Raises: ConfigError for a label or client that there is none of, and as `load`.
+    """
+    pipe = load(run, client)
+    classes = getattr(pipe, "num_classes", 0)
+    names = class_names(run) if classes else []
+    labels = _labels(label, names, count)
+    if guidance is not None and not classes:
+        raise ConfigError("--guidance", guidance, "needs a conditional model")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [
+        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+        for i in range(count)
+    ]
+    options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
+    if hasattr(pipe, "num_classes"):  # of our own class, which knows more than a stock one
+        options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
+    images = pipe(batch_size=count, generator=generators, output_type="np", **options).images
+    pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
+    return (pixels[..., None] if pixels.ndim == 3 else pixels), labels
+
+
+class OwnModule(nn.Module):
+    """An own network with the little that pipelines ask of a diffusers model."""
+
+    def __init__(self, model: nn.Module, described: Described) -> None:
+        super().__init__()
+        self.model = model
+        self.config = SimpleNamespace(
+            sample_size=described.image_size,
+            in_channels=described.channels,
+            num_class_embeds=described.num_classes + 1 if described.num_classes else None,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.model(*arguments, **named)
+
+
+def _labels(label: str | int | None, names: list[str], count: int) -> list[int] | None:
+    if not names:
+        if label is not None:
+            raise ConfigError("--label", label, "needs a conditional model")
+        return None
+    if label is None:
+        return [i % len(names) for i in range(count)]
+    text = str(label)
+    if text in names:
+        return [names.index(text)] * count
+    if text.isdigit() and int(text) < len(names):
+        return [int(text)] * count
+    raise ConfigError("--label", label, "must be one of " + ", ".join(names), keys.nearest(text, names))
+
+
+def _described(folder: Path) -> Described:
+    if (folder / INDEX[0]).is_file():
+        found = _json(folder / "unet" / "config.json")
+        rows = found.get("num_class_embeds") or 1  # the last row is "no class"
+        numbers = (found.get("sample_size"), found.get("in_channels"), rows - 1 if type(rows) is int else None)
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    else:
+        found = _json(folder / INDEX[1])
+        numbers = (found.get("image_size"), found.get("channels"), found.get("num_classes"))
+        weights = folder / "weights.safetensors"
+    size, channels, classes = (number if type(number) is int else -1 for number in numbers)
+    if not (0 < size <= 65536 and channels in (1, 3) and classes >= 0):
+        raise ConfigError(str(folder), None, "does not describe a network: sides, channels, classes")
+    return Described(size, channels, classes, weights)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), None, f"cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(str(path), None, f"is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(str(path), None, "must be a JSON object")
+    return found
