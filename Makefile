@@ -26,12 +26,12 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# One operator thread per test: two on a busy machine can be many times slower.
+# One process per core, one operator thread each: two on a busy machine can be many times slower.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-all: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

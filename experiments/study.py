@@ -6,15 +6,16 @@ A study is a script beside its README that calls `run_all(folder, cases)`; its r
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+import osmotic
 
 SHOWN = (
     "method",
@@ -61,27 +62,41 @@ def run_all(
     runs = runs or Path("runs") / folder.name
     path = folder / results
     rows = {r["case"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
-    writing = threading.Lock()
-
-    def one(case: str) -> None:
-        arguments = cases[case]
-        out = runs / case
-        if (out / "config.toml").exists():
-            command = ["resume", str(out)]
-        else:
-            command = ["run", *arguments, "--out", str(out)]
-        print(f"{case}: osmotic {' '.join(command)}", file=sys.stderr, flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "osmotic.cli", *command, "--json"], check=True, stdout=subprocess.DEVNULL
-        )
-        found = row(case, arguments, json.loads((out / "summary.json").read_text())) | dict(more(out))
-        with writing:
-            rows[case] = found
+    # Every case in a fresh process of its own: threads and settings of torch are then its own too.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {
+            pool.submit(one, list(arguments), runs / case): case
+            for case, arguments in cases.items()
+            if case not in rows
+        }
+        for done in as_completed(waiting):
+            case = waiting[done]
+            rows[case] = row(case, cases[case], done.result()) | dict(more(runs / case))
             path.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, [case for case in cases if case not in rows]))
     return [rows[case] for case in cases]
+
+
+def one(arguments: list[str], out: Path) -> dict[str, Any]:
+    """Runs one case, or goes on with it where it was cut off; returns its summary."""
+    begun = (out / "config.toml").exists()
+    print(f"{out.name}: " + ("goes on" if begun else " ".join(arguments)), file=sys.stderr, flush=True)
+    run = osmotic.load(out).resume() if begun else osmotic.run(**settings(arguments), out=out)
+    return run.summary
+
+
+def settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `osmotic run` as those of `osmotic.run`; the rows of a study keep them as a person would type them."""
+    from osmotic.runs.resolve import parse_set
+
+    found: dict[str, Any] = {"keys": {}}
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        if option == "--set":
+            key, parsed = parse_set(value)
+            found["keys"][key] = parsed
+        else:
+            found[{"--preset": "preset", "--data": "data"}[option]] = value
+    return found
 
 
 def row(case: str, arguments: Sequence[str], summary: Mapping[str, Any]) -> dict[str, Any]:

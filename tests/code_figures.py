@@ -11,7 +11,8 @@ docs: share with a docstring, of public classes and of public functions and meth
     a leading underscore nor stands inside something that has one, or inside a function.
 typed: share of arguments (less `self`, `cls`) and return values that have an annotation, of all functions.
 shapes: share of the public docstrings that give a shape: words or sums in square brackets, with a letter in one
-    of them, such as [N, C, H, W] or [B]. [0, 1] is a range, [text](link) a link.
+    of them, such as [N, C, H, W] or [B], or [...] alone, any shape, as in a table of tensors (name -> float32 [...]).
+    [0, 1] is a range, [text](link) a link. Of commit 1dbb698 it is 15 %; 14 % where [...] is not counted.
 errors: share, of the public functions that raise an error of their own (a bare `raise` is none), whose docstring
     says `Raises` or names an error.
 cites: share of the files that name arXiv, in a docstring or in a comment.
@@ -40,7 +41,7 @@ HEADING = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-SHAPE = re.compile(r"\[(?=[^\]]*[A-Za-z])\w[\w*/+ .-]*(, ?[\w*/+ .-]+)*\](?!\()")
+SHAPE = re.compile(r"\[(\.\.\.|(?=[^\]]*[A-Za-z])\w[\w*/+ .-]*(, ?[\w*/+ .-]+)*)\](?!\()")
 ERROR = re.compile(r"\b[Rr]aises\b|\w+Error\b")
 DIRECTIVE = re.compile(r"#\s*(noqa|type:|fmt)")
 

@@ -1,163 +1,216 @@
-"""Small methods and a codec that use every hook that the papers need, once each. They are tests, not products."""
+"""An exchange, pieces and codecs that use every hook which nothing in the product uses yet. They are tests, not products."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from osmotic.codecs.base import Entry
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
-from osmotic.methods.base import PARTS, Method
-from osmotic.protocol.messages import Client, Phase, Reply, Spec, Task, Tensors
+from osmotic.config.keys import key
+from osmotic.methods.base import Method
+from osmotic.methods.fedavg import FedAvg
+from osmotic.models.parts import PARTS
+from osmotic.pieces import Piece
+from osmotic.pieces.base import Metrics, Section
+from osmotic.protocol.messages import TRAIN, Client, Phase, Reply, Spec, Task
+from osmotic.protocol.view import Extension, Lab, Step, View
+from osmotic.tensors import Tensors, group, grouped
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+# --- an exchange ---
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonalEncoder(Method):
-    """The shape of UDec, with a phase after the rounds in which clients train once more for themselves."""
-
-    shared: ClassVar[tuple[str, ...]] = ("decoder",)
-    global_model: ClassVar[bool] = False
-
-    def phases(self, rounds: int) -> Iterator[Phase]:
-        yield from super().phases(rounds)
-        yield Phase("personalise", rounds + 1, totals=False, everybody=True)
-
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        for client in clients:
-            first = client.name not in server.state.counted
-            returns = self.shared if phase.name == "train" else ()
-            yield Task(client, "train", send=PARTS if first else self.shared, returns=returns)
-
-    def finish(self, server: Any, phase: Phase) -> dict[str, float]:
-        if phase.name == "train":
-            server.apply(server.sum.drain())
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Auxiliary(Method):
-    """The shape of FedDDPM: clients train alone first, the server samples their models and trains on the images later."""
-
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def phases(self, rounds: int) -> Iterator[Phase]:
-        yield Phase("local", -1, everybody=True)
-        yield from super().phases(rounds)
-
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        for client in clients:
-            yield Task(
-                client,
-                "train",
-                send=PARTS,
-                returns=PARTS,
-                control={"epochs": 2.0 if phase.name == "local" else 1.0},
-            )
-
-    def fold(self, server: Any, reply: Reply) -> None:
-        if phase_of(server).name == "train":
-            return super().fold(server, reply)
-        name = reply.task.client.name
-        local = {n: w + reply.tensors[f"model/{n}"] for n, w in server.state.weights.items()}
-        drawn = server.sample(local, np.arange(8) % 10, 8, phase_of(server), name)
-        object.__setattr__(self, "images", {**self.images, name: drawn})
-        return None
-
-    def finish(self, server: Any, phase: Phase) -> dict[str, float]:
-        if phase.name == "train":
-            server.apply(server.sum.drain())
-            pool = np.concatenate([self.images[n] for n in sorted(self.images)])
-            server.train(pool, np.arange(len(pool)) % 8 % 10, 2, 1e-3, phase)
-        return {"auxiliary_images": float(sum(map(len, self.images.values())))}
-
-    def state(self) -> Tensors:
-        return {f"image/{n}": pixels for n, pixels in self.images.items()}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        object.__setattr__(self, "images", {n.removeprefix("image/"): pixels for n, pixels in state.items()})
-
-
-def phase_of(server: Any) -> Phase:
-    """The phase under way."""
-    return server.phases[server.state.step]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variates(Method):
-    """The shape of SCAFFOLD on one tensor: control variates both ways, one kept by the client, gradients corrected."""
-
-    stateful: ClassVar[bool] = True
-    common: dict[str, np.ndarray] = field(default_factory=dict)
-    NAME: ClassVar[str] = "conv_out.bias"
-
-    def start(self, server: Any) -> None:
-        self.restore({"c": np.zeros(server.layout[self.NAME], np.float32)})
-
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        name = f"control/{self.NAME}"
-        for client in clients:
-            extras, expects = {name: self.common["c"]}, {name: Spec(self.common["c"].shape)}
-            yield Task(client, "train", send=PARTS, returns=PARTS, extras=extras, expects=expects)
-
-    def after_backward(self, local: Any, model: Any) -> None:
-        import torch
-
-        own = local.state.get("c", np.zeros_like(local.extras[f"control/{self.NAME}"]))
-        dict(model.named_parameters())[self.NAME].grad.add_(
-            torch.from_numpy(local.extras[f"control/{self.NAME}"] - own)
-        )
-
-    def end(self, local: Any) -> Tensors:
-        common = local.extras[f"control/{self.NAME}"]
-        own = local.state.get("c", np.zeros_like(common))
-        moved = local.received[self.NAME] - dict(local.model.named_parameters())[self.NAME].detach()
-        new = own - common + moved.numpy() / (local.steps * local.learning_rate)
-        local.state["c"] = new.astype(np.float32)
-        return {f"control/{self.NAME}": (new - own).astype(np.float32)}
-
-    def finish(self, server: Any, phase: Phase) -> dict[str, float]:
-        mean = server.sum.mean()
-        moved = mean.pop(f"control/{self.NAME}")
-        server.apply(mean.items())
-        self.restore({"c": self.common["c"] + moved})
-        return {}
-
-    def state(self) -> Tensors:
-        return dict(self.common)
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        object.__setattr__(self, "common", dict(state))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderOnly(Method):
-    """Freezing and a bent loss: clients train and return the decoder alone, pulled towards what they received."""
+class DecoderOnly(FedAvg):
+    """Freezing: clients train and return the decoder alone, and keep nothing."""
 
     shared: ClassVar[tuple[str, ...]] = ("decoder",)
 
-    def trainable(self, local: Any) -> set[str]:
-        from osmotic.models import parts
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        for client in clients:
+            yield Task(client, "train", send=PARTS, returns=self.shared if phase.name == TRAIN else ())
 
-        return set(parts.names(local.received, ["decoder"]))
-
-    def local_loss(self, local: Any, loss: Any, model: Any) -> Any:
-        pull = sum(
-            (w - local.received[n]).square().sum()
-            for n, w in model.named_parameters()
-            if n.startswith("conv_out")
-        )
-        return loss + 0.5 * pull
+    def trainable(self, step: Step) -> set[str]:
+        return set(step.names(self.shared))
 
     def keep(self) -> tuple[str, ...]:
         return ()  # what is not returned is the server's, unchanged
 
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        for client in clients:
-            yield Task(client, "train", send=PARTS, returns=("decoder",))
+
+# --- pieces ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor(Piece):
+    """A bent loss: the last layer is pulled towards what the client received."""
+
+    strength: float = key(0.5, "weight of the pull", 0)
+
+    def client_begin(self, step: Step, state: Tensors) -> Any:
+        return [(p, step.received[n]) for n, p in step.parameters.items() if n.startswith("conv_out")]
+
+    def local_loss(self, step: Step, work: Any, loss: Tensor, model: nn.Module) -> Tensor:
+        pull = sum((parameter - start).square().sum() for parameter, start in work)
+        return loss + self.strength * pull
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipped(Piece):
+    """The shape of private averaging: changes are clipped to a bound that the server adapts, and noise is added.
+
+    Clients return the norm of each part's change through the lossy codec; their noise shrinks with the rounds that
+    they remember, which the server never learns.
+    """
+
+    stateful: ClassVar[bool] = True
+    bound: float = key(1.0, "largest norm of a change in the first round", 0, above=True)
+    noise: float = key(1e-4, "standard deviation of the noise of a client's first round", 0)
+
+    def server_start(self, view: View) -> Tensors:
+        return {"bound": np.array([self.bound], np.float32)}
+
+    def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        if phase.name != TRAIN:
+            return Extension()
+        back = {"norms": Spec((len(PARTS), 1), wire="codec", max_abs=1e4)}
+        return Extension(extras={"bound": state["bound"]}, expects=back, control={"noise": self.noise})
+
+    def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
+        if not reply.tensors:
+            return gathered
+        total = gathered or view.accumulator(len(view.clients), 1e4)
+        total.add({"norms": reply.tensors["norms"]}, 1)
+        return total
+
+    def change(
+        self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
+    ) -> tuple[Tensors, Tensors, Metrics]:
+        if gathered is None:
+            return mean, state, {}
+        norm = np.sqrt(np.square(gathered.mean()["norms"]).sum(), dtype=np.float32)
+        bound = (np.float32(0.5) * (state["bound"] + norm)).astype(np.float32)
+        return mean, {**state, "bound": bound}, {"bound": float(bound[0])}
+
+    def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
+        if not step.control:
+            return {}, state
+        norms = [
+            sum(float((step.parameters[n].detach() - step.received[n]).square().sum()) for n in names) ** 0.5
+            for names in step.part_names.values()
+        ]
+        rounds = state.get("rounds", np.zeros(1, np.int64)) + 1
+        return {"norms": np.array(norms, np.float32).reshape(-1, 1)}, {"rounds": rounds}
+
+    def filter(self, step: Step, state: Tensors, change: Tensors) -> Tensors:
+        if not step.control:
+            return change
+        norm = sum(float(np.square(t, dtype=np.float64).sum()) for _, t in sorted(change.items())) ** 0.5
+        factor = np.float32(min(1.0, float(step.extras["bound"][0]) / max(norm, 1e-12)))
+        rng, size = step.rng("clipped"), np.float32(step.control["noise"] / state["rounds"][0])
+        return {n: factor * t + size * rng.standard_normal(t.shape, np.float32) for n, t in change.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census(Piece):
+    """A question before the rounds: nothing is sent, and clients say how many images of which class they hold."""
+
+    def phases(self, rounds: int) -> Iterator[Phase]:
+        yield Phase("census", 0, totals=False, everybody=True)
+
+    def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        if phase.name != "census":
+            return Extension()
+        back = {"counts": Spec((None,), "int64")}
+        return Extension(
+            expects=back, control={"classes": 10}, send=(), returns=(), keep=(), local_epochs=0.01
+        )
+
+    def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
+        if not step.control:
+            return {}, state
+        labels = step.images.labels.cpu().numpy()
+        return {"counts": np.bincount(labels, minlength=step.control["classes"])}, state
+
+    def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
+        if not reply.tensors:
+            return gathered
+        return {**(gathered or {}), reply.task.client.name: reply.tensors["counts"].copy()}
+
+    def change(
+        self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
+    ) -> tuple[Tensors, Tensors, Metrics]:
+        found = {name: gathered[name] for name in sorted(gathered or {})}
+        return mean, {**state, **found}, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auxiliary(Piece):
+    """The shape of FedDDPM: clients train alone first, the server samples their models and trains on the images later.
+
+    The models of the first phase pass through the codec; the state holds them only until their images are drawn.
+    """
+
+    section: ClassVar[Section] = "after"
+    samples: int = key(8, "images drawn of each client's model", 1)
+
+    def misfit(self, method: Method) -> str | None:
+        return None if method.global_model else "there is no global model that the server could train"
+
+    def phases(self, rounds: int) -> Iterator[Phase]:
+        yield Phase("alone", 0, everybody=True)
+
+    def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        if phase.name != "alone":
+            return Extension()
+        back = {n: Spec(shape, wire="codec", counts=True) for n, shape in view.layout.items()}
+        return Extension(expects=back, control={"wanted": True}, local_epochs=2.0)
+
+    def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
+        if not step.control:
+            return {}, state
+        moved = {n: p.detach() - step.received[n] for n, p in step.parameters.items()}
+        return {n: t.cpu().contiguous().numpy() for n, t in moved.items()}, state
+
+    def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
+        if not reply.tensors:
+            return gathered
+        local = {n: view.weights[n] + t for n, t in reply.tensors.items()}
+        return {**(gathered or {}), reply.task.client.name: local}
+
+    def change(
+        self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
+    ) -> tuple[Tensors, Tensors, Metrics]:
+        held: Tensors = {}
+        for name in sorted(gathered or {}):
+            held |= grouped(f"local/{name}", gathered[name])
+        return mean, {**state, **held}, {}
+
+    def after(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
+        if phase.name == "alone":
+            local = group(state, "local")
+            labels = np.arange(self.samples) % 10
+            names = sorted({k.split("/")[0] for k in local})
+            drawn = {n: lab.sample(group(local, n), labels, self.samples, n) for n in names}
+            return grouped("image", drawn), {"images": float(sum(map(len, drawn.values())))}
+        if phase.name == TRAIN and state:
+            pool = np.concatenate([state[k] for k in sorted(state)])
+            lab.train(pool, np.arange(len(pool)) % self.samples % 10, 2, 1e-3)
+        return state, {}
+
+    def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
+        images = group(state, "image")
+        return {"images": sum(map(len, images.values())), "filtered": 0, "sha256": "0" * 64}
+
+
+# --- codecs ---
 
 
 class TrainedCodec(Fp32):
@@ -173,14 +226,17 @@ class TrainedCodec(Fp32):
 
     def __init__(self) -> None:
         self.scale = np.float32(1.0)
-        self.seen = np.int64(0)
+        self.seen, self.renewed = np.int64(0), np.int64(0)
+        self.peak = np.float32(0.0)
 
-    def encode(self, tensors: Mapping[str, np.ndarray], memory: Tensors) -> bytes:
+    def encode(
+        self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
+    ) -> bytes:
         sent = {n: self._code(n, t, memory) for n, t in tensors.items()}
-        return super().encode(sent, memory)
+        return super().encode(sent, memory, rng)
 
     def _code(self, name: str, tensor: np.ndarray, memory: Tensors) -> np.ndarray:
-        if tensor.dtype != np.float32 or not name.startswith("model/"):
+        if tensor.dtype != np.float32:
             return tensor
         coded = tensor / self.scale - memory.get(name, np.float32(0))
         memory[name] = (coded * np.float32(0.5)).astype(np.float32)
@@ -188,30 +244,40 @@ class TrainedCodec(Fp32):
 
     def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
         for name, coded in super().decode(data, memory):
-            if coded.dtype != np.float32 or not name.startswith("model/"):
+            if coded.dtype != np.float32:
                 yield name, coded
                 continue
             value = (coded + memory.get(name, np.float32(0))) * self.scale
             memory[name] = (coded * np.float32(0.5)).astype(np.float32)
             yield name, value.astype(np.float32)
 
-    def observe(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.seen = self.seen + 1  # a count does not depend on the order of arrival
+    def observe(self, tensors: Mapping[str, np.ndarray], client: str = "") -> Tensors:
+        peaks = [np.abs(t).max() for n, t in tensors.items() if n.startswith("model/")]
+        return {"peak": np.array([max(peaks, default=0.0)], np.float32)}
 
-    def refresh(self, server_round: int) -> Tensors | None:
+    def learn(self, observed: Mapping[str, Tensors]) -> None:
+        self.seen = self.seen + len(observed)
+        self.peak = max([self.peak, *(found["peak"][0] for found in observed.values())])
+
+    def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
         if server_round < 2:
             return None
-        self.scale = np.float32(2.0 ** (int(self.seen) % 5))  # a power of two: dividing by it is exact
+        assert rng is not None
+        self.renewed = self.renewed + 1  # training goes on from where it was, so an abandoned one must be undone
+        known = int(self.seen) + int(self.renewed) + int(self.peak > 0.01) + int(rng.integers(3))
+        self.scale = np.float32(2.0 ** (known % 5))  # a power of two: dividing by it is exact
         return {"scale": np.array([self.scale])}
 
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.scale = np.float32(tensors["scale"][0])
 
     def state(self) -> Tensors:
-        return {"scale": np.array([self.scale]), "seen": np.array([self.seen])}
+        held = {"scale": self.scale, "seen": self.seen, "renewed": self.renewed, "peak": self.peak}
+        return {name: np.array([value]) for name, value in held.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        self.scale, self.seen = np.float32(state["scale"][0]), np.int64(state["seen"][0])
+        self.scale, self.peak = np.float32(state["scale"][0]), np.float32(state["peak"][0])
+        self.seen, self.renewed = np.int64(state["seen"][0]), np.int64(state["renewed"][0])
 
 
 class HalfCodec(Fp16):
@@ -224,17 +290,22 @@ class HalfCodec(Fp16):
         self.scale = np.float32(1.0)
         self.seen = 0
 
-    def encode_tensor(self, entry: Entry, tensor: np.ndarray) -> bytes:
-        return super().encode_tensor(entry, tensor / self.scale if entry.form == "f2" else tensor)
+    def encode_tensor(
+        self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
+    ) -> bytes:
+        return super().encode_tensor(entry, tensor / self.scale if entry.form == "f2" else tensor, rng)
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         value = super().decode_tensor(entry, data)
         return value * self.scale if entry.form == "f2" else value
 
-    def observe(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.seen += 1
+    def observe(self, tensors: Mapping[str, np.ndarray], client: str = "") -> Tensors:
+        return {"one": np.array([1])}
 
-    def refresh(self, server_round: int) -> Tensors | None:
+    def learn(self, observed: Mapping[str, Tensors]) -> None:
+        self.seen += sum(int(found["one"][0]) for found in observed.values())
+
+    def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
         if server_round not in (3, 5):
             return None
         self.scale = np.float32(2.0**-server_round)
@@ -250,9 +321,11 @@ class HalfCodec(Fp16):
         self.scale, self.seen = np.float32(state["scale"][0]), int(state["seen"][0])
 
 
-SEAMS: dict[str, type[Method]] = {
-    "personal-encoder": PersonalEncoder,
+METHODS: dict[str, type[Method]] = {"decoder-only": DecoderOnly}
+PIECES: dict[str, type[Piece]] = {
+    "anchor": Anchor,
+    "clipped": Clipped,
+    "census": Census,
     "auxiliary": Auxiliary,
-    "variates": Variates,
-    "decoder-only": DecoderOnly,
 }
+CODECS = {"trained": TrainedCodec, "half": HalfCodec}

@@ -283,7 +283,7 @@ def test_an_error_is_answered_within_two_seconds(tmp_path: Path):
 
 
 @dataclass
-class FakeStudy:
+class FakeLaunch:
     """Stands in for training; `fails` is raised, after the configuration was written or before."""
 
     fails: BaseException | None = None
@@ -300,41 +300,41 @@ class FakeStudy:
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
-    fake = FakeStudy()
-    module = types.ModuleType("osmotic.runs.study")
+def launch(monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
+    fake = FakeLaunch()
+    module = types.ModuleType("osmotic.runs.launch")
     module.start = fake.start  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "osmotic.runs.study", module)
-    monkeypatch.setattr(osmotic.runs, "study", module, raising=False)
+    monkeypatch.setitem(sys.modules, "osmotic.runs.launch", module)
+    monkeypatch.setattr(osmotic.runs, "launch", module, raising=False)
     monkeypatch.setattr(commands, "publish", lambda run, json: print(f"published {run} {json}") or True)
     monkeypatch.setattr(plan, "network", lambda cfg: None)  # no images are there to be looked at
     return fake
 
 
-def test_run_hands_on_what_was_typed_and_publishes_the_result(osm: Command, study: FakeStudy):
+def test_run_hands_on_what_was_typed_and_publishes_the_result(osm: Command, launch: FakeLaunch):
     done = osm("run", "--preset", "local", "--set", "seed=7", "--out", "x/y", "--json")
     assert done.code == 0
     assert done.out == "published x/y True\n"
-    assert study.cfg == resolve.load(preset="local", sets=["seed=7"])
+    assert launch.cfg == resolve.load(preset="local", sets=["seed=7"])
 
 
-def test_without_a_folder_runs_are_named_and_never_overwritten(osm: Command, study: FakeStudy):
+def test_without_a_folder_runs_are_named_and_never_overwritten(osm: Command, launch: FakeLaunch):
     folders = []
     for _ in range(3):
         assert osm("run", "--data", "npz:some/pics.npz", "--set", "seed=4").code == 0
-        folders.append(str(study.folder))
+        folders.append(str(launch.folder))
     assert folders == ["runs/fedavg-pics-4", "runs/fedavg-pics-4-2", "runs/fedavg-pics-4-3"]
 
 
-def test_a_stopped_run_says_how_to_go_on(osm: Command, study: FakeStudy):
-    study.fails = KeyboardInterrupt()
+def test_a_stopped_run_says_how_to_go_on(osm: Command, launch: FakeLaunch):
+    launch.fails = KeyboardInterrupt()
     done = osm("run", "--out", "x")
     assert done.code == 130
     assert done.err.strip() == "osmotic: stopped; go on with: osmotic resume x"
 
 
-def test_a_run_stopped_before_anything_was_written_promises_no_resume(osm: Command, study: FakeStudy):
-    study.fails, study.written = KeyboardInterrupt(), False
+def test_a_run_stopped_before_anything_was_written_promises_no_resume(osm: Command, launch: FakeLaunch):
+    launch.fails, launch.written = KeyboardInterrupt(), False
     done = osm("run", "--out", "x")
     assert done.code == 130
     assert "osmotic resume" not in done.err or osm("resume", "x").code == 0

@@ -259,5 +259,5 @@ def test_the_example_piece_bends_a_run_and_its_keys_are_checked(make_server: Any
     server.run()
     # The mean of changes of norm 0.01 is no longer than that.
     assert 0 < server.observer.lines[0]["update_norm"] <= 0.01 * 1.0001
-    with pytest.raises(ConfigError, match=r"local.clip.norm = -1: must be > 0"):
+    with pytest.raises(ConfigError, match=r"local.clip.norm = -1.0: must be > 0"):
         resolve.load(sets=["local.pieces=clip", "local.clip.norm=-1"])

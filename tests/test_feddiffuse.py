@@ -15,14 +15,17 @@ from osmotic.codecs import make
 from osmotic.config import schema
 from osmotic.config.presets import RECIPES
 from osmotic.errors import ConfigError
-from osmotic.federation.client import Worker, under
+from osmotic.federation.client import Opened, Worker
 from osmotic.federation.downlink import DownLink, held
-from osmotic.methods.base import PARTS
+from osmotic.federation.memory import ClientState
 from osmotic.methods.usplit import USplit
 from osmotic.models import parts as network_parts
-from osmotic.protocol.messages import MERGE, Client, Packet, Phase
+from osmotic.models.parts import PARTS
+from osmotic.protocol.messages import MERGE, Client, Packet, Phase, Reply
+from osmotic.protocol.view import View
 from osmotic.runs import plan, resolve
 from osmotic.storage.store import StateLost, read_checked
+from osmotic.training.weights import copy_weights, weights_of
 
 P, D, M, U = 2_996_315, 1_280_642, 999_376, 716_297  # 28x28x1: all, encoder, bottleneck, decoder
 MILLIONS = {
@@ -109,9 +112,9 @@ def drawn_tasks(clients: int, rounds: int) -> list[dict[str, tuple[str, ...]]]:
     cfg = resolve.load(preset="usplit", sets=[f"data.clients={clients}"])
     layout = {"conv_in.weight": (1,), "mid_block.bias": (1,), "conv_out.weight": (1,)}
     everyone = [Client(i, f"client-{i:03d}", 10) for i in range(clients)]
-    rehearsal: Any = plan.Rehearsal(cfg, layout, everyone)
+    view = View(cfg, layout, network_parts.table(layout), everyone)
     phases = (Phase("train", r) for r in range(1, rounds + 1))
-    return [{t.client.name: t.returns for t in USplit().tasks(rehearsal, p, everyone)} for p in phases]
+    return [{t.client.name: t.returns for t in USplit().tasks(view, p, everyone)} for p in phases]
 
 
 def test_pairs_are_drawn_at_random_and_their_coin_is_fair() -> None:
@@ -260,16 +263,17 @@ def test_a_run_of_udec_killed_while_it_merges_gives_the_same_bits(make_server: A
 def replies_of(server: Any) -> dict[str, Any]:
     """Runs the server and records every reply to training by (round, client name)."""
     seen: dict[tuple[int, str], Any] = {}
-    take = server._decode
+    take = server.exchange._decode
 
-    def decode(task: Any, packet: Packet) -> Any:
-        reply, memory = take(task, packet)
+    def decode(task: Any, packet: Packet, *rest: Any) -> Any:
+        reply = take(task, packet, *rest)
         if task.action == "train":
+            assert isinstance(reply, Reply), reply
             key = (server.phases[server.state.step].server_round, task.client.name)
             seen[key] = (task, reply.weight, {n: t.copy() for n, t in reply.tensors.items()})
-        return reply, memory
+        return reply
 
-    server._decode = decode
+    server.exchange._decode = decode
     server.run()
     return seen
 
@@ -338,16 +342,19 @@ def test_a_frozen_client_moves_only_what_it_returns(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[set[str], set[str], set[str]]] = []
-    train = Trainer._train
+    train = Worker.train
 
-    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
-        answer = train(self, site, local, state, header)
-        moved = {n for n, p in self.named.items() if not np.array_equal(p.detach(), local.received[n])}
+    def watched(self: Worker, opened: Opened) -> Any:
+        answer = train(self, opened)
+        received = opened.step.received
+        moved = {n for n, p in self.named.items() if not np.array_equal(p.detach(), received[n])}
         with_gradient = {n for n, p in self.named.items() if p.grad is not None}
-        seen.append((moved, with_gradient, set(network_parts.names(self.named, header["returns"]))))
+        asked = set(network_parts.names(self.named, opened.header["returns"]))
+        assert {n.removeprefix("model/") for n in answer.coded} == asked
+        seen.append((moved, with_gradient, asked))
         return answer
 
-    monkeypatch.setattr(Worker, "_train", watched)
+    monkeypatch.setattr(Worker, "train", watched)
     settings = ("method.name=usplit", "data.clients=2", "training.rounds=4", "engine.workers=1")
     make_server(*settings, "method.freeze=true", name="frozen").run()
     assert len(seen) == 8
@@ -406,17 +413,18 @@ def test_personal_parts_never_leave_and_never_reset(
 ) -> None:
     began: dict[tuple[int, str], Any] = {}
     ended: dict[tuple[int, str], Any] = {}
-    train = Trainer._train
+    train = Worker.train
 
-    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
-        key = (local.server_round, site.client.name)
-        began[key] = self.weights()
-        answer = train(self, site, local, state, header)
-        ended[key] = self.weights()
-        assert {n.removeprefix("model/") for n in answer[0]} == set(network_parts.names(self.named, shared))
+    def watched(self: Worker, opened: Opened) -> Any:
+        key = (opened.step.server_round, opened.site.client.name)
+        began[key] = weights_of(self.named)
+        answer = train(self, opened)
+        ended[key] = weights_of(self.named)
+        left = {*answer.coded, *answer.exact}
+        assert {n.removeprefix("model/") for n in left} == set(network_parts.names(self.named, shared))
         return answer
 
-    monkeypatch.setattr(Worker, "_train", watched)
+    monkeypatch.setattr(Worker, "train", watched)
     server = make_server(f"method.name={method}", "data.max_images=60")
     start = {n: w.copy() for n, w in server.state.weights.items()}
     globals_after: dict[int, Any] = {0: start}
@@ -433,7 +441,8 @@ def test_personal_parts_never_leave_and_never_reset(
         assert all(np.array_equal(weights[n], globals_after[r - 1][n]) for n in ours)
         before = ended[r - 1, name] if r > 1 else start
         assert all(np.array_equal(weights[n], before[n]) for n in theirs), "as this client left them"
-    assert all(np.array_equal(server.state.weights[n], start[n]) for n in theirs), "the server's own are never used"
+    kept = server.state.weights
+    assert all(np.array_equal(kept[n], start[n]) for n in theirs), "the server's own are never used"
     final = [ended[3, name] for name in ("client-000", "client-001")]
     assert any(not np.array_equal(final[0][n], final[1][n]) for n in theirs)
 
@@ -467,17 +476,17 @@ def test_models_are_sampled_as_trained_and_with_the_last_average(make_server: An
     replica = server.state.down.streams["decoder"].replica
     for site in server.engine.sites.values():
         name = site.client.name
-        state = site.store.load(server.state.counted[name])
-        own = under(state, "average") or under(state, "personal")
-        assert bool(under(state, "average")) == (averages != "[]")
-        trainer = server.engine._make_trainer()
-        header = {"control": wanted}
+        state = ClientState.of(site.store.load(server.state.counted[name]))
+        own = state.average or state.personal
+        assert bool(state.average) == (averages != "[]")
+        worker = server.engine._make_worker()
+        opened: Any = Opened(site, {"control": {"score": wanted}}, ClientState(), None, None)  # type: ignore[arg-type]
         drawn = {}
-        published = server.scored_weights()
+        published = server.state.scored_weights()
         coded = {n: coded_step(replica[n], published[n]) for n in server.part_names["decoder"]}
         for stage, weights in (("before", own), ("after", {**own, **coded})):
-            trainer.load(weights)
-            drawn[stage] = trainer._sample(site, None, {}, header)[0]["image/samples"]
+            copy_weights(worker.named, weights)
+            drawn[stage] = worker.sample(opened).exact["image/samples"]
         assert not np.array_equal(drawn["before"], drawn["after"])
         for stage, images in drawn.items():
             assert np.array_equal(server.scorer.pools[stage][name], images), (stage, name)
@@ -503,13 +512,13 @@ def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began: dict[tuple[int, str], Any] = {}
-    train = Trainer._train
+    train = Worker.train
 
-    def watched(self: Worker, site: Any, local: Any, state: Any, header: Any) -> Any:
-        began[local.server_round, site.client.name] = self.weights()
-        return train(self, site, local, state, header)
+    def watched(self: Worker, opened: Opened) -> Any:
+        began[opened.step.server_round, opened.site.client.name] = weights_of(self.named)
+        return train(self, opened)
 
-    monkeypatch.setattr(Worker, "_train", watched)
+    monkeypatch.setattr(Worker, "train", watched)
     server = make_server(
         "method.name=udec",
         "method.encoder_every=2",
@@ -579,12 +588,12 @@ def test_sending_only_moved_parts_changes_nothing_but_the_bytes(make_server: Any
     )
     whole.run()
     moved.run()
-    assert {n: w.tobytes() for n, w in moved.weights.items()} == {
-        n: w.tobytes() for n, w in whole.weights.items()
+    assert {n: w.tobytes() for n, w in moved.state.weights.items()} == {
+        n: w.tobytes() for n, w in whole.state.weights.items()
     }
-    assert moved.totals.parameters_down < whole.totals.parameters_down
-    assert moved.totals.bytes_down < whole.totals.bytes_down
-    assert moved.totals.bytes_up == whole.totals.bytes_up
+    assert moved.state.totals.parameters_down < whole.state.totals.parameters_down
+    assert moved.state.totals.bytes_down < whole.state.totals.bytes_down
+    assert moved.state.totals.bytes_up == whole.state.totals.bytes_up
 
 
 @pytest.mark.parametrize("fraction, saves", [(0.5, True), (1.0, False)])
@@ -623,8 +632,8 @@ def test_a_part_counts_as_moved_only_if_it_moved_since_the_client_heard_it() -> 
 
 
 def test_a_part_that_is_kept_must_be_of_the_round_that_the_server_names() -> None:
-    state = {"heard/decoder": np.array([2]), "replica/w": np.ones(3, np.float32)}
-    assert held({"decoder": 2}, {"decoder": ["w"]}, state)["w"] is state["replica/w"]
+    state = ClientState(replica={"w": np.ones(3, np.float32)}, heard={"decoder": 2})
+    assert held({"decoder": 2}, {"decoder": ["w"]}, state)["w"] is state.replica["w"]
     with pytest.raises(StateLost, match="decoder as of round 3"):
         held({"decoder": 3}, {"decoder": ["w"]}, state)
 
@@ -680,7 +689,7 @@ def test_a_trained_codec_is_not_renewed_for_clients_that_only_sample(
     monkeypatch.setitem(codecs.CODECS, "half", HalfCodec)
     asked: list[int] = []
 
-    def refresh(self: Any, server_round: int) -> None:
+    def refresh(self: Any, server_round: int, rng: Any) -> None:
         asked.append(server_round)
 
     monkeypatch.setattr(HalfCodec, "refresh", refresh)

@@ -11,6 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from study import machine, run_all
 
+import osmotic
+
 METHODS = ("fedavg", "central", "local")
 SEEDS = (0, 1, 2)
 SCALES = (1.0, 1.5, 2.0)
@@ -37,9 +39,7 @@ def interval(values: list[float]) -> str:
 
 def at_guidance(case: str, scale: float) -> dict[str, float]:
     """FD, KID, precision and recall of a finished run at another guidance scale."""
-    from osmotic.runs.commands import evaluate
-
-    quality = evaluate(Path("runs/digits_baseline") / case, [f"score.guidance={scale}"], None)
+    quality = osmotic.load(Path("runs/digits_baseline") / case).evaluate(guidance=scale)
     return {k: quality[k] for k in ("fd", "kid", "precision", "recall", "fd_at_floor")}
 
 

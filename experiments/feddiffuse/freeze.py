@@ -26,29 +26,33 @@ def measure(network: str, returns: str) -> dict[str, float]:
     """Median seconds of a step and the peak memory above the loaded program, in a process of its own, one thread."""
     import torch
 
-    from osmotic import models
-    from osmotic.diffusion.process import Process
-    from osmotic.federation import client
-    from osmotic.methods.usplit import USplit
-    from osmotic.models import norms
-    from osmotic.protocol.messages import Client
+    from osmotic.federation.blueprint import Blueprint
+    from osmotic.pieces import Chain
+    from osmotic.protocol.messages import TRAIN, Client
+    from osmotic.protocol.view import Step
     from osmotic.runs import resolve
+    from osmotic.training.images import Images
+    from osmotic.training.loop import fit
 
     torch.set_num_threads(1)
     side, batch, steps = SETTINGS[network]
-    cfg = resolve.load(
-        preset="usplit",
-        sets=[f"model.network={network}", "model.conditional=false", f"training.batch_size={batch}"],
+    freeze = {"method.freeze": returns != "all"}
+    keys = {"model.network": network, "model.conditional": False, "training.batch_size": batch}
+    cfg = resolve.load(preset="usplit", keys=keys | freeze)
+    blueprint, device = Blueprint.of(cfg, side, 1, 0), torch.device("cpu")
+    model = blueprint.model(device)
+    images = Images.of(np.zeros((batch, side, side, 1), np.uint8), None, device)
+    step = Step(
+        client=Client(0, "client-000", batch),
+        phase=TRAIN,
+        server_round=1,
+        seed=0,
+        training=cfg.training,
+        learning_rate=1e-4,
+        returns=() if returns == "all" else tuple(returns.split("+")),
+        part_names=blueprint.part_names,
     )
-    spec = models.NetworkSpec(network, side, 1)
-    model = models.build(spec).to(memory_format=torch.channels_last)
-    norms.guard(model)
-    images = client.Images.of(np.zeros((batch, side, side, 1), np.uint8), None, torch.device("cpu"))
-    local = client.Local(Client(0, "client-000", batch), 1, {}, cfg.training, 1e-4, {}, {})
-    local.received = {n: p.detach().clone() for n, p in model.named_parameters()}
-    local.returns = tuple(returns.split("+"))
-    method = USplit(freeze=returns != "all")
-    process = Process.from_config(cfg.model, cfg.recipe, 0)
+    rule = Chain({}).open(blueprint.method(), step, {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times: list[float] = []
 
@@ -56,16 +60,15 @@ def measure(network: str, returns: str) -> dict[str, float]:
         times.append(time.perf_counter())
         return False
 
-    client.fit(
+    fit(
         model,
         images,
-        process,
+        blueprint.process,
         cfg.training,
         steps=steps,
         learning_rate=1e-4,
         rng=np.random.default_rng(0),
-        method=method,
-        local=local,
+        rule=rule,
         stop=tick,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

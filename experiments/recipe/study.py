@@ -12,6 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from study import machine, run_all
 
+import osmotic
+
 HALF_LIVES = (0, 1000, 2000, 5000, 10000)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 BASE = "v-cosine-snr5"  # scored with every average and guidance, the others with two of each
@@ -45,8 +47,6 @@ def arguments(settings: list[str]) -> list[str]:
 
 def score(folder: Path) -> None:
     """Fills scores.jsonl: every run x average x guidance, 1,000 samples each."""
-    from osmotic.runs.commands import evaluate
-
     path = folder / "scores.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     seen = {(r["case"], r["half_life"], r["guidance"]) for r in done}
@@ -57,8 +57,8 @@ def score(folder: Path) -> None:
                     Path("runs/recipe") / case / "summary.json"
                 ).exists():
                     continue
-                sets = [f"score.guidance={guidance}", "score.samples=1000"]
-                quality = evaluate(Path("runs/recipe") / case, sets, half_life)
+                run = osmotic.load(Path("runs/recipe") / case)
+                quality = run.evaluate(ema=half_life, guidance=guidance, samples=1000)
                 keys = (
                     "half_life",
                     "guidance",

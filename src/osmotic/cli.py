@@ -1,4 +1,7 @@
-"""The commands: parse, call, print. No logic lives here, and nothing heavy is imported before it is needed."""
+"""The commands: parse, call, print. No logic lives here, and nothing heavy is imported before it is needed.
+
+What a command does is `osmotic.api`, the package's face in Python, and `runs/commands.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from osmotic import __version__
+from osmotic import __version__, api
 from osmotic.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from osmotic.config.schema import Config
-    from osmotic.runs.progress import Progress
     from osmotic.storage.folder import RunDir
 
 app = typer.Typer(
     name="osmotic",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -40,14 +44,32 @@ DataOpt = Annotated[
 SetOpt = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key, e.g. training.rounds=5; repeatable.")
 ]
+PluginOpt = Annotated[
+    list[Path],
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="Python file that registers pieces, methods, metrics ...; repeatable.",
+    ),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts, nothing else.")]
 RunArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 
 
-def _load(config: Path | None, preset: str | None, data: str | None, sets: list[str]) -> Config:
+def _load(
+    config: Path | None, preset: str | None, data: str | None, sets: list[str], plugin: list[Path]
+) -> Config:
+    _plug(plugin)
     from osmotic.runs import resolve
 
     return resolve.load(config, preset=preset, data=data, sets=sets)
+
+
+def _plug(files: list[Path]) -> None:
+    from osmotic import plugins
+
+    for file in files:
+        plugins.load_file(file)
 
 
 def _say(document: dict[str, Any], json: bool, text: str) -> None:
@@ -63,69 +85,33 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="New folder for the run; default runs/PRESET-DATA-SEED.")
     ] = None,
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Train a model, score it and write the report. CONFIG is a TOML file; every key has a default."""
-    cfg = _load(config, preset, data, sets)
-    folder = out or _fresh_folder(cfg)
-    from osmotic.runs import plan
-    from osmotic.storage.folder import RunDir
-
-    RunDir.refuse_used(folder)
-    plan.network(cfg)  # what can be known without the images is refused before the seconds that imports take
-
-    def start(observer: Any) -> RunDir:
-        from osmotic.runs import launch
-
-        return launch.start(cfg, folder, observer)
-
-    _train(start, folder, json)
+    cfg = _load(config, preset, data, sets, plugin)
+    folder = out or api.fresh_folder(cfg)
+    _train(lambda: api.start(cfg, folder, quiet=json), folder, json)
 
 
 @app.command()
-def resume(directory: RunArg, json: JsonOpt = False) -> None:
+def resume(directory: RunArg, plugin: PluginOpt = [], json: JsonOpt = False) -> None:  # noqa: B006
     """Go on with the run in folder DIR after a crash, a power cut or Ctrl-C."""
     from osmotic.storage.folder import RunDir
 
+    _plug(plugin)
     RunDir.existing(directory)
-
-    def go_on(observer: Any) -> RunDir:
-        from osmotic.runs import launch
-
-        return launch.resume(directory, observer)
-
-    _train(go_on, directory, json)
+    _train(lambda: api.go_on(directory, quiet=json), directory, json)
 
 
-def _fresh_folder(cfg: Config) -> Path:
-    """runs/PRESET-DATA-SEED, with a number behind it if that is taken."""
-    source = cfg.data.source.rstrip("/").replace("\\", "/").split("/")[-1].split(":")[-1].removesuffix(".npz")
-    base = Path("runs") / f"{cfg.preset or cfg.method.name}-{source}-{cfg.seed}"
-    folder, number = base, 2
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def _train(start: Any, folder: Path, json: bool) -> None:
-    from osmotic.runs.progress import Progress
-
-    opened: list[Progress] = []
-
-    def observe(run_dir: RunDir, cfg: Config) -> Progress:
-        opened.append(Progress(run_dir, cfg, quiet=json))
-        return opened[-1]
-
+def _train(train: Callable[[], RunDir], folder: Path, json: bool) -> None:
     try:
-        run_dir = start(observe)
+        run_dir = train()
     except KeyboardInterrupt:
         started = (folder / "config.toml").is_file()
         told = f"go on with: osmotic resume {folder}" if started else "nothing was begun"
         print(f"\nosmotic: stopped; {told}", file=sys.stderr)
         raise typer.Exit(130) from None
-    finally:
-        for progress in opened:
-            progress.close()
     from osmotic.runs import commands
 
     if not commands.publish(run_dir, json):
@@ -156,11 +142,13 @@ def sample(
             help="Folder for the images; default DIR/samples/new-SEED, with --client new-SEED-CLIENT.",
         ),
     ] = None,
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Draw images from the model of the run in folder DIR: one PNG grid and one PNG per image."""
     from osmotic.runs import commands
 
+    _plug(plugin)
     made = commands.sample(directory, count, label, steps, guidance, seed, client, out)
     _say(made, json, f"{made['count']} images in {made['folder']}\ngrid: {made['grid']}")
 
@@ -173,11 +161,13 @@ def evaluate(
         float | None,
         typer.Option("--ema", help="Half-life in images of the average to score; 0: raw weights."),
     ] = None,
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Score the run in folder DIR again, e.g. with --set score.sampler=ddim --set score.samples=5000."""
     from osmotic.runs import commands
 
+    _plug(plugin)
     quality = commands.evaluate(directory, sets, ema)
     _say(quality, json, commands.quality_text(quality))
 
@@ -188,40 +178,48 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write an HTML page with plots here.")
     ] = None,
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Set the runs in several folders side by side: scores, bytes, images."""
     from osmotic.runs import commands
 
+    _plug(plugin)
     commands.compare(directories, out, json)
 
 
 @app.command()
-def report(directory: RunArg, json: JsonOpt = False) -> None:
+def report(directory: RunArg, plugin: PluginOpt = [], json: JsonOpt = False) -> None:  # noqa: B006
     """Write report.html and the model card of the run in folder DIR anew."""
-    from osmotic.report import card, page
+    from osmotic.runs import commands
 
-    card.write(directory)
-    path = page.write(directory)
+    _plug(plugin)
+    path = commands.report(directory)
     _say({"report": str(path)}, json, str(path))
 
 
 @app.command()
-def methods(json: JsonOpt = False) -> None:
+def methods(
+    pieces: Annotated[
+        bool, typer.Option("--pieces", help="List the pieces of the learning rule instead, with their keys.")
+    ] = False,
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
     """List the presets: what each exchanges, and the paper it comes from."""
-    from osmotic.config.presets import PRESETS
-
-    rows = [
-        {"preset": n, "exchanges": p.exchanges, "paper": p.paper or None, "keys": dict(p.keys)}
-        for n, p in PRESETS.items()
-    ]
+    _plug(plugin)
+    rows = api.list_pieces() if pieces else api.list_presets()
     if json:
         print(jsonlib.dumps(rows))
         return
-    width = max(len(n) for n in PRESETS)
-    for name, preset in PRESETS.items():
-        paper = f"  (arXiv {preset.paper})" if preset.paper else ""
-        print(f"{name:{width}}  {preset.exchanges}{paper}")
+    name, words = ("piece", "title") if pieces else ("preset", "exchanges")
+    width = max(len(row[name]) for row in rows)
+    for row in rows:
+        section = f"[{row['section']}]".ljust(8) + "  " if pieces else ""
+        paper = f"  (arXiv {row['paper']})" if row["paper"] else ""
+        print(f"{row[name]:{width}}  {section}{row[words]}{paper}")
+        for key, default in row["keys"].items() if pieces else ():
+            print(f"{'':{width}}            {key} = {default}")
 
 
 @app.command()
@@ -233,12 +231,13 @@ def plan(
     link: Annotated[
         float, typer.Option("--link", min=0.001, help="Speed of a site's line in Mbit/s.")
     ] = 100.0,
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Say what a run will send and hold, before anything runs. CONFIG is a TOML file."""
     from osmotic.runs import plan as planning
 
-    figures = planning.plan(_load(config, preset, data, sets), link)
+    figures = planning.plan(_load(config, preset, data, sets, plugin), link)
     _say(figures, json, planning.text(figures))
 
 
@@ -249,10 +248,11 @@ def split(
     data: DataOpt = None,
     sets: SetOpt = [],  # noqa: B006
     out: Annotated[Path, typer.Option("--out", help="New folder for the files.")] = Path("split"),
+    plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Write one npz file per client, divided as CONFIG (a TOML file) and the options say."""
-    cfg = _load(config, preset, data, sets)
+    cfg = _load(config, preset, data, sets, plugin)
     from osmotic.data import partition, sources
     from osmotic.data import split as splitting
 
@@ -270,11 +270,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:

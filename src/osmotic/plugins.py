@@ -84,7 +84,7 @@ def register(name: str, thing: Any = None) -> Any:
     _refuse_taken(word, name, registry)
     _check_class(name, thing)
     if word == "codec":
-        thing.name = name  # stands in every packet, and both ends compare it
+        thing.name = name  # type: ignore[attr-defined]  # stands in every packet, and both ends compare it
     registry[name] = thing
     return thing
 
@@ -157,9 +157,7 @@ def load_installed() -> None:
         except Exception as error:
             package = point.dist.name if point.dist is not None else "?"
             told = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(
-                f"plugin {point.name} of package {package} cannot be loaded ({told})", stacklevel=2
-            )
+            warnings.warn(f"plugin {point.name} of package {package} cannot be loaded ({told})", stacklevel=2)
 
 
 def _fault(error: BaseException, path: Path) -> str:
@@ -187,7 +185,7 @@ def _kind_of(name: str, cls: type) -> tuple[str, dict[str, Any], frozenset[str]]
     if issubclass(cls, Method):
         return "exchange", METHODS, frozenset()
     if issubclass(cls, Codec):
-        return "codec", CODECS, frozenset(f.name for f in dataclasses.fields(CodecConfig))  # type: ignore[return-value]
+        return "codec", CODECS, frozenset(f.name for f in dataclasses.fields(CodecConfig))
     if any(base.__module__.startswith("torch.nn.") for base in cls.__mro__):
         raise TypeError(f"register {name!r}: is a network, use osmotic.register_network({name!r}, build)")
     rule = "must derive from osmotic.Piece, osmotic.Method or osmotic.Codec"
@@ -244,4 +242,3 @@ def _is_key_type(hint: Any) -> bool:
     if origin is tuple:
         return len(inner) == 2 and inner[1] is Ellipsis and inner[0] in (int, float, bool, str)
     return hint in (int, float, bool, str)
-

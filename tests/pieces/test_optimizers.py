@@ -107,3 +107,21 @@ def test_a_round_without_a_quorum_moves_no_moment(make_server: Any, monkeypatch:
     assert server.observer.lines[1]["kept_old_weights"]
     assert states[0].keys() == states[1].keys() and any(k.startswith("adam/m/") for k in states[0])
     assert all(np.array_equal(t, states[1][k]) for k, t in states[0].items())
+
+
+def test_a_step_that_is_not_finite_stops_the_run_before_it_counts(make_server: Any, monkeypatch: Any) -> None:
+    from osmotic.errors import ConfigError
+
+    change = PIECES["momentum"].change
+
+    def exploding(self: Any, view: Any, state: Any, gathered: Any, phase: Any, mean: Any) -> Any:
+        bent, state, metrics = change(self, view, state, gathered, phase, mean)
+        if phase.server_round == 2:
+            bent = {n: t * np.float32(np.nan) for n, t in bent.items()}
+        return bent, state, metrics
+
+    monkeypatch.setattr(PIECES["momentum"], "change", exploding)
+    server = make_server("server.pieces=momentum")
+    with pytest.raises(ConfigError, match=r"piece momentum would move .* not finite in train 2"):
+        server.run()
+    assert server.state.step == 1 and all(np.isfinite(w).all() for w in server.state.weights.values())

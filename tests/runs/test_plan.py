@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from osmotic import codecs, methods
+from osmotic import codecs, methods, pieces
 from osmotic.codecs import base
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink
 from osmotic.models import parts as network_parts
+from osmotic.protocol.gate import Gate
 from osmotic.protocol.messages import Client, Phase, Spec, Task
-from osmotic.protocol.participation import choose, conveyed, expected_tensors
+from osmotic.protocol.participation import choose, weights_sent
 from osmotic.runs import plan, resolve
 
 TINY = {"conv_in.weight": (6, 4), "mid_block.bias": (3,), "conv_out.weight": (2, 5)}
 P = 24 + 3 + 10
+NAMES = network_parts.table(TINY)
 UNET_8 = 702_753  # with 10 classes and the null class
 
 
@@ -29,7 +31,8 @@ def sites(count: int) -> list[Client]:
 
 def tiny(clients: int, *sets: str) -> dict[str, plan.Cost]:
     cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
-    return plan.rehearse(cfg, methods.make(cfg.method.name, {}), TINY, sites(clients))
+    method, chain = methods.make(cfg.method.name, {}), pieces.make(cfg)
+    return plan.rehearse(cfg, method, chain, TINY, NAMES, sites(clients))
 
 
 def test_fedavg_conveys_every_weight_once_each_way_per_client_and_round():
@@ -82,17 +85,16 @@ def real(clients: int, *sets: str) -> dict[str, list[int]]:
     """Bytes down and up per site, with real weights, packets and down-link."""
     cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
     rng = np.random.default_rng(0)
-    names = {p: network_parts.names(TINY, [p]) for p in plan.PARTS}
-    link, up = DownLink(codecs.make(cfg.codec.down), names), codecs.make(cfg.codec.up)
+    link, up = DownLink(codecs.make(cfg.codec.down), NAMES), codecs.make(cfg.codec.up)
     total = {c.name: [0, 0] for c in sites(clients)}
     for r in range(1, cfg.training.rounds + 1):
         weights = {n: rng.normal(size=s).astype(np.float32) for n, s in TINY.items()}
         chosen = choose(cfg, Phase("train", r), sites(clients))
         for client in chosen:
-            _, blobs = link.message(client.name, plan.PARTS, r, weights)
+            _, blobs = link.message(client.name, network_parts.PARTS, r, weights)
             total[client.name][0] += sum(map(len, blobs))
             total[client.name][1] += len(up.encode({f"model/{n}": w for n, w in weights.items()}, {}))
-        link.commit({c.name: plan.PARTS for c in chosen}, r)
+        link.commit({c.name: network_parts.PARTS for c in chosen}, r)
     return total
 
 
@@ -179,19 +181,23 @@ def test_packet_lengths_are_not_worked_out_anew_for_every_client(monkeypatch: py
     assert len(calls) <= 2 * few
 
 
-def test_conveyed_weights_count_parts_and_variates_but_no_images():
-    names = {p: network_parts.names(TINY, [p]) for p in plan.PARTS}
+def test_conveyed_weights_count_parts_and_variates_but_no_images_and_no_codecs():
     task = Task(
         sites(1)[0],
         "train",
         send=("encoder", "bottleneck"),
         returns=("decoder",),
-        extras={"control/c": np.zeros((2, 2), np.float32), "image/x": np.zeros((9, 9), np.uint8)},
-        expects={"control/d": Spec((7,)), "image/y": Spec((5, None), "uint8")},
+        extras={
+            "control/c": np.zeros((2, 2), np.float32),
+            "image/x": np.zeros((9, 9), np.uint8),
+            "codec/scale": np.zeros(3, np.float32),
+        },
+        expects={"control/d": Spec((7,), counts=True), "image/y": Spec((5, None), "uint8")},
     )
+    expected = Gate(TINY, NAMES, resolve.load().training).expect(task)
     # Down 24 + 3 + 4, up 10 + 7.
-    assert conveyed(task, TINY, names) == (31, 17)
-    assert set(expected_tensors(TINY, names, task)) == {"model/conv_out.weight", "control/d", "image/y"}
+    assert (weights_sent(task, TINY, NAMES), expected.weights) == (31, 17)
+    assert set(expected.tensors) == {"model/conv_out.weight", "control/d", "image/y"}
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 10), (0.5, 5), (0.01, 1), (0.34, 3)])

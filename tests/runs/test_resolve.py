@@ -84,7 +84,7 @@ def test_every_preset_loads_and_carries_its_own_keys():
         assert got.preset == name
         for key, value in preset.keys.items():
             section, leaf = key.split(".")
-            assert tables[section][leaf] == value
+            assert tables[section][leaf] == (list(value) if isinstance(value, tuple) else value)
 
 
 def test_a_preset_asked_for_by_set_is_not_ignored():
@@ -118,6 +118,15 @@ def test_set_values_are_toml_and_bare_words_are_texts():
     assert parse_set("codec.up=int8") == ("codec.up", "int8")
     assert parse_set('data.source="npz:a=b.npz"') == ("data.source", "npz:a=b.npz")
     assert parse_set("data.source=npz:a=b.npz") == ("data.source", "npz:a=b.npz")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["adam", "[adam]", "momentum,adam", " momentum , adam ", "[momentum, adam]", "['momentum', 'adam']"],
+)
+def test_a_list_of_names_may_be_written_as_bare_words(text: str):
+    pieces = load(sets=[f"server.pieces={text}"]).server.pieces
+    assert pieces == (("momentum", "adam") if "momentum" in text else ("adam",))
 
 
 @pytest.mark.parametrize("text", ["training.rounds", "=5", ""])
@@ -174,7 +183,8 @@ WRONG_TYPES = [
     ("model.conditional=maybe", "model.conditional", "maybe", "auto"),
     ("recipe.ema_half_lives=3", "recipe.ema_half_lives", 3, "a list"),
     ("recipe.ema_half_lives=['a']", "recipe.ema_half_lives", "a", "a number"),
-    ("track.backends=wandb", "track.backends", "wandb", "a list"),
+    ("track.backends=3", "track.backends", 3, "a list"),
+    ("track.backends=[3]", "track.backends", 3, "a text"),
     ("training={rounds=3}", "training", {"rounds": 3}, "unknown key"),
     ("recipe.name=[1]", "recipe.name", [1], "must be"),
 ]

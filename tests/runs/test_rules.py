@@ -9,7 +9,7 @@ import pytest
 
 from osmotic import methods
 from osmotic.errors import ConfigError
-from osmotic.methods import Method
+from osmotic.methods.fedavg import FedAvg
 from osmotic.runs import rules
 from osmotic.runs.resolve import load
 
@@ -98,7 +98,7 @@ def test_an_option_of_a_method_without_options_is_refused():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pull(Method):
+class Pull(FedAvg):
     mu: float = 0.5
 
     def __post_init__(self) -> None:

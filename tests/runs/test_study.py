@@ -36,16 +36,16 @@ def test_the_grid_has_a_row_for_every_class_with_enough_images() -> None:
 
 
 def test_guidance_is_on_only_where_it_can_work() -> None:
-    assert prepared("score.guidance=auto").guidance == 1.5
-    assert prepared("score.guidance=auto", "model.conditional=false").guidance == 1.0
-    assert prepared("score.guidance=auto", "recipe.label_dropout=0").guidance == 1.0
+    assert prepared("score.guidance=auto").blueprint.guidance == 1.5
+    assert prepared("score.guidance=auto", "model.conditional=false").blueprint.guidance == 1.0
+    assert prepared("score.guidance=auto", "recipe.label_dropout=0").blueprint.guidance == 1.0
 
 
 def test_contract_tells_what_no_tensor_shape_shows() -> None:
-    base = prepared().contract()
+    base = prepared().blueprint.contract()
     assert base["norm_groups"] == 8 and base["image"] == [8, 8, 1] and base["classes"] == 10
     others = [
-        prepared(s).contract()
+        prepared(s).blueprint.contract()
         for s in ("model.target=epsilon", "model.schedule=linear", "data.image_size=12")
     ]
     others.append({**base, "norm_groups": 4})

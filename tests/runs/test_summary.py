@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,12 @@ def test_the_run_leaves_every_file(run: tuple[Path, dict[str, Any], str]) -> Non
     assert list((out / "samples").glob("round-0001*.png")) and list((out / "samples").glob("round-0002*.png"))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2]
-    directions = {
-        (e["round"], e["client"], e["direction"])
-        for e in map(json.loads, (out / "ledger.jsonl").read_text().splitlines())
-    }
-    assert len(directions) == 2 * 3 * 2
+    entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    asked = {(e["phase"], e["round"], e["client"], e["direction"]) for e in entries}
+    assert len(asked) == len(entries), "nothing is booked twice"
+    # Two rounds of three clients both ways; own models are drawn from after each, and fetched in the end.
+    own = {} if method == "fedavg" else {"score": 2 * 3 * 2, "models": 3 * 2}
+    assert Counter(e["phase"] for e in entries) == {"train": 2 * 3 * 2, **own}
     pickles = [p for p in out.rglob("*") if p.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")]
     assert not pickles
 

@@ -23,7 +23,9 @@ def make(
     """A new codec of this name, with its residual kept if `error_feedback`.
 
     Args:
+        name: a key of CODECS.
         options: codec name -> its options, already checked (`codec.NAME.KEY` of the configuration).
+    Raises: KeyError for a name that is not registered.
     """
     codec = CODECS[name](**dict((options or {}).get(name, {})))
     return ErrorFeedback(codec) if error_feedback else codec

@@ -22,8 +22,10 @@ from osmotic.tensors import Tensors
 
 MAGIC = b"OSM1"
 HEAD = struct.Struct("<4sII")
+# Most that a header may hold and claim: bytes, axes, elements per axis. It is a stranger's text.
 MAX_HEADER = 64 * 2**20
 MAX_AXES, MAX_AXIS = 32, 2**31
+# No object arrays: they would be pickled, and a packet must never hold code.
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
 
 
@@ -33,7 +35,7 @@ class BadPacket(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a header: name, numpy dtype name and shape of the decoded tensor, and how it is coded."""
+    """One tensor [...] in a header: name, numpy dtype name and shape once decoded, and how it is coded."""
 
     name: str
     dtype: str
@@ -42,12 +44,12 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements, of the decoded tensor [...]; 1 for a scalar, 0 for an empty one."""
         return math.prod(self.shape)
 
 
 class Codec(ABC):
-    """How an exchange is written to bytes. A stateless codec defines the four abstract methods only.
+    """How an exchange, name -> tensor [...], becomes bytes. A stateless codec defines the abstract methods.
 
     A codec with options is a dataclass: its fields are the configuration's `codec.NAME.KEY`.
     `memory` is what one end keeps between exchanges (a residual, say); the codec reads it and leaves its new content
@@ -59,25 +61,33 @@ class Codec(ABC):
 
     @abstractmethod
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-        """How a tensor of this name, dtype and shape is coded, e.g. "f4" or "i8"; data-independent."""
+        """How a tensor of this name, dtype and shape is coded, e.g. "f4" or "i8".
+
+        It follows from these alone, never from the values: a plan asks it of tensors that do not exist yet,
+        and the receiver works it out again to see whether the sender told the truth.
+        """
 
     @abstractmethod
     def section_bytes(self, entry: Entry) -> int:
-        """Length of a tensor's section in bytes, or an upper bound if `bounded`."""
+        """Bytes of the section of a tensor [...], or an upper bound if `bounded`."""
 
-    bounded = (
-        False  # True: the length of a section depends on the data and section_bytes is only its upper bound
-    )
+    # True: the length of a section depends on the data and section_bytes is only its upper bound
+    bounded = False
 
     @abstractmethod
     def encode_tensor(
         self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
     ) -> bytes:
-        """One tensor as its section; `rng` is the sender's own stream, for codecs that round at random."""
+        """One tensor [...] of entry.shape and entry.dtype as its section.
+
+        Args:
+            rng: the sender's own stream, for codecs that round at random.
+        Raises: ValueError naming the tensor, if it holds a value that cannot be coded.
+        """
 
     @abstractmethod
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
-        """One section as an array of entry.shape and entry.dtype; it may be a read-only view of `data`."""
+        """One section as an array [...] of entry.shape and entry.dtype; may be a read-only view of `data`."""
 
     # --- exchanges; a wrapper such as error feedback overrides these ---
     def encode(
@@ -86,8 +96,10 @@ class Codec(ABC):
         """The packet of these tensors, in sorted order of names.
 
         Args:
-            memory: what this end keeps; changed in place.
+            tensors: name -> array [...] of a dtype of DTYPES.
+            memory: what this end keeps, name -> array [...]; changed in place.
             rng: the stream of this sender in this round, so that a repeated step gives the same bytes.
+        Raises: ValueError for another dtype, and as `encode_tensor`.
         """
         entries = [
             self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in sorted(tensors)
@@ -96,19 +108,28 @@ class Codec(ABC):
         return pack(self.name, entries, sections, self.bounded)
 
     def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, read-only tensor) pairs of a packet, one at a time. Raises BadPacket before anything is allocated."""
+        """(name, read-only tensor [...]) pairs of a packet, one at a time.
+
+        Raises: BadPacket when the first pair is asked for, before anything is allocated.
+        """
         entries, sections = unpack(data, self)
         for entry, section in zip(entries, sections, strict=True):
             yield entry.name, self.decode_tensor(entry, section)
 
     def packet_bytes(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
-        """Length of the packet of tensors {name: (dtype, shape)}; exact, or an upper bound if `bounded`."""
+        """Bytes of the packet of tensors {name: (dtype, shape)}; exact, or an upper bound if `bounded`.
+
+        Raises: ValueError as `entry`.
+        """
         entries = [self.entry(name, *shapes[name]) for name in sorted(shapes)]
         sizes = [self.section_bytes(e) for e in entries]
         return HEAD.size + len(header_bytes(self.name, entries, sizes if self.bounded else None)) + sum(sizes)
 
     def entry(self, name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
-        """Header entry of a tensor; numbers that are not floats are always sent as they are."""
+        """Header entry of a tensor; numbers that are not floats are always sent as they are.
+
+        Raises: ValueError for a dtype that is not of DTYPES.
+        """
         if dtype not in DTYPES:
             raise ValueError(f"{name}: dtype {dtype} cannot be sent; use one of {', '.join(DTYPES)}")
         form = self.form(name, dtype, shape) if dtype == "float32" else "raw"
@@ -122,46 +143,51 @@ class Codec(ABC):
         """What the server is to remember of this client's decoded reply until the phase counts; changes nothing.
 
         Replies come in any order and are dropped at once, so this picks out what `learn` will need.
+        Args:
+            tensors: name -> array [...] as decoded, views of the packet: copy what is kept.
         """
         return {}
 
     def learn(self, observed: Mapping[str, Tensors]) -> None:
-        """A phase counts: what was picked out of its replies, by client, sorted by name, so that order never matters."""
+        """A phase counts: what was picked out of its replies, client -> name -> array [...].
+
+        Clients come sorted by name, so that order never matters.
+        """
 
     def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
-        """New weights of the codec itself, to be broadcast under "codec/" before this round; None for no change.
+        """New weights of the codec itself, name -> array [...], or None for no change.
 
+        Before this round, and until every client has them, they travel in its tasks under "codec/".
         Args:
             rng: the server's own stream of this round, for training.
         """
         return None
 
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """A client takes over weights that `refresh` gave."""
+        """A client takes over weights that `refresh` gave, name -> array [...]."""
 
     def state(self) -> Tensors:
-        """The codec's part of the checkpoint."""
+        """The codec's part of the checkpoint, name -> array [...]."""
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`: name -> array [...]."""
 
 
 def header_bytes(codec: str, entries: list[Entry], lengths: list[int] | None) -> bytes:
-    """Header JSON without spaces; `lengths` only for codecs whose sections vary with the data."""
+    """Header JSON without spaces; `lengths`, in bytes, only for codecs whose sections vary with the data."""
     header: dict[str, Any] = {
         "codec": codec,
         "tensors": [[e.name, e.dtype, list(e.shape), e.form] for e in entries],
     }
     if lengths is not None:
-        header["lengths"] = [
-            f"{n:010d}" for n in lengths
-        ]  # fixed width: the header's own length stays predictable
+        # Fixed width: the header's own length stays predictable.
+        header["lengths"] = [f"{n:010d}" for n in lengths]
     return json.dumps(header, separators=(",", ":")).encode()
 
 
 def pack(codec: str, entries: list[Entry], sections: list[bytes], with_lengths: bool) -> bytes:
-    """Header and sections as one packet."""
+    """Header and sections as one packet; `sections` in the order of `entries`."""
     header = header_bytes(codec, entries, [len(s) for s in sections] if with_lengths else None)
     crc = zlib.crc32(header)
     for section in sections:
@@ -170,7 +196,11 @@ def pack(codec: str, entries: list[Entry], sections: list[bytes], with_lengths: 
 
 
 def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
-    """Entries and sections of a packet, every size checked against its length. Raises BadPacket."""
+    """Entries and sections of a packet, every size checked against its length.
+
+    Returns: entries, and for each its section as a view, uint8 [bytes].
+    Raises: BadPacket for anything but a whole packet of this codec.
+    """
     view = memoryview(data)
     if len(view) < HEAD.size:
         raise BadPacket(f"{len(view)} bytes are shorter than a packet head")
@@ -179,6 +209,7 @@ def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
         raise BadPacket("does not start like a packet")
     if length > MAX_HEADER or HEAD.size + length > len(view):
         raise BadPacket(f"header of {length} bytes does not fit")
+    # Before the JSON is parsed: a torn packet is told from one that was written wrongly.
     if zlib.crc32(view[HEAD.size :]) != crc:
         raise BadPacket("checksum does not match: torn or altered")
     try:
@@ -187,6 +218,7 @@ def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
         entries = [
             Entry(str(n), str(d), tuple(int(k) for k in s), str(f)) for n, d, s, f in header["tensors"]
         ]
+        # An axis of 0 beside a huge one has no bytes, so the check of lengths below would let it through.
         if any(len(e.shape) > MAX_AXES or not all(0 <= n < MAX_AXIS for n in e.shape) for e in entries):
             raise ValueError
         lengths = (
@@ -194,11 +226,13 @@ def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
             if codec.bounded
             else [codec.section_bytes(e) for e in entries]
         )
+    # RecursionError: brackets in brackets. No text of the packet goes into the message.
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BadPacket(f"header cannot be read ({type(error).__name__})") from None
     if name != codec.name:
         raise BadPacket(f"is coded with {name!r}, expected {codec.name!r}")
     for e in entries:
+        # The form is worked out again: a sender does not choose how its bytes are read.
         if e.dtype not in DTYPES or codec.entry(e.name, e.dtype, e.shape) != e:
             raise BadPacket(
                 f"{e.name}: form {e.form!r} of {e.dtype} {list(e.shape)} is not one of codec {codec.name}"
@@ -216,11 +250,12 @@ def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
 
 
 def encode_raw(tensor: np.ndarray) -> bytes:
-    """An array's bytes, little-endian, row-major."""
+    """The bytes of an array [...] of any dtype, little-endian, row-major."""
     return np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes()
 
 
 def decode_raw(entry: Entry, data: memoryview) -> np.ndarray:
-    """The inverse of `encode_raw`: a read-only view of the packet, which a fold needs no copy of."""
+    """The inverse of `encode_raw`: an array [...] of entry.shape, a view that a fold needs no copy of."""
     array = np.frombuffer(data, np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+    # Back to the native byte order: a copy on big-endian machines alone.
     return array.astype(entry.dtype, copy=False)

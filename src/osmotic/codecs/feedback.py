@@ -14,7 +14,10 @@ from osmotic.tensors import Tensors
 
 
 class ErrorFeedback(Codec):
-    """`inner` with a residual: sends encode(x + e) and keeps e' = (x + e) - decode(sent)."""
+    """`inner` with a residual e: sends encode(x + e) and keeps e' = (x + e) - decode(sent), float32 [...].
+
+    The residual is in `memory` as "residual/NAME". What is not float32 is coded without loss and has none.
+    """
 
     def __init__(self, inner: Codec) -> None:
         self.inner, self.name = inner, inner.name
@@ -24,6 +27,10 @@ class ErrorFeedback(Codec):
     def encode(
         self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
     ) -> bytes:
+        """The packet of x + e; e' comes over e in `memory`, name -> float32 [...].
+
+        Raises: ValueError as `inner`.
+        """
         meant = {
             name: t + memory[f"residual/{name}"]
             if t.dtype == np.float32 and f"residual/{name}" in memory
@@ -31,14 +38,17 @@ class ErrorFeedback(Codec):
             for name, t in tensors.items()
         }
         data = self.inner.encode(meant, memory, rng)
+        # Decoded from the very bytes that leave: the loss to make good is the one that the receiver sees.
         for name, got in self.inner.decode(data, {}):
             if got.dtype == np.float32:
                 memory[f"residual/{name}"] = meant[name] - got
         return data
 
     def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, tensor [...]) pairs as `inner`: the residual is the sender's alone. Raises: BadPacket."""
         return self.inner.decode(data, memory)
 
+    # --- all else is as `inner` does it ---
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         return self.inner.form(name, dtype, shape)
 

@@ -18,11 +18,11 @@ class Fp16(Codec):
     name = "fp16"
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-        """ "f2" for every float32 tensor, of any shape [...]."""
+        """Form f2 for every float32 tensor [...], whatever its shape."""
         return "f2"
 
     def section_bytes(self, entry: Entry) -> int:
-        """Bytes of a section: 2 per weight, exact."""
+        """Bytes of the section of a tensor [...], exact: 2 per weight; what is no float goes as it is."""
         return entry.size * (2 if entry.form == "f2" else np.dtype(entry.dtype).itemsize)
 
     def encode_tensor(
@@ -44,7 +44,7 @@ class Fp16(Codec):
         return encode_raw(tensor.astype(np.float16))
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
-        """float32 of entry.shape; every half is a float32 too, so nothing more is lost."""
+        """float32 [...] of entry.shape; every half is a float32 too, so nothing more is lost."""
         if entry.form == "raw":
             return decode_raw(entry, data)
         return np.frombuffer(data, "<f2").reshape(entry.shape).astype(np.float32)

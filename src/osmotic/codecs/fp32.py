@@ -14,19 +14,19 @@ class Fp32(Codec):
     absolute = True
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-        """ "raw" for every tensor, of any dtype and shape [...]."""
+        """Form raw for every tensor [...], whatever its dtype and shape."""
         return "raw"
 
     def section_bytes(self, entry: Entry) -> int:
-        """Bytes of a section: 4 per weight, exact."""
+        """Bytes of the section of a tensor [...], exact: 4 per weight."""
         return entry.size * np.dtype(entry.dtype).itemsize
 
     def encode_tensor(
         self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
     ) -> bytes:
-        """The tensor's own bytes, little-endian, row-major; `rng` is not used, nothing is rounded."""
+        """The bytes of a tensor [...], little-endian, row-major; `rng` is not used, nothing is rounded."""
         return encode_raw(tensor)
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
-        """A read-only view of `data` with entry.shape: the packet must outlive it."""
+        """A read-only view [...] of `data` with entry.shape: the packet must outlive it."""
         return decode_raw(entry, data)

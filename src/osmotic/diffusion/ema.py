@@ -26,7 +26,7 @@ def round_gain(images: int, half_life: float) -> float:
 
 
 class Ema:
-    """Debiased averages of the weights after each round; the server's, clients never see them.
+    """Debiased averages of the weights after each round, name -> float64 [...]; nobody trains from them.
 
     With decay d of a round, Adam's form is m <- d * m + (1 - d) * w from m = 0 and the average m / (1 - prod d). Here the
     average itself is kept, which is the same numbers: with mass M <- d * M + (1 - d), the average moves by

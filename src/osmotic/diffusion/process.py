@@ -26,7 +26,7 @@ Denoiser = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Process:
-    """Target, schedule and loss; holds no weights and no random state, so threads may share it.
+    """Target, schedule and loss of images [B, C, H, W]; has no weights or random state: threads may share it.
 
     Args:
         target: a key of `target.TARGETS`.

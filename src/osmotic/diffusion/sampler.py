@@ -33,7 +33,7 @@ Seed = int | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How images are drawn from networks of one process: all that stays the same from one pool to the next.
+    """How images [N, C, H, W] are drawn from networks of one process: what stays the same from pool to pool.
 
     Args:
         process: what the networks were trained with.
@@ -106,7 +106,7 @@ class Sampling:
         threads: int = 1,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """As `draw`, with one worker thread per model; the same bits for any number of models.
+        """As `draw`, [N, C, H, W], with one worker thread per model; the same bits for any number of models.
 
         Chunks are cut before they are handed out and each runs with `threads` operator threads, so the network sees
         the same batches on the same number of threads however many workers there are.

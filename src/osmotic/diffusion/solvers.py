@@ -66,7 +66,7 @@ class Sampler(ABC):
     def scheduler(
         self, process: Process, steps: int, *, clip: bool = True, device: torch.device | str = "cpu"
     ) -> Any:
-        """A diffusers scheduler set to `steps` steps; the last one always goes to zero noise.
+        """A diffusers scheduler with `timesteps` [steps]; the last step always goes to zero noise.
 
         Args:
             process: what the network was trained with.
@@ -86,7 +86,7 @@ class Ddpm(Sampler):
     def scheduler(
         self, process: Process, steps: int, *, clip: bool = True, device: torch.device | str = "cpu"
     ) -> Any:
-        """As `Sampler.scheduler`."""
+        """As `Sampler.scheduler`, at the even stops [steps]."""
         from diffusers import DDPMScheduler  # its default variance, "fixed_small", is the smaller one
 
         common = scheduler_arguments(process.target, process.schedule, process.timesteps)
@@ -112,7 +112,7 @@ class DpmSolver(Sampler):
     def scheduler(
         self, process: Process, steps: int, *, clip: bool = True, device: torch.device | str = "cpu"
     ) -> Any:
-        """As `Sampler.scheduler`."""
+        """As `Sampler.scheduler`, at the stops [steps] of this sampler."""
         from diffusers import DPMSolverMultistepScheduler
 
         common = scheduler_arguments(process.target, process.schedule, process.timesteps)
@@ -139,7 +139,7 @@ class UniPC(Sampler):
     def scheduler(
         self, process: Process, steps: int, *, clip: bool = True, device: torch.device | str = "cpu"
     ) -> Any:
-        """As `Sampler.scheduler`."""
+        """As `Sampler.scheduler`, at the "linspace" stops [steps] of the usable part of the schedule."""
         from diffusers import UniPCMultistepScheduler
 
         usable = usable_timesteps(process, steps + 1)
@@ -176,7 +176,10 @@ class EdmSolver(Sampler):
     def scheduler(
         self, process: Process, steps: int, *, clip: bool = True, device: torch.device | str = "cpu"
     ) -> Any:
-        """As `Sampler.scheduler`; `clip` changes nothing, as in the paper, which clips no estimate on the way."""
+        """As `Sampler.scheduler`, at noise levels [steps] and not timesteps.
+
+        `clip` changes nothing, as in the paper, which clips no estimate on the way.
+        """
         import diffusers
 
         found = getattr(diffusers, self.scheduler_class)(
@@ -191,7 +194,7 @@ class EdmSolver(Sampler):
 
 
 def even_stops(process: Process, steps: int) -> list[int]:
-    """`steps` timesteps evenly spaced, strictly falling, from the noisiest one to one stride above clean.
+    """Timesteps [steps] evenly spaced, strictly falling, from the noisiest one to one stride above clean.
 
     The noisiest timestep must be among them: the network has seen it, and sampling starts there ("trailing",
     arXiv:2305.08891, Table 2).
@@ -201,7 +204,7 @@ def even_stops(process: Process, steps: int) -> list[int]:
 
 
 def crowded_stops(process: Process, steps: int) -> list[int]:
-    """`steps` timesteps from the end of the usable part, strictly falling, >= 0, closer together towards the clean end.
+    """Timesteps [steps] from the end of the usable part, strictly falling, >= 0, closer towards clean.
 
     That is where pixels of small variance are settled (cf. the quadratic spacing of arXiv:2010.02502, app. D.2).
     """

@@ -14,11 +14,14 @@ from torch import Tensor
 
 
 class Space(Protocol):
-    """From pixels to what the network sees and back; holds no random state, so threads may share it."""
+    """From pixels [N, c, h, w] to what the network sees, [N, C, H, W], and back.
+
+    Holds no random state, so threads may share it.
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network sees."""
+        """The lengths C, H, W of what the network sees, [N, C, H, W]."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -39,7 +42,7 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The images themselves, brought to [-1, 1].
+    """The images themselves, [N, C, H, W], brought to [-1, 1].
 
     Args:
         shape: (C, H, W) of the images.

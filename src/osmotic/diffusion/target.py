@@ -46,7 +46,7 @@ class Example:
 
 
 class Target(Protocol):
-    """What a network may be trained to predict."""
+    """What a network may be trained to predict, [B, C, H, W]."""
 
     @property
     def edm(self) -> bool:
@@ -105,7 +105,7 @@ class ScheduledTarget(ABC):
         return snr.new_ones(snr.shape) if gamma == 0 else self.min_snr_weight(snr, gamma)
 
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
-        """As `Target.example`; every image has its own timestep, uniform over the schedule (arXiv:2006.11239, alg. 1)."""
+        """As `Target.example`; timesteps [B] are uniform over the schedule (arXiv:2006.11239, alg. 1)."""
         import torch
 
         # Every draw is made where the generator is: drawn on the images' device, a GPU's numbers would differ.
@@ -127,7 +127,7 @@ class ScheduledTarget(ABC):
 
 
 class Epsilon(ScheduledTarget):
-    """The noise (arXiv:2006.11239, eq. 14)."""
+    """The noise, [B, C, H, W] (arXiv:2006.11239, eq. 14)."""
 
     prediction_type = "epsilon"
 
@@ -143,7 +143,10 @@ class Epsilon(ScheduledTarget):
 
 
 class V(ScheduledTarget):
-    """v, the velocity of the noisy image along the angle from clean image to noise (arXiv:2202.00512, app. D)."""
+    """v, [B, C, H, W], the velocity of the noisy image along the angle from clean image to noise.
+
+    Source: arXiv:2202.00512, app. D.
+    """
 
     prediction_type = "v_prediction"
 
@@ -162,7 +165,7 @@ class V(ScheduledTarget):
 
 
 class Sample(ScheduledTarget):
-    """The clean image (arXiv:2202.00512, sec. 4)."""
+    """The clean image, [B, C, H, W] (arXiv:2202.00512, sec. 4)."""
 
     prediction_type = "sample"
 
@@ -177,9 +180,9 @@ class Sample(ScheduledTarget):
 
 
 class Edm:
-    """The raw network F of D(x) = c_skip * x + c_out * F(c_in * x, c_noise), which denoises x = x0 + sigma * noise.
+    """The raw network F of D(x) = c_skip * x + c_out * F(c_in * x, c_noise), [B, C, H, W].
 
-    Source: arXiv:2206.00364, sec. 5 and Table 1.
+    D denoises x = x0 + sigma * noise. Source: arXiv:2206.00364, sec. 5 and Table 1.
     """
 
     edm: ClassVar[bool] = True
@@ -187,7 +190,7 @@ class Edm:
     prediction_type: ClassVar[str] = "epsilon"
 
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
-        """As `Target.example`; every image has its own log-normal sigma, and `seen` is c_in * x."""
+        """As `Target.example`; log-normal sigmas [B], and `seen` is c_in * x."""
         sigma = draw_sigma(len(x0), generator)
         scaling = edm_scaling(sigma)
         noisy = x0 + per_image(sigma, x0) * draw_noise(x0, generator)

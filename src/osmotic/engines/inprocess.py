@@ -93,6 +93,7 @@ class InProcess:
     def _late(
         self, pending: dict[Future[Answer], Sent], waiting: Iterator[Sent], seconds: float
     ) -> Iterator[Answer]:
+        # Their threads cannot be killed: a client looks at `stop` between two steps of training.
         self.stop.set()
         for future, sent in pending.items():
             try:

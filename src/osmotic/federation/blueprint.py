@@ -48,7 +48,7 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: Config, image_size: int, channels: int, num_classes: int) -> Blueprint:
-        """For square images of this side and these channels; `num_classes` 0 is unconditional.
+        """For images [N, side, side, C] of this side and these channels; `num_classes` 0 is unconditional.
 
         Raises: ConfigError for a size that the network cannot take.
         """
@@ -58,7 +58,7 @@ class Blueprint:
 
     @cached_property
     def layout(self) -> Layout:
-        """Parameter name -> shape."""
+        """Parameter name -> shape, sorted by name; every parameter is float32 [...]."""
         return models.layout(self.spec)
 
     @cached_property
@@ -75,13 +75,17 @@ class Blueprint:
         return pieces.make(self.config)
 
     def codec(self, direction: Literal["up", "down"], error_feedback: bool = False) -> Codec:
-        """A new codec of one direction."""
+        """A new codec of one direction.
+
+        Each end makes its own, as what a codec remembers is one end's alone.
+        """
         config = self.config.codec
         return codecs.make(getattr(config, direction), error_feedback, config.options)
 
     @cached_property
     def keeps_moments(self) -> bool:
         """Whether optimiser moments live from round to round; the centralised baseline always keeps them."""
+        # It is what federated training is measured against, and plain training restarts no optimiser.
         return self.config.training.optimizer_state == "keep" or self.method().pools_data
 
     @property
@@ -90,6 +94,7 @@ class Blueprint:
         asked = self.config.score.guidance
         if asked != "auto":
             return asked
+        # Without dropped labels "no class" was never trained, so guidance would go by chance.
         return 1.5 if self.spec.num_classes and self.config.recipe.label_dropout > 0 else 1.0
 
     def contract(self) -> dict[str, Any]:
@@ -106,18 +111,20 @@ class Blueprint:
         }
 
     def initial(self) -> Tensors:
-        """The weights of round 0, float32 by name: a function of network and seed alone."""
+        """The weights of round 0, name -> float32 [...]: a function of network and seed alone."""
         return models.initial(self.spec, seeds.integer(self.config.seed, seeds.WEIGHTS))
 
     def model(self, device: torch.device) -> torch.nn.Module:
-        """A network on the device, channels-last: 1.25 times as fast as the default layout on CPUs."""
+        """A network for [B, C, H, W] on the device, channels-last: on CPUs 1.25 times as fast."""
         model = models.build(self.spec)
+        # Clients side by side share torch's global generator, so dropout must not draw from it.
         make_seeded(model)
+        # At the border of a frozen part torch 2.13 would crash the process.
         norms.guard(model)
         return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def sampling(self, guidance: float | None = None) -> Sampling:
-        """How images are drawn: the configuration's sampler and steps, and its guidance if none is given."""
+        """How images [N, C, H, W] are drawn, as the configuration says; its guidance too if none is given."""
         score = self.config.score
         return Sampling(
             process=self.process,
@@ -139,6 +146,7 @@ class Blueprint:
 
         Args:
             labels: int64 [samples], or None for no class.
+        Raises: ValueError as `Sampling.draw`.
         """
         sampling = self.sampling(guidance)
         device = next(model.parameters()).device
@@ -148,7 +156,7 @@ class Blueprint:
     def draw_chunks(
         self, networks: Sequence[torch.nn.Module], labels: np.ndarray | None, samples: int, seed: int
     ) -> tuple[np.ndarray, int]:
-        """As `draw`, by replicas of one network side by side; the same bits for any number of them."""
+        """As `draw`, uint8 [samples, H, W, C], by any number of replicas side by side: the same bits."""
         sampling = self.sampling()
         images = sampling.draw_chunks(
             networks,

@@ -60,6 +60,7 @@ def entries(
         travels: False where nothing goes over a network.
     """
     sent, packet = answer.sent, answer.packet
+    # A packet that only says that its client failed holds no blobs, so it is 0 bytes like one that is lost.
     came = packet.num_bytes if packet is not None else 0
     images = int(metrics.get("images", 0))
     down = ledger.Entry(
@@ -75,6 +76,7 @@ def entries(
     up = replace(
         down,
         direction="up",
+        # Bytes were spent whatever became of the reply; weights are conveyed only by one that counted.
         parameters=weights[1] if travels and failure is None else 0,
         bytes=came if travels else 0,
         images=images,
@@ -88,6 +90,7 @@ def without_quorum(entry: ledger.Entry) -> ledger.Entry:
     """An entry of a round that does not count: its bytes were spent, but no work was done."""
     if entry.status != "counted":
         return entry
+    # What went down was conveyed all the same; what came up was not used.
     parameters = entry.parameters if entry.direction == "down" else 0
     return replace(entry, status="unused", parameters=parameters, images=0, steps=0, flops=0)
 
@@ -107,6 +110,7 @@ def line(
         update_norm: length of the step of the global weights; None where there are none.
         metrics: the pieces' own figures, "PIECE/NAME".
     """
+    # A float sum depends on its order, and replies come in any.
     losses = {n: float(tally.answers[n]["loss"]) for n in sorted(tally.answers) if "loss" in tally.answers[n]}
     weight = sum(tally.weights[n] for n in losses)
     return {
@@ -127,5 +131,5 @@ def line(
 
 
 def distance(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
-    """Euclidean norm of the change of all weights, summed in float64 by sorted name."""
+    """Euclidean norm of the change of weights, name -> float32 [...], in float64 by sorted name."""
     return math.sqrt(sum(float(np.square(new[n] - old[n], dtype=np.float64).sum()) for n in sorted(old)))

@@ -38,7 +38,7 @@ log = logging.getLogger("osmotic.client")
 
 @dataclass
 class Site:
-    """What one client owns: who it is, its images on the device, and its private store."""
+    """What one client owns: who it is, its images [N, C, H, W] on the device, and its private store."""
 
     client: Client
     images: Images
@@ -66,7 +66,7 @@ class Opened:
 
 @dataclass
 class Result:
-    """What a step brought: coded tensors ("model/NAME"), exact ones, and figures beside them."""
+    """What a step brought: tensors [...] for the codec ("model/NAME"), exact ones, figures beside them."""
 
     coded: Tensors = field(default_factory=dict)
     exact: Tensors = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Worker:
 
     Args:
         blueprint: what server and clients have in common; it holds no images.
-        initial: the run's initial weights, which every participant can draw from the seed.
+        initial: the run's initial weights, name -> float32 [...]; everybody can draw them from the seed.
         contract: hash that a packet must carry.
         stop: set when the run is being stopped.
     """
@@ -110,6 +110,7 @@ class Worker:
             reason = str(error)
         except Exception as error:  # whatever a site runs into must not stop the others
             log.warning("%s could not do its task", site.client.name, exc_info=True)
+            # Its text may name a path or hold a value of the site's own data.
             reason = type(error).__name__
         return Packet({"failure": ["raised", reason]})
 
@@ -127,13 +128,16 @@ class Worker:
     # --- open ---
 
     def open(self, site: Site, packet: Packet) -> Opened:
-        """Loads the private state, decodes the packet, and puts the weights that the step starts from into the network.
+        """Loads the private state, decodes the packet, and puts the weights to start from into the network.
+
+        The packet holds the parts sent, name -> float32 [...], and extras, "GROUP/NAME" -> array [...].
 
         Raises: StateLost if the state that the server counts on is not here; BadPacket for what is no packet of ours.
         """
         header, codec_config = packet.header, self.config.codec
         kept = site.store.load(header["counted_round"]) if self.stateful else {}
         state, blobs = ClientState.of(kept), list(packet.blobs)
+        # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
         extras = {n: t.copy() for n, t in EXACT.decode(blobs.pop(), {})} if header["extras"] else {}
         state.codec |= group(extras, "codec")
         down, up = self.blueprint.codec("down"), self.blueprint.codec("up", codec_config.error_feedback)
@@ -144,6 +148,7 @@ class Worker:
         received |= held(header["held"], self.part_names, state)
         # Images are drawn from the average of a personal model, training goes on from the weights themselves.
         own = state.personal | (state.average if header["action"] != "train" else {})
+        # Later ones win: what the server sent is newer than what was kept, and that newer than round 0.
         copy_weights(self.named, {**self.initial, **own, **received})
         step = Step(
             client=site.client,
@@ -165,7 +170,10 @@ class Worker:
     # --- the actions ---
 
     def train(self, opened: Opened) -> Result:
-        """Local training; the change of the parts asked for, and what the pieces add."""
+        """Local training: "model/NAME" float32 [...], the change of the parts asked for, and what pieces add.
+
+        Raises: Cancelled if the run is being stopped.
+        """
         state, step, training = opened.state, opened.step, self.config.training
         step.received = {n: p.detach().clone() for n, p in self.named.items()}
         rule = self.chain.open(self.method, step, state.pieces)
@@ -181,6 +189,7 @@ class Worker:
             training,
             steps=steps,
             learning_rate=step.learning_rate,
+            # Of this round and client alone: neither order, nor workers, nor a restart move it.
             rng=seeds.rng(self.config.seed, seeds.TRAINING, step.server_round, step.client.name),
             rule=rule,
             moments=moments,
@@ -193,6 +202,7 @@ class Worker:
         change, extras, state.pieces = rule.close(change)
         if moments is not None:
             state.optimizer = moments
+        # A piece's phase may keep other parts than the exchange does (`personalise` keeps all).
         kept = opened.header["keep"]
         state.personal |= weights_of(self.named, step.names(self.method.keep() if kept is None else kept))
         if not self.method.global_model:
@@ -205,6 +215,7 @@ class Worker:
 
     def _average(self, state: ClientState, images: int) -> None:
         """Where no global model exists, the client keeps the average of its own model that the recipe asks for."""
+        # One of them: it is what is scored, and each would cost the site 8 bytes per weight.
         half_lives = self.config.recipe.ema_half_lives[:1]
         if not half_lives:
             return
@@ -226,19 +237,27 @@ class Worker:
         return Result(exact={"image/samples": images}, metrics={"nfe": nfe})
 
     def give_model(self, opened: Opened) -> Result:
-        """The client's own model as it is scored, "own/NAME" float32: how the server gets it where policy allows."""
+        """The client's own model as it is scored, "own/NAME" float32 [...].
+
+        So the server gets it where policy allows.
+        """
         return Result(exact={f"own/{n}": t for n, t in weights_of(self.named).items()})
 
     # --- close ---
 
     def close(self, opened: Opened, result: Result) -> Packet:
-        """Encodes what goes back, and saves the private state that the next step starts from."""
+        """Encodes what goes back, name -> array [...], and saves the state that the next step starts from.
+
+        Raises: ValueError for a change that the codec cannot hold; OSError if the state cannot be written.
+        """
         state, step, metrics = opened.state, opened.step, result.metrics
         blobs = []
         if result.coded:
+            # Apart from training: a codec that draws must not move the noise of the images.
             rng = seeds.rng(self.config.seed, seeds.CODEC, step.server_round, step.client.name)
             blobs.append(opened.uplink.encode(result.coded, state.residual, rng))
         if result.exact:
+            # After the coded ones: the server takes them apart by what it expects, in this order.
             blobs.append(EXACT.encode(result.exact, {}))
         # Clients that only sample or give their model change nothing that the server counts.
         if self.stateful and opened.header["action"] == "train" and step.phase not in SCORING:

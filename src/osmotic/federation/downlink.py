@@ -25,7 +25,10 @@ from osmotic.tensors import Tensors, group
 
 @dataclass
 class Stream:
-    """One part's stream: the replica's round, and the kept packets as a chain of (base round, round, packet)."""
+    """One part's stream: the replica, name -> float32 [...], its round, and what the codec remembers.
+
+    `chain` holds the packets kept: (base round, round, packet).
+    """
 
     round: int | None = None
     replica: Tensors = field(default_factory=dict)
@@ -33,7 +36,7 @@ class Stream:
     chain: list[tuple[int, int, bytes]] = field(default_factory=list)
 
     def missed(self, base: int | None) -> list[bytes] | None:
-        """Packets that lead from the replica of round `base` to the newest, or None where they are not kept."""
+        """Packets that lead from the replica of round `base` to the newest; None where they are not kept."""
         for i, (start, _, _) in enumerate(self.chain):
             if start == base:
                 return [data for _, _, data in self.chain[i:]]
@@ -66,7 +69,10 @@ class DownLink:
         self._full: dict[str, bytes] = {}
 
     def adopt(self, trained: Mapping[str, np.ndarray], fresh: bool) -> None:
-        """Weights of a codec that is itself trained; if they are `fresh`, older packets can no longer be decoded."""
+        """Weights [...] of a codec that is itself trained.
+
+        If they are `fresh`, older packets can no longer be decoded.
+        """
         if self.codec.trained:
             self.codec.adopt(trained)
             self._fresh = fresh
@@ -78,12 +84,17 @@ class DownLink:
             changed: part -> round at whose end its global weights last moved.
         """
         heard = self.heard.get(client, {}) if self.changed_only else {}
+        # Heard in round r means sent at its beginning: a change at the end of r itself is not in it.
         return {p: heard[p] for p in parts if p in heard and changed.get(p, heard[p] - 1) < heard[p]}
 
     def message(
         self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """Header entries and blobs that bring `client` to this round's weights of `parts`."""
+        """Header entries and blobs that bring `client` to this round's weights of `parts`.
+
+        Args:
+            weights: name -> float32 [...]; the same in every call of a phase, as each part is coded once.
+        """
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for part in parts:
@@ -96,6 +107,7 @@ class DownLink:
             else:
                 stream = self._advanced(part, server_round, weights)
                 missed, full = stream.missed(base), self._fp32_blob(part, stream.replica)
+            # Full weights are fp32: after a few missed rounds they are the smaller packet.
             changes = missed is not None and sum(map(len, missed)) <= len(full)
             payload = missed if changes and missed is not None else [full]
             entries.append(
@@ -117,6 +129,7 @@ class DownLink:
         """The phase counts: `counted` names the clients whose reply was summed and the parts each was sent."""
         self.streams.update(self._next)
         if self.changed_only or not self.codec.absolute:
+            # Only who is known to have got it: a client whose reply was lost may have heard nothing.
             for client, parts in counted.items():
                 self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
         self.abandon()
@@ -132,11 +145,13 @@ class DownLink:
             return self._next[part]
         old, names = self.streams[part], self.names[part]
         if old.round is None:
+            # The first replica is exact, so that newcomers and the server start from one.
             moved = Stream(server_round, {n: weights[n].copy() for n in names})
         else:
             memory = dict(old.memory)
             rng = seeds.rng(self.seed, seeds.CODEC, server_round, f"down/{part}")
             data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory, rng)
+            # Decoded as clients will: the server moves its replica by what they hear, not by what it meant.
             change = dict(self.codec.decode(data, {}))
             chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
             self.trim(chain, self.fp32_bytes(names, weights))
@@ -145,7 +160,7 @@ class DownLink:
         return moved
 
     def fp32_bytes(self, names: list[str], weights: Mapping[str, np.ndarray]) -> int:
-        """Length of the full replica's packet."""
+        """Bytes of the full replica's packet, given weights of its shapes, name -> [...]."""
         return EXACT.packet_bytes({n: ("float32", weights[n].shape) for n in names})
 
     @staticmethod
@@ -155,7 +170,7 @@ class DownLink:
             chain.pop(0)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and JSON of the committed state, for the checkpoint."""
+        """Tensors [...] and JSON of the committed state, for the checkpoint; packets are uint8 [bytes]."""
         tensors: Tensors = {}
         notes: dict[str, Any] = {"heard": self.heard, "streams": {}}
         for part, stream in self.streams.items():
@@ -166,7 +181,7 @@ class DownLink:
         return tensors, json.loads(json.dumps(notes))
 
     def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`: its tensors [...] and JSON."""
         self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
         for part, saved in notes["streams"].items():
             kept = group(tensors, part)
@@ -187,9 +202,9 @@ def receive(
     shapes: Mapping[str, tuple[int, ...]],
     keep: bool = False,
 ) -> Tensors:
-    """Client end: this round's weights of every part sent, name -> float32; keeps the replica in `state`.
+    """Client end: this round's weights of every part sent, name -> float32 [...].
 
-    `state` holds `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
+    `state` keeps `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
     Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
     """
     weights: Tensors = {}
@@ -224,6 +239,7 @@ def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: Clien
     Args:
         rounds: part -> round in which it was sent.
         names: part -> parameter names.
+    Returns: name -> float32 [...], the replica's own arrays.
     Raises: StateLost if it is not here as of that round.
     """
     for part, number in rounds.items():

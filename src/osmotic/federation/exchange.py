@@ -5,7 +5,7 @@ One way for all questions: the phases of a run, the sampling for scores, the fet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from osmotic.codecs import EXACT, BadPacket
@@ -54,14 +54,21 @@ class Exchange:
     def post(
         self, phase: Phase, tasks: Iterable[Task], tally: Tally, weights: Tensors | None = None
     ) -> Iterator[Sent]:
-        """Tasks as packets of `weights` (default: the global ones), made one at a time as the engine asks for them."""
+        """Tasks as packets, made one at a time as the engine asks for them.
+
+        Args:
+            weights: name -> float32 [...]; by default the global ones.
+        Raises: ValueError, when its turn comes, for a client that is asked twice.
+        """
         state = self.state
         for asked in tasks:
             name = asked.client.name
             if name in tally.asked:
                 raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
+            # Other weights than the global ones are nothing that a client has heard before.
             held = {} if weights else state.down.unmoved(name, asked.send, state.changed)
             task = replace(asked, send=tuple(p for p in asked.send if p not in held))
+            # Who only samples encodes nothing that is coded.
             codec_weights = state.up.extras(name) if task.action == "train" else {}
             extras = {**task.extras, **codec_weights}
             entries, blobs = state.down.message(name, task.send, phase.server_round, weights or state.weights)
@@ -103,8 +110,25 @@ class Exchange:
 
         Args:
             total: the sum that a reply must still fit into; None where nothing is summed.
+            accept: takes a reply, "model/NAME" and extras -> array [...], before the next one is decoded.
         """
-        for answer in self.engine.exchange(tasks, self.config.engine.deadline_seconds):
+        answers = self.engine.exchange(tasks, self.config.engine.deadline_seconds)
+        try:
+            self._take(phase, answers, tally, total, accept)
+        finally:
+            # Now, not when the traceback of an error is forgotten: clients under way may not go on beside a resumed run.
+            if isinstance(answers, Generator):
+                answers.close()
+
+    def _take(
+        self,
+        phase: Phase,
+        answers: Iterator[Answer],
+        tally: Tally,
+        total: Accumulator | None,
+        accept: Callable[[Reply], None],
+    ) -> None:
+        for answer in answers:
             task = answer.sent.task
             name = task.client.name
             if name in tally.answers or name in tally.failures:
@@ -140,6 +164,7 @@ class Exchange:
             tensors = self.state.up.decode(name, packet, expected)
             weight = expected.check(tensors, packet.header.get("num_examples"))
             if total is not None:
+                # Before `accept`: a reply that does not fit the sum is refused whole, not half folded.
                 total.check_weight(group(tensors, "model"), weight)
             return Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
         except Refused as error:
@@ -159,6 +184,7 @@ def _failure(answer: Answer) -> Failure | None:
     told = answer.packet.header.get("failure") if isinstance(answer.packet.header, Mapping) else None
     if told is None:
         return None
+    # Only kinds we know: the summary and its plots are not a place for a client's own words.
     if isinstance(told, list | tuple) and len(told) == 2 and told[0] in KINDS:
         return Failure(told[0], _plain(told[1]))
     return Failure("bad", "says that it failed, and not how")

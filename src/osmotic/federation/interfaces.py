@@ -33,7 +33,7 @@ class Engine(Protocol):
 
 
 class Trainer(Protocol):
-    """Training and sampling on the server's own machine."""
+    """Training and sampling of images [N, H, W, C] on the server's own machine."""
 
     def fit(
         self,
@@ -44,28 +44,45 @@ class Trainer(Protocol):
         learning_rate: float,
         seed: int,
     ) -> Tensors:
-        """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`."""
+        """New weights after `steps` optimiser steps from `weights`, name -> float32 [...].
+
+        Args:
+            images: uint8 [N, H, W, C].
+            labels: int64 [N], or None.
+        """
         ...
 
     def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
-        """Images of these weights, uint8 [samples, H, W, C]."""
+        """Images of these weights, uint8 [samples, H, W, C]; labels int64 [samples], or None."""
         ...
 
 
 class Scorer(Protocol):
     """Scores models; knows the data sets, which the server does not."""
 
-    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]: ...
-    def wanted(self, client: Client) -> Mapping[str, Any]: ...
+    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
+        """Quality of the global model, name -> float32 [...], by the names of the summary."""
+
+    def wanted(self, client: Client) -> Mapping[str, Any]:
+        """What a client is told to draw, in JSON: how many samples, labels [samples], seed and guidance."""
+
     def score_personal(
         self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
-    ) -> dict[str, Any]: ...
-    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Quality of clients' own models, given what each drew: client -> uint8 [N, H, W, C]."""
+
+    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """The quality of personal models as trained, and beside it that with the last average merged."""
 
 
 class Observer(Protocol):
     """Is told what happens: progress bars, trackers, callbacks."""
 
-    def phase_started(self, phase: Phase, index: int, count: int) -> None: ...
-    def answered(self, client: str) -> None: ...
-    def phase_done(self, line: Mapping[str, Any]) -> None: ...
+    def phase_started(self, phase: Phase, index: int, count: int) -> None:
+        """A phase begins, the `index`-th of `count`, from 0."""
+
+    def answered(self, client: str) -> None:
+        """A client has answered, well or not; in any order."""
+
+    def phase_done(self, line: Mapping[str, Any]) -> None:
+        """A phase is closed; `line` is its line of metrics.jsonl, already written."""

@@ -19,6 +19,7 @@ class Interrupts:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handles the two signals inside the block; outside the main thread it changes nothing."""
+        # Python lets only the main thread handle signals.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -31,7 +32,10 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside the block a first signal waits for the end of the block."""
+        """Inside the block a first signal waits for the end of the block.
+
+        Raises: KeyboardInterrupt at the end, if one came.
+        """
         self._held = True
         try:
             yield
@@ -45,5 +49,6 @@ class Interrupts:
         if self._held and not self._pending:
             self._pending = True
             return
+        # Whoever presses twice is not kept waiting; what was being booked is then not to be saved.
         self.torn = self._held
         raise KeyboardInterrupt

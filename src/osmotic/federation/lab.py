@@ -20,7 +20,7 @@ class ServerLab:
     Args:
         view: the server as pieces see it.
         phase: the phase under way.
-        weights: the global weights after the average.
+        weights: the global weights after the average, name -> float32 [...].
         trainer: what really trains and samples.
         steps: optimiser steps taken on the server so far in this phase.
     """

@@ -18,10 +18,10 @@ class ClientState:
     """What a client keeps from round to round; every field may be empty.
 
     Args:
-        personal: parts of the network that are its own, name -> float32.
-        average: the average of its own model over rounds, where no global model exists.
-        ema, ema_mass: the running sums that this average comes from, float64 (`diffusion/ema.py`).
-        optimizer: moments, "NAME|SLOT".
+        personal: parts of the network that are its own, name -> float32 [...].
+        average: the average of its own model over rounds, float32 [...], where no global model exists.
+        ema, ema_mass: what this average comes from, float64 [...] and [half-lives] (`diffusion/ema.py`).
+        optimizer: moments, "NAME|SLOT" -> float32 [...].
         residual: what the codec of the way up remembers.
         codec: weights of a codec that is itself trained.
         pieces: private state of the pieces, "PIECE/NAME".
@@ -41,13 +41,16 @@ class ClientState:
 
     @classmethod
     def of(cls, tensors: Mapping[str, np.ndarray]) -> ClientState:
-        """From the store's table."""
+        """From the store's table, "FIELD/NAME" -> array [...]."""
         fields = {name: group(tensors, prefix) for name, prefix in PREFIXES.items()}
         heard = {part: int(number[0]) for part, number in group(tensors, "heard").items()}
         return cls(**fields, ema_mass=tensors.get("ema-mass"), heard=heard)
 
     def tensors(self) -> Tensors:
-        """For the store."""
+        """For the store, "FIELD/NAME" -> array [...].
+
+        The rounds of `heard` are arrays too: the store holds nothing else.
+        """
         table: Tensors = {}
         for name, prefix in PREFIXES.items():
             table |= grouped(prefix, getattr(self, name))
@@ -55,10 +58,14 @@ class ClientState:
         return table if self.ema_mass is None else {**table, "ema-mass": self.ema_mass}
 
     def own_model(self) -> Tensors:
-        """The weights that a client's own model is drawn from and published as: its average, else its personal parts."""
+        """What its own model is drawn from and published as, name -> float32 [...].
+
+        Its average, else its personal parts.
+        """
         return self.average or self.personal
 
 
+# Field -> the name in the table. Where they differ the name is the older one, which states on disk have.
 PREFIXES = {
     "personal": "personal",
     "average": "average",

@@ -31,7 +31,7 @@ def score(
         clients: those that have a model of their own.
         samples: images per client.
         shared: parts that the server averages.
-        merged: the weights as the server would publish them.
+        merged: the weights as the server would publish them, name -> float32 [...].
     """
     merging = phase.name == MERGE
     pools: dict[str, np.ndarray] = {}
@@ -60,12 +60,14 @@ def score(
 def fetch(
     ask: Ask, clients: Sequence[Client], layout: Mapping[str, tuple[int, ...]], server_round: int
 ) -> dict[str, Tensors]:
-    """The clients' own models as they are scored, float32 by client; who cannot give one is among the failures.
+    """The clients' own models as they are scored: client -> name -> float32 [...].
 
+    A client that does not give its own is left out, and is among the failures.
     Args:
         server_round: a number above all phases, under which the traffic is booked as "models".
     """
     found: dict[str, Tensors] = {}
+    # Any finite value: a personal model is not summed, so no range has to hold it.
     wanted = {f"own/{n}": Spec(s, counts=True, max_abs=np.inf) for n, s in layout.items()}
 
     def keep(reply: Reply) -> None:

@@ -42,7 +42,7 @@ from osmotic.tensors import Tensors
 
 @dataclass
 class Outcome:
-    """What a phase would change, before it counts."""
+    """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state."""
 
     phase: Phase
     tally: Tally
@@ -60,7 +60,7 @@ class Server:
         blueprint: network, process, exchange, pieces, codecs.
         engine: where clients run.
         run: the folder that logs and checkpoints go to.
-        initial: weights at round 0, float32.
+        initial: weights at round 0, name -> float32 [...].
         contract: hash that every packet carries and every client checks.
         flops_per_image: training cost of one image, for the ledger.
         scorer, trainer, observer: who stands beside the server (`interfaces.py`).
@@ -104,9 +104,11 @@ class Server:
                 self.save()  # also a run stopped before its first round can be resumed
             try:
                 if state.pending is not None:
+                    self._committed = self.run_dir.sizes(), len(state.failures)
                     self._finish(self.phases[state.step - 1], time.perf_counter())
                 while state.step < len(self.phases):
                     phase = self.phases[state.step]
+                    # Anew for every phase: sites may come and go.
                     self.clients = self.engine.clients(1, self.config.engine.deadline_seconds)
                     self.observer.phase_started(phase, state.step, len(self.phases))
                     self._phase(phase)
@@ -147,6 +149,7 @@ class Server:
         ]
 
         # 3. Collect: every reply goes through the gate and is folded, then dropped.
+        # Range and weight bound the sum before a reply is seen, so its scale depends on no reply.
         total = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
         gathered: dict[str, Any] = {}
 
@@ -187,6 +190,7 @@ class Server:
             state.pieces = outcome.pieces
             state.server_steps += outcome.server_steps
             for part, names in self.part_names.items():
+                # By identity, which costs nothing: what nobody returned is still the same array.
                 if any(state.weights[n] is not old[n] for n in names):
                     state.changed[part] = phase.server_round
             state.down.commit({n: tally.asked[n].send for n in tally.answers}, phase.server_round)
@@ -215,6 +219,7 @@ class Server:
         if phase.name == TRAIN and self.method.shared and seen:
             # Beside personal averages, which follow the images of one client, the shared parts' must not run ahead.
             images = sum(seen) if self.method.global_model else round(sum(seen) / len(seen))
+            # Only what the server averages: personal parts have their own averages at their clients.
             shared = sorted(n for part in self.method.shared for n in self.part_names[part])
             self.state.ema.update({n: self.state.weights[n] for n in shared}, images)
 
@@ -228,7 +233,11 @@ class Server:
             line = state.pending | {"wall_seconds": seconds, "quality": quality}
             state.last_quality, state.pending = latest, None
             self.run_dir.append("metrics", [line])
-            self.observer.phase_done(line)
+            try:
+                self.observer.phase_done(line)
+            except Exception:  # it ends the run, and costs it nothing: the phase has counted
+                self.save()
+                raise
             if state.step % self.config.checkpoint.every == 0 or state.step == len(self.phases):
                 self.save()
 
@@ -293,13 +302,14 @@ class Server:
         return {k: v for k, v in quality.items() if k != "per_client"}, latest
 
     def personal_models(self, book: bool = True) -> dict[str, Tensors]:
-        """The clients' own models as they are scored, by client; {} where they have none.
+        """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none.
 
         Args:
             book: whether traffic and failures are written down; not where a finished run is only looked at.
         """
         if self.method.global_model and not self.chain.personal:
             return {}
+        # A round of its own in the ledger, above all phases.
         number = self.phases[-1].server_round + 1
         return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
 
@@ -329,7 +339,10 @@ class Server:
     # --- the checkpoint ---
 
     def save(self) -> None:
-        """Writes the state after the last whole phase."""
+        """Writes the state after the last whole phase, atomically.
+
+        Raises: OSError as the file system gives it; older checkpoints are then untouched.
+        """
         state = self.state
         state.wall_seconds += time.perf_counter() - self._clock
         self._clock = time.perf_counter()

@@ -21,10 +21,10 @@ class ServerState:
     """The server between two phases.
 
     Args:
-        weights: the global weights, float32, sorted by name. Arrays are replaced, never changed in place.
+        weights: the global ones, name -> float32 [...], sorted. Arrays are replaced, never changed in place.
         ema: their averages over rounds.
         up, down: the two links.
-        pieces: state of the learning rule, "PIECE/NAME".
+        pieces: state of the learning rule, "PIECE/NAME" -> array [...].
         step: phases done.
         changed: part -> round at whose end its global weights last moved.
         counted: client -> round in which it last counted.
@@ -50,7 +50,7 @@ class ServerState:
 
     @classmethod
     def initial(cls, blueprint: Blueprint, weights: Mapping[str, np.ndarray], pieces: Tensors) -> ServerState:
-        """Before the first phase: round 0's weights, nothing sent, nothing counted."""
+        """Before the first phase: round 0's weights, name -> float32 [...], nothing sent, nothing counted."""
         config = blueprint.config
         down = blueprint.codec("down")
         return cls(
@@ -62,11 +62,11 @@ class ServerState:
         )
 
     def scored_weights(self) -> Tensors:
-        """The average of the first half-life, or the raw weights where there is none."""
+        """The average of the first half-life, else the raw weights: name -> float32 [...]."""
         return average_of(self.weights, self.ema)
 
     def to_checkpoint(self) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and JSON. The names are a contract: checkpoints of earlier versions are read."""
+        """Tensors [...] and JSON. The names are a contract: checkpoints of earlier versions are read."""
         down_tensors, down_notes = self.down.state()
         ema_tensors, ema_notes = self.ema.state()
         up_tensors, up_notes = self.up.state()
@@ -89,12 +89,13 @@ class ServerState:
         return tensors, notes
 
     def from_checkpoint(self, step: int, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-        """The inverse of `to_checkpoint`."""
+        """The inverse of `to_checkpoint`: its tensors [...] and JSON."""
         self.step, self.weights = step, dict(sorted(group(tensors, "weights").items()))
         self.ema.restore(group(tensors, "ema"), notes["ema"])
         self.down.restore(group(tensors, "down"), notes["down"])
         self.up.restore(tensors, notes)
         self.pieces = group(tensors, "pieces")
+        # `get`: checkpoints of earlier versions lack what was added since.
         self.counted, self.changed = notes["counted"], notes.get("changed", {})
         self.state_hashes, self.failures = notes["state_hashes"], notes["failures"]
         self.totals = ledger.Totals(**notes["totals"])
@@ -103,8 +104,9 @@ class ServerState:
 
 
 def average_of(weights: Tensors, ema: Ema, half_life: float | None = None) -> Tensors:
-    """The average over `half_life` images, by default the first one kept; the weights themselves where there is none.
+    """The average over `half_life` images, name -> float32 [...]; by default the first one kept.
 
+    The weights themselves where nothing was averaged yet, or for a half-life of 0.
     Raises: ValueError for a half-life that is not kept.
     """
     kept = ema.half_lives

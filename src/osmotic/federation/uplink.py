@@ -19,7 +19,7 @@ from osmotic.tensors import Tensors, group, grouped
 
 
 class UpLink:
-    """Decodes what clients send; a phase that fails or is killed leaves no trace.
+    """Decodes what clients send into name -> array [...]; a phase that fails or is killed leaves no trace.
 
     Args:
         codec: as the clients have it.
@@ -41,12 +41,13 @@ class UpLink:
         self._observed: dict[str, Tensors] = {}
 
     def begin(self, server_round: int, refresh: bool) -> tuple[Tensors, bool]:
-        """Opens a phase: the codec's weights to be used in it, and whether they are new.
+        """Opens a phase: the codec's weights to be used in it, name -> array [...], and whether they are new.
 
         Args:
             refresh: whether the codec may renew itself; clients that only sample are told no new one.
         """
         self._forget()
+        # A refresh moves the codec itself, before it is known whether the phase will count.
         self._before = self.codec.state()
         rng = seeds.rng(self.seed, seeds.CODEC, server_round)
         new = self.codec.refresh(server_round, rng) if refresh else None
@@ -55,12 +56,12 @@ class UpLink:
         return self._next[0], self._next[1] == server_round and new is not None
 
     def extras(self, client: str) -> Tensors:
-        """The codec's weights that this client does not have yet, "codec/NAME"."""
+        """The codec's weights that this client does not have yet, "codec/NAME" -> array [...]."""
         weights, version = self._next
         return grouped("codec", weights) if version is not None and self.heard.get(client) != version else {}
 
     def decode(self, client: str, packet: Packet, expected: Expectation) -> Tensors:
-        """The tensors of a reply: the coded blob, where anything coded is expected, then the exact one.
+        """The tensors [...] of a reply: the coded blob, where anything coded is expected, then the exact one.
 
         Raises: BadPacket for torn, altered or missing blobs, or a tensor that is in both.
         """
@@ -68,6 +69,7 @@ class UpLink:
         wanted = bool(expected.coded) + bool(expected.exact)
         if len(blobs) != wanted:
             raise BadPacket(f"holds {len(blobs)} blobs, not {wanted}")
+        # A copy: if the phase does not count, the decoder must not have moved on.
         memory = {n: t.copy() for n, t in self.memory.get(client, {}).items()}
         tensors = dict(self.codec.decode(blobs.pop(0), memory)) if expected.coded else {}
         for name, tensor in EXACT.decode(blobs.pop(0), {}) if expected.exact else ():
@@ -78,11 +80,12 @@ class UpLink:
         return tensors
 
     def observe(self, client: str, tensors: Mapping[str, np.ndarray]) -> None:
-        """A reply passed the gate: the codec picks out what it will learn from."""
+        """A reply, name -> array [...], passed the gate: the codec picks out what it will learn from."""
         self._observed[client] = self.codec.observe(tensors, client)
 
     def commit(self, counted: Iterable[str]) -> None:
         """The phase counts, with the replies of these clients."""
+        # By name and not by arrival: learning may depend on the order.
         names = sorted(counted)
         self.codec.learn({name: self._observed[name] for name in names if name in self._observed})
         self.weights, self.version = self._next
@@ -100,14 +103,14 @@ class UpLink:
         self._forget()
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and JSON of the committed state, for the checkpoint."""
+        """Tensors [...] and JSON of the committed state, for the checkpoint."""
         tensors = grouped("codec", self.codec.state()) | grouped("codec_weights", self.weights)
         for client, memory in self.memory.items():
             tensors |= grouped(f"codec_memory/{client}", memory)
         return tensors, {"codec_round": self.version, "codec_heard": json.loads(json.dumps(self.heard))}
 
     def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`: its tensors [...] and JSON."""
         self.codec.restore(group(tensors, "codec"))
         self.weights, self.version = group(tensors, "codec_weights"), notes["codec_round"]
         self.heard, self.memory = dict(notes["codec_heard"]), {}

@@ -23,5 +23,8 @@ __all__ = ["METHODS", "Method", "make"]
 
 
 def make(name: str, options: dict[str, object]) -> Method:
-    """An exchange with its options, already checked by runs/rules.py."""
+    """An exchange with its options, already checked by runs/rules.py.
+
+    Raises: KeyError for a name that is not registered.
+    """
     return METHODS[name](**options)

@@ -56,11 +56,14 @@ class Method(ABC):
 
     @abstractmethod
     def fold(self, total: Accumulator, reply: Reply) -> None:
-        """Takes in one reply of a round that passed the gate; it is dropped afterwards. Order must not matter."""
+        """Takes in one reply of a round that passed the gate; order must not matter.
+
+        Its "model/NAME" are changes, float32 [...]: views of the packet, which is dropped afterwards.
+        """
 
     @abstractmethod
     def mean(self, total: Accumulator) -> Iterator[tuple[str, np.ndarray]]:
-        """After the last reply: ("NAME", mean change of this parameter) pairs, float32; names left out stay still."""
+        """After the last reply: ("NAME", mean change float32 [...]) pairs; parameters left out stay still."""
 
     # --- client half ---
     def trainable(self, step: Step) -> set[str] | None:

@@ -29,14 +29,17 @@ class FedAvg(Method):
     paper: ClassVar[str] = "1602.05629"
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        """All weights down; the changes of the shared parts back, in the phases of the exchange alone."""
         # S_t was drawn by the server (training.fraction_train); every k in S_t gets theta_{r-1} and trains it.
         for client in clients:
             yield Task(client, "train", send=PARTS, returns=self.shared if phase.name == TRAIN else ())
 
     def fold(self, total: Accumulator, reply: Reply) -> None:
-        # n_k (theta_r^k - theta_{r-1}), added as integers: the sum has the same bits in any order of arrival.
+        """sum <- sum + n_k (theta_r^k - theta_{r-1}), name -> int64 [...] in fixed point."""
+        # Added as integers: the sum has the same bits in any order of arrival.
         total.add(group(reply.tensors, "model"), reply.weight)
 
     def mean(self, total: Accumulator) -> Iterator[tuple[str, np.ndarray]]:
+        """sum_k p_k (theta_r^k - theta_{r-1}), float32 [...] name by name; the sums are used up."""
         # One weight sum per tensor, so partial returns (USplit) need no special case: p_k = n_k / sum n_j.
         yield from total.drain()

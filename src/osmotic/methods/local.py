@@ -28,11 +28,14 @@ class Local(Method):
     exchanges: ClassVar[str] = "nothing: every client trains alone (lower baseline)"
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        """Training, with nothing sent and nothing asked back."""
         for client in clients:
             yield Task(client, "train")
 
     def fold(self, total: Accumulator, reply: Reply) -> None:
-        pass  # nothing came back
+        """Nothing came back."""
+        pass
 
     def mean(self, total: Accumulator) -> Iterator[tuple[str, np.ndarray]]:
+        """Nothing to apply."""
         return iter(())

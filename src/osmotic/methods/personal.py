@@ -37,10 +37,12 @@ class PersonalParts(FedAvg):
     )
 
     def phases(self, rounds: int) -> Iterator[Phase]:
+        """The rounds, then one phase in which the last average is merged and scored, and nobody trains."""
         yield from super().phases(rounds)
         yield Phase(MERGE, rounds + 1, totals=False, everybody=True)
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        """All weights down to a newcomer, else the shared parts; the changes of the shared parts back."""
         if phase.name == MERGE:
             return  # nobody trains any more; the server has the merged models scored
         number = phase.server_round

@@ -37,12 +37,15 @@ class USplit(FedAvg):
     freeze: bool = key(False, "clients train only the parts that they return")
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        """All weights down, one part or two of their changes back, by the lots of this round."""
         if phase.name != TRAIN:
             yield from super().tasks(view, phase, clients)
             return
+        # The round's own stream: a repeated phase draws the same pairs, whatever was drawn before.
         rng = seeds.rng(view.config.seed, seeds.METHOD, phase.server_round)
         everyone = list(clients)
         order = [everyone[i] for i in rng.permutation(len(everyone))]
+        # One coin for both: the bottleneck comes back from exactly one of a pair.
         for first, second in zip(order[::2], order[1::2], strict=False):
             with_first = bool(rng.integers(2))
             yield _task(first, "decoder", with_first)
@@ -51,6 +54,7 @@ class USplit(FedAvg):
             yield _task(order[-1], "encoder" if rng.integers(2) else "decoder", True)
 
     def trainable(self, step: Step) -> set[str] | None:
+        """The parameters that are returned where `freeze` is set, else None."""
         # In a piece's own phase nothing is asked back, so there is nothing to freeze for.
         return set(step.names(step.returns)) if self.freeze and step.returns else None
 

@@ -70,11 +70,12 @@ def register_network(
 
     Args:
         name: any name but "auto" and those of the package.
-        build: called with the spec (sides, channels, classes, dropout); returns a module with the call of diffusers'
-            U-Nets, `model(x, t, class_labels=y, return_dict=False)[0]`, see `construct.build`. `class_labels` and
-            `return_dict` must have defaults. It draws from torch's global generator alone, every parameter and saved
-            buffer is float32, and every parameter is trained. Buffers are constants: they are built at each site and
-            never sent. Dropout is `nn.Dropout`, whose masks are then drawn from the run's seed.
+        build: called with the spec (sides, channels, classes, dropout); returns a module with the call of
+            diffusers' U-Nets, `model(x, t, class_labels=y, return_dict=False)[0]` with x [B, C, H, W], see
+            `construct.build`; `class_labels` and `return_dict` must have defaults. It draws from torch's
+            global generator alone, parameters and saved buffers are float32, and all parameters are trained.
+            Buffers are constants: they are built at each site and never sent. Dropout is `nn.Dropout`, whose
+            masks are then drawn from the run's seed.
         multiple: sides of images, in pixels, must be multiples of this.
         parts: part of `PARTS` -> beginnings of its parameters' names, whole components ("down" covers "down.0.weight"
             and not "downsample.weight"); None makes all of them the decoder, the part that every method shares.
@@ -130,14 +131,17 @@ def norm_groups(spec: NetworkSpec) -> int:
 
 
 def build(spec: NetworkSpec) -> nn.Module:
-    """The network as a module, its weights yet to be set; see `construct.build`."""
+    """The network as a module, its weights yet to be set. Call and errors as in `construct.build`."""
     from osmotic.models import construct
 
     return construct.build(spec)
 
 
 def initial(spec: NetworkSpec, seed: int) -> dict[str, np.ndarray]:
-    """Round 0's weights by sorted name, float32, a function of `spec` and `seed` alone; see `construct.initial`."""
+    """Round 0's weights by sorted name, name -> float32 [...], a function of `spec` and `seed` alone.
+
+    Raises: ConfigError as `construct.initial`.
+    """
     from osmotic.models import construct
 
     return construct.initial(spec, seed)

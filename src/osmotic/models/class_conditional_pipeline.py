@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
-    """Images from noise, for models with or without classes.
+    """Images from noise [N, C, H, W], for models with or without classes.
 
     Args:
         unet: the denoiser, called and configured like `UNet2DModel`. If it has a class embedding, that has one row per

@@ -36,9 +36,9 @@ def build(spec: NetworkSpec) -> nn.Module:
 
 
 def initial(spec: NetworkSpec, seed: int) -> dict[str, np.ndarray]:
-    """Fresh weights by sorted name, float32, drawn from `seed` alone; torch's global generator is left as it was.
+    """Fresh weights, name -> float32 [...], sorted, drawn from `seed` alone.
 
-    Safe to call from several threads.
+    torch's global generator is left as it was. Safe to call from several threads.
     Raises: ConfigError for an own network that cannot be used, or whose weights do not follow from the seed.
     """
     weights = _fresh(spec, seed)
@@ -56,7 +56,7 @@ def with_weights(spec: NetworkSpec, weights: Mapping[str, np.ndarray]) -> nn.Mod
     """The network in evaluation mode with float32 copies of `weights`.
 
     Args:
-        weights: by parameter name, any float dtype, shaped as in `layout(spec)`.
+        weights: name -> array [...] of any float dtype, shaped as in `layout(spec)`.
     Raises: RuntimeError if a name is missing or too many, or a shape differs; ConfigError as `build`.
     """
     if spec.network.own:

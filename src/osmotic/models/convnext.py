@@ -21,7 +21,7 @@ ATTENTION_WIDTH = 4 * 32  # heads times channels per head
 
 @dataclass(frozen=True)
 class ConvNeXtUNet:
-    """Three levels; the first has as many channels as the images have pixels along a side, each later one twice as many."""
+    """Three levels of S, 2 S and 4 S channels for images [B, C, S, S]: as wide as the images are."""
 
     multiple: ClassVar[int] = 4  # sides are halved twice; the smallest, 4, leaves one pixel in the middle
     norm_groups: ClassVar[int] = 1

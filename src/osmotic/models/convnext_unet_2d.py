@@ -25,7 +25,7 @@ HEADS, HEAD_WIDTH = 4, 32
 
 
 class ConvNeXtBlock(nn.Module):
-    """A depthwise 7x7 convolution, then two 3x3 ones over twice the leaving channels, beside a shortcut.
+    """A depthwise 7x7 convolution of [B, entering, H, W], two 3x3 ones over 2 * leaving, and a shortcut.
 
     Args:
         entering, leaving: channels of its input and of its output.
@@ -52,7 +52,10 @@ class ConvNeXtBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """x + attention, at a cost linear in the pixels: keys and values are summed up before the queries come."""
+    """x + attention, [B, width, H, W], at a cost linear in the pixels.
+
+    Keys and values are summed up before the queries come.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class LinearAttention(nn.Module):
 
 
 class FullAttention(nn.Module):
-    """x + attention of every pixel to every other."""
+    """x + attention of every pixel to every other, [B, width, H, W]: its weights are [B, HEADS, HW, HW]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ def split_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Level(nn.Module):
-    """Two blocks and attention, then `resample`, which leads on to the next level."""
+    """Two blocks and attention over [B, leaving, H, W], then `resample`, which leads on to the next level."""
 
     def __init__(self, entering: int, leaving: int, time: int, resample: nn.Module) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, full attention, block."""
+    """Block, full attention, block, at the smallest size, [B, width, H, W]."""
 
     def __init__(self, width: int, time: int) -> None:
         super().__init__()

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 
 class SeededDropout(nn.Dropout):
-    """`nn.Dropout` whose masks come from `generator` (on the CPU), so that a step is a function of its seed alone."""
+    """`nn.Dropout` with masks [...] from `generator` (on the CPU): a step is a function of its seed alone."""
 
     generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[...] -> [...]: zeroed with probability p and scaled by 1 / (1 - p) in training, unchanged otherwise."""
+        """[...] -> [...]: zeroed with probability p and scaled by 1 / (1 - p) in training, else unchanged.
+
+        Raises: RuntimeError in training, if `seed` was not called.
+        """
         if not self.training or self.p == 0:
             return x
         if self.generator is None:

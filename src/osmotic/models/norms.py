@@ -12,7 +12,10 @@ import torch
 
 
 def guard(model: torch.nn.Module) -> None:
-    """Makes every group norm of `model`, changed in place, ask for its input's gradient where its weight is trained."""
+    """Makes every group norm of `model`, in place, ask for the gradient of its input [B, C, ...].
+
+    Only where its weight is trained.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.register_forward_pre_hook(_with_gradient)

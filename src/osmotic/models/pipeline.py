@@ -45,7 +45,7 @@ def save(
     Args:
         folder: where to; written beside it first and renamed, so that a crash never leaves half a model there.
         spec: the network.
-        weights: its weights by parameter name, any float dtype, shaped as in `layout(spec)`; stored as float32.
+        weights: name -> array [...] of any float dtype, shaped as in `layout(spec)`; stored as float32.
         process_contract: how it was trained: `target`, and `schedule` and `timesteps`, or for the target `edm`
             `sigma_data`, `sigma_min` and `sigma_max`.
         class_names: names of the classes by label, or () if they have none.
@@ -121,6 +121,7 @@ def assemble(
         model: with the call of diffusers' U-Nets.
         process_contract: as in `save`.
         defaults: `class_names`, `default_steps` and `default_guidance` of our own pipeline.
+    Raises: ValueError as `scheduler`.
     """
     from diffusers import DDIMPipeline, ModelMixin
 

@@ -53,7 +53,7 @@ class NetworkSpec:
 
     Args:
         name: a key of `NETWORKS`.
-        image_size: side of the square images, in pixels.
+        image_size: side S of the images [B, C, S, S], in pixels.
         channels: image channels, 1 or 3.
         num_classes: classes the network is conditioned on, 0 for none. Its class embedding has one row
             more: row `num_classes` is the null class of classifier-free guidance.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResidualUNet:
-    """The shape of a residual U-Net; each level after the first has half the side of the one before.
+    """A residual U-Net for [B, C, H, W]; each level after the first has half the side of the one before.
 
     Args:
         widths: channels of each level.

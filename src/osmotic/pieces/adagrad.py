@@ -20,4 +20,5 @@ class Adagrad(Adaptive):
     beta1: float = key(0.0, "share of the old first moment that is kept", 0, 1)
 
     def second_moment(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """v + Delta^2, float32 [...]."""
         return v + square

@@ -20,6 +20,7 @@ class Adam(Adaptive):
     beta2: float = key(0.99, "share of the old second moment that is kept", 0, 1)
 
     def second_moment(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """beta2 v + (1 - beta2) Delta^2, float32 [...]."""
         beta2 = np.float32(self.beta2)
         moved: np.ndarray = beta2 * v + (np.float32(1) - beta2) * square
         return moved

@@ -35,15 +35,17 @@ class Adaptive(Piece):
     tau: float = key(1e-3, "degree of adaptivity: added to the root of the second moment", 0, above=True)
 
     def misfit(self, method: Method) -> str | None:
+        """None for every exchange that averages something."""
         return None if method.shared else NOTHING_AVERAGED
 
     @abstractmethod
     def second_moment(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
-        """The new v, given the old one and Delta^2, both of one parameter's shape."""
+        """The new v, given the old one and Delta^2, each float32 [...] of one parameter's shape."""
 
     def change(
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
+        """(learning_rate * m / (sqrt(v) + tau), "m/NAME" and "v/NAME", {}): name -> float32 [...]."""
         first, second = group(state, "m"), group(state, "v")
         rate, beta1, tau = np.float32(self.learning_rate), np.float32(self.beta1), np.float32(self.tau)
         step: Tensors = {}

@@ -53,29 +53,35 @@ class Piece:
         return iter(())
 
     def server_start(self, view: View) -> Tensors:
-        """Its state before the first phase."""
+        """Its state before the first phase, name -> array [...]."""
         return {}
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
-        """What it adds to a task of the exchange: tensors down, tensors wanted back, control values."""
+        """What it adds to a task of the exchange: tensors [...] down and wanted back, control values."""
         return Extension()
 
     def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
-        """Takes in what one reply holds for this piece (`reply.tensors` by its own names) and returns it with the rest.
+        """Takes in what one reply holds for this piece, and returns it with the rest.
 
-        `gathered` is None at the first reply of a phase. Order must not matter: use `view.accumulator`, or keep by
-        client name and sort.
+        `gathered` is None at the first reply of a phase; `reply.tensors` is own name -> array [...].
+        Order must not matter: use `view.accumulator`, or keep by client name and sort.
         """
         return gathered
 
     def change(
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
-        """The change to apply, given the mean change of the clients (name -> float32), the new state, and metrics."""
+        """(change to apply, new state, metrics), given the mean change of the clients, name -> float32 [...].
+
+        A name that is missing in `mean` was returned by nobody; one left out of the result stays as it is.
+        """
         return mean, state, {}
 
     def after(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
-        """Work on the server once the change is applied: training, sampling. Returns new state and metrics."""
+        """Work on the server once the change is applied: training, sampling.
+
+        Returns: new state, name -> array [...], and metrics.
+        """
         return state, {}
 
     def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
@@ -84,20 +90,27 @@ class Piece:
 
     # --- client half, in the order of a step ---
     def client_begin(self, step: Step, state: Tensors) -> Any:
-        """Before the first batch: makes what it needs while training, on the device, and returns it as `work`."""
+        """Before the first batch: makes what it needs while training, on the device; comes back as `work`.
+
+        Args:
+            state: what it kept at this client, name -> array [...]; {} at the first step.
+        """
         return None
 
     def local_loss(self, step: Step, work: Any, loss: Tensor, model: nn.Module) -> Tensor:
-        """The loss to minimise, given the diffusion loss of the batch, a scalar."""
+        """The loss to minimise, given the diffusion loss of the batch: scalars [], with their graph."""
         return loss
 
     def after_backward(self, step: Step, work: Any) -> None:
-        """Between backward pass and clipping: may read and change the gradients of `step.parameters`."""
+        """Between backward pass and clipping: may change the gradients [...] of `step.parameters`."""
 
     def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
-        """After the last batch: (extras to return, as `extend` announced them; the private state to keep)."""
+        """After the last batch: (extras to return, as `extend` announced them; the private state to keep).
+
+        Both are name -> array [...].
+        """
         return {}, state
 
     def filter(self, step: Step, state: Tensors, change: Tensors) -> Tensors:
-        """Between training and encoding: the change that leaves, given the change made (name -> float32)."""
+        """Before encoding: the change that leaves, given the change made, name -> float32 [...]."""
         return change

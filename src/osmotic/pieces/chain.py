@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from osmotic.errors import ConfigError
 from osmotic.methods.base import Method
 from osmotic.pieces.base import Metrics, Piece
 from osmotic.protocol.messages import Phase, Reply, Task
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain:
-    """Named pieces in order, as one; state is one table, "PIECE/NAME"."""
+    """Named pieces in order, as one; state is one table, "PIECE/NAME" -> array [...]."""
 
     pieces: Mapping[str, Piece]
 
@@ -41,6 +44,7 @@ class Chain:
         """The exchange's phases with those of the pieces before and after, numbered so that rounds stay 1 to R."""
         own = list(method.phases(rounds))
         added = [phase for piece in self.pieces.values() for phase in piece.phases(rounds)]
+        # A piece numbers its phases without knowing the others': only their order is taken from it.
         before = [p for p in added if p.server_round < 1]
         after = [p for p in added if p.server_round > rounds]
         last = own[-1].server_round
@@ -51,14 +55,14 @@ class Chain:
         ]
 
     def server_start(self, view: View) -> Tensors:
-        """State of all pieces before the first phase."""
+        """State of all pieces before the first phase, "PIECE/NAME" -> array [...]."""
         state: Tensors = {}
         for name, piece in self.pieces.items():
             state |= grouped(name, piece.server_start(view))
         return state
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Task:
-        """The exchange's task with what every piece adds."""
+        """The exchange's task with what every piece adds; its tensors [...], both ways, are "PIECE/NAME"."""
         for name, piece in self.pieces.items():
             more = piece.extend(view, group(state, name), phase, task)
             instead = {
@@ -84,17 +88,21 @@ class Chain:
     def change(
         self, view: View, state: Tensors, gathered: Mapping[str, Any], phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
-        """The change to apply, the new state, and metrics "PIECE/NAME"."""
+        """The change to apply, name -> float32 [...], the new state, and metrics "PIECE/NAME".
+
+        Raises: ConfigError if a piece gives a change that is not finite.
+        """
         metrics: Metrics = {}
         state = dict(state)
         for name, piece in self.pieces.items():
             mean, own, found = piece.change(view, group(state, name), gathered.get(name), phase, mean)
+            _refuse_not_finite(name, phase, mean)
             state = _with(state, name, own)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return mean, state, metrics
 
     def after(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
-        """The pieces' own work on the server: new state, and metrics "PIECE/NAME"."""
+        """The pieces' own work on the server: new state, name -> array [...], and metrics "PIECE/NAME"."""
         metrics: Metrics = {}
         state = dict(state)
         for name, piece in self.pieces.items():
@@ -110,13 +118,25 @@ class Chain:
 
     # --- client half ---
     def open(self, method: Method, step: Step, state: Tensors) -> LocalRule:
-        """The rule of one client's step, before its first batch; `state` is what the client kept of the pieces."""
+        """The rule of one client's step, before its first batch.
+
+        Args:
+            state: what the client kept of the pieces, "PIECE/NAME" -> array [...].
+        """
         return LocalRule(method, self, step, state)
 
 
 def _with(state: Tensors, name: str, own: Tensors) -> Tensors:
     """A piece's state put in the place of its old one."""
     return {k: t for k, t in state.items() if not k.startswith(f"{name}/")} | grouped(name, own)
+
+
+def _refuse_not_finite(piece: str, phase: Phase, change: Tensors) -> None:
+    """The gate has seen every reply, and nobody sees what a piece makes of their mean: a NaN here would end up in the model."""
+    for name, moved in change.items():
+        if not np.isfinite(moved).all():
+            rule = f"piece {piece} would move {name} by a value that is not finite in {phase.name} {phase.server_round}"
+            raise ConfigError("the run", None, rule + "; it stays as it was before, and can be resumed")
 
 
 class LocalRule:
@@ -136,13 +156,13 @@ class LocalRule:
         return self.method.trainable(self.step)
 
     def objective(self, loss: Tensor, model: nn.Module) -> Tensor:
-        """The loss to minimise, given the diffusion loss of the batch."""
+        """The loss to minimise, given the diffusion loss of the batch; scalars [] both."""
         for name, piece in self.pieces.items():
             loss = piece.local_loss(self.steps[name], self.work[name], loss, model)
         return loss
 
     def after_backward(self) -> None:
-        """Between backward pass and clipping."""
+        """Between backward pass and clipping: every piece may change the gradients [...], in order."""
         for name, piece in self.pieces.items():
             piece.after_backward(self.steps[name], self.work[name])
 
@@ -152,7 +172,10 @@ class LocalRule:
             step.taken += 1
 
     def close(self, change: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-        """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), given the change made."""
+        """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), given the change made.
+
+        All are name -> array [...].
+        """
         extras: Tensors = {}
         state: Tensors = {}
         for name, piece in self.pieces.items():

@@ -36,11 +36,13 @@ class Momentum(Piece):
     momentum: float = key(0.9, "share of the last step that is kept", 0, 1)
 
     def misfit(self, method: Method) -> str | None:
+        """None for every exchange that averages something."""
         return None if method.shared else NOTHING_AVERAGED
 
     def change(
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
+        """(learning_rate * m, m and all older ones, {}): name -> float32 [...]."""
         rate, kept = np.float32(self.learning_rate), np.float32(self.momentum)
         moved = {n: kept * state[n] + delta if n in state else delta for n, delta in mean.items()}
         return {n: rate * m for n, m in moved.items()}, {**state, **moved}, {}

@@ -34,14 +34,17 @@ class Personalise(Piece):
     epochs: float = key(2.0, "passes over a client's own images after the rounds", 0, 10_000, above=True)
 
     def misfit(self, method: Method) -> str | None:
+        """None where clients train one global model."""
         if method.pools_data:
             return "one trainer holds all images: there is nobody to personalise for"
         return None if method.global_model else "every client has a model of its own already"
 
     def phases(self, rounds: int) -> Iterator[Phase]:
+        """One phase after the last round, for everybody; its traffic is not of the four totals."""
         yield Phase(PERSONALISE, rounds + 1, totals=False, everybody=True)
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        """Nothing is asked back, all parts stay with the client, and `epochs` take the place of its own."""
         if phase.name != PERSONALISE:
             return Extension()
         return Extension(returns=(), keep=PARTS, local_epochs=self.epochs)

@@ -28,9 +28,11 @@ class Prox(Piece):
     mu: float = key(0.01, "weight of the pull towards the round's weights", 0)
 
     def client_begin(self, step: Step, state: Tensors) -> list[tuple[Tensor, Tensor]]:
+        """(theta, theta_{r-1}) for every parameter, each float32 [...] on the device."""
         return [(parameter, step.received[name]) for name, parameter in step.parameters.items()]
 
     def after_backward(self, step: Step, work: list[tuple[Tensor, Tensor]]) -> None:
+        """g <- g + mu (theta - theta_{r-1}), each [...], in place."""
         # The gradient of mu / 2 * |theta - theta_{r-1}|^2, in closed form: through the loss the same numbers would cost
         # three small operations per tensor, forward and backward, in every batch.
         import torch

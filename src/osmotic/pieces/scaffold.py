@@ -32,15 +32,18 @@ MAX_GRADIENT = 1024.0
 
 @dataclass
 class Variates:
-    """One client's variates while it trains: what to add to the gradients, and their running sum, by name."""
+    """One client's variates while it trains, by name, each float32 [...] on the device."""
 
     correction: dict[str, Tensor]  # c - c_k
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the uncorrected gradients so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaffold(Piece):
-    """Gradients become g - c_k + c, with c the mean of all clients' c_k; variates are those of the parts returned."""
+    """Gradients g [...] become g - c_k + c, with c the mean of all clients' c_k.
+
+    Only parts that are returned have variates.
+    """
 
     stateful: ClassVar[bool] = True
     server_copies: ClassVar[int] = 4
@@ -52,18 +55,24 @@ class Scaffold(Piece):
     )
 
     def misfit(self, method: Method) -> str | None:
+        """None for every exchange whose clients return something."""
         return None if method.shared else "clients return nothing, so there is no drift between them"
 
     # --- server ---
     def server_start(self, view: View) -> Tensors:
+        """c = 0: name -> float32 [...], of every parameter of the network."""
         return {name: np.zeros(shape, np.float32) for name, shape in view.layout.items()}  # c = 0
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
+        """c of the parts that are returned goes down; c_k+ - c_k is wanted back, name -> float32 [...]."""
+        # No others: c would never hear of the variate of a part that stays with its client.
         names = view.names(task.returns)
+        # Twice the range: the difference of two gradients, each within it.
         back = {n: Spec(view.layout[n], wire="exact", max_abs=2 * MAX_GRADIENT, counts=True) for n in names}
         return Extension(extras={n: state[n] for n in names}, expects=back)
 
     def gather(self, view: View, gathered: Accumulator | None, reply: Reply) -> Accumulator | None:
+        """The exact sum of c_k+ - c_k over the clients, each of weight 1, name -> [...]."""
         if not reply.tensors:
             return gathered  # a phase in which nothing was asked back
         total = gathered or view.accumulator(len(view.clients), 2 * MAX_GRADIENT)
@@ -73,6 +82,7 @@ class Scaffold(Piece):
     def change(
         self, view: View, state: Tensors, gathered: Accumulator | None, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
+        """(the mean as it is, c + |S| / N mean (c_k+ - c_k), the length of c): name -> float32 [...]."""
         # Line 17: c <- c + |S| / N * mean over S of (c_k+ - c_k); N counts all clients, whoever was asked.
         if gathered is None:
             return mean, state, {}
@@ -86,6 +96,7 @@ class Scaffold(Piece):
 
     # --- client ---
     def client_begin(self, step: Step, state: Tensors) -> Variates:
+        """c - c_k of the parts that are returned, name -> float32 [...]; c_k is 0 before the first round."""
         import torch
 
         correction = {}
@@ -96,6 +107,7 @@ class Scaffold(Piece):
         return Variates(correction)
 
     def after_backward(self, step: Step, work: Variates) -> None:
+        """sum <- sum + g, then g <- g + c - c_k, each [...], in place."""
         # Lines 9 and 10: y_k <- y_k - eta (g - c_k + c); the uncorrected g is summed first.
         for name, difference in work.correction.items():
             gradient = step.parameters[name].grad
@@ -108,6 +120,7 @@ class Scaffold(Piece):
             gradient.add_(difference)
 
     def client_end(self, step: Step, work: Variates, state: Tensors) -> tuple[Tensors, Tensors]:
+        """(c_k+ - c_k, c_k+): name -> float32 [...], with c_k+ the mean of g over the steps of the round."""
         # Line 12, option II: c_k+ = mean of the uncorrected gradients; its change goes back (line 13).
         new, sent = {}, {}
         for name in work.correction:

@@ -20,5 +20,6 @@ class Yogi(Adaptive):
     beta2: float = key(0.99, "how slowly the second moment follows", 0, 1)
 
     def second_moment(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """v - (1 - beta2) Delta^2 sign(v - Delta^2), float32 [...]; it never falls below 0."""
         moved: np.ndarray = v - (np.float32(1) - np.float32(self.beta2)) * square * np.sign(v - square)
         return moved

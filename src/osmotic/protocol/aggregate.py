@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-CHUNK = (
-    64 * 1024
-)  # elements; 512 KiB of float64 stays in the second-level cache (unchunked took 2.5 times as long, benchmarks/README.md)
+# Elements: 512 KiB of float64 stays in the second-level cache (unchunked took 2.5 times as long,
+# benchmarks/README.md).
+CHUNK = 64 * 1024
 
 
 class OutOfRange(ValueError):
@@ -24,7 +24,7 @@ class OutOfRange(ValueError):
 
 
 class Accumulator:
-    """Sum of `weight * update` over replies, per tensor, with one weight sum per tensor.
+    """Sum of `weight * update` over replies, name -> int64 [...], with one weight sum per tensor.
 
     A value x is held as round(weight * x * 2**scale_bits). `scale_bits` is the largest exponent with
     total_weight * max_abs * 2**scale_bits <= 2**62, so that no sum of accepted replies can wrap.
@@ -32,19 +32,27 @@ class Accumulator:
     Args:
         total_weight: sum of the weights of all replies that may come, >= 1.
         max_abs: largest |value| accepted, > 0.
+    Raises: ValueError for a total weight below 1.
     """
 
     def __init__(self, total_weight: int, max_abs: float) -> None:
         if total_weight < 1:
             raise ValueError(f"total_weight must be >= 1, got {total_weight}")
         self.total_weight, self.max_abs = int(total_weight), float(max_abs)
+        # 62 bits and not 63: the sum also holds up to half a step of rounding from every reply.
         self.scale_bits = 62 - math.ceil(math.log2(self.total_weight * self.max_abs))
-        self.sums: dict[str, np.ndarray] = {}  # int64, shape of the tensor
+        self.sums: dict[str, np.ndarray] = {}  # int64 [...]
         self.weights: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def check(self, tensors: Mapping[str, np.ndarray], weight: int) -> None:
-        """Raises OutOfRange if any tensor could not be added; nothing is changed. Call before `add`."""
+        """Refuses tensors that could not be added; nothing is changed. Call before `add`.
+
+        Args:
+            tensors: name -> float32 [...].
+            weight: number of examples.
+        Raises: OutOfRange for a value beyond max_abs or NaN, or a weight sum above the announced.
+        """
         self.check_weight(tensors, weight)
         for name, tensor in tensors.items():
             low, high = _extent(tensor)
@@ -53,7 +61,10 @@ class Accumulator:
                 raise OutOfRange(f"{name}: value {worst:g} is outside +-{self.max_abs:g}")
 
     def check_weight(self, names: Iterable[str], weight: int) -> None:
-        """The part of `check` that the gate has not done: the weight sum of every tensor stays within the announced."""
+        """The part of `check` that the gate has not done: the weight sums.
+
+        Raises: OutOfRange if that of any tensor would go above the announced.
+        """
         for name in names:
             if self.weights.get(name, 0) + weight > self.total_weight:
                 raise OutOfRange(f"{name}: weights would sum above the announced {self.total_weight}")
@@ -62,7 +73,7 @@ class Accumulator:
         """Adds one checked reply.
 
         Args:
-            tensors: name -> float32 of any shape.
+            tensors: name -> float32 [...]; the same shape every time.
             weight: number of examples, an integer in 1 .. total_weight.
         """
         jobs = []
@@ -72,6 +83,7 @@ class Accumulator:
                 self.weights[name] = 0
             self.weights[name] += weight
             flat, total = np.ascontiguousarray(tensor).reshape(-1), self.sums[name].reshape(-1)
+            # Eight chunks a job: a thread is not worth waking for less.
             jobs += [
                 (flat[i : i + 8 * CHUNK], total[i : i + 8 * CHUNK]) for i in range(0, flat.size, 8 * CHUNK)
             ]
@@ -85,11 +97,14 @@ class Accumulator:
         list(self._pool.map(lambda job: _add_scaled(job[0], job[1], factor), jobs))
 
     def mean(self) -> dict[str, np.ndarray]:
-        """Weighted mean of every tensor that somebody sent, float32: sum / weight sum, computed in float64."""
+        """Weighted mean of every tensor that somebody sent, name -> float32 [...], computed in float64."""
         return {name: self._mean(name) for name in sorted(self.sums)}
 
     def drain(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`mean` one tensor at a time, each sum given up as its mean is taken: half the memory at the peak."""
+        """`mean` tensor by tensor, float32 [...]; each sum is given up as its mean is taken.
+
+        That halves the memory at the peak.
+        """
         for name in sorted(self.sums):
             mean = self._mean(name)
             del self.sums[name]
@@ -114,7 +129,9 @@ def _add_scaled(values: np.ndarray, total: np.ndarray, factor: float) -> None:
     for i in range(0, values.size, CHUNK):
         part = values[i : i + CHUNK]
         scaled, whole = buffer[: part.size], integers[: part.size]
+        # In float64: a float32 product would lose the bits that the integers are there to keep.
         np.multiply(part, factor, out=scaled, dtype=np.float64)
+        # To nearest: cutting off would pull every sum towards zero.
         np.rint(scaled, out=scaled)
         np.copyto(whole, scaled, casting="unsafe")
         np.add(total[i : i + CHUNK], whole, out=total[i : i + CHUNK])

@@ -31,7 +31,7 @@ class Expectation:
     """What must come back for one task.
 
     Args:
-        changes: "model/NAME" -> shape and range; they travel through the codec. Shared by all tasks that ask the same.
+        changes: "model/NAME" -> shape and range of a change, float32 [...]; they travel through the codec.
         extras: what pieces and scores want besides.
         announced: the client's announced images; no reply weighs more.
         max_abs: largest |value| of a float whose Spec names no range of its own.
@@ -47,18 +47,18 @@ class Expectation:
 
     @cached_property
     def tensors(self) -> Mapping[str, Spec]:
-        """All tensors that must come back, by name."""
+        """All tensors [...] that must come back, by name."""
         return {**self.changes, **self.extras} if self.extras else self.changes
 
     @cached_property
     def coded(self) -> Mapping[str, Spec]:
-        """Those that travel through the codec of the way up: the first blob."""
+        """Those tensors [...] that travel through the codec of the way up: the first blob."""
         more = {n: s for n, s in self.extras.items() if s.wire == "codec"}
         return {**self.changes, **more} if more else self.changes
 
     @cached_property
     def exact(self) -> Mapping[str, Spec]:
-        """Those that travel as they are: the blob after it."""
+        """Those tensors [...] that travel as they are: the blob after it."""
         return {n: s for n, s in self.extras.items() if s.wire == "exact"}
 
     @property
@@ -67,10 +67,10 @@ class Expectation:
         return sum(s.size for s in self.tensors.values() if s.counts)
 
     def check(self, tensors: Mapping[str, np.ndarray], num_examples: object) -> int:
-        """Checks a decoded reply before it may touch a sum; returns its weight.
+        """The weight of a decoded reply that may touch a sum.
 
         Args:
-            tensors: decoded reply.
+            tensors: decoded reply, name -> array [...].
             num_examples: the weight the reply claims.
         Raises: Refused with kind "bad" (keys, dtype, shape, weight, not finite) or "range".
         """
@@ -84,6 +84,7 @@ class Expectation:
             raise Refused("bad", f"{missing[0]} is missing ({len(missing)} in all)")
         if unasked := sorted(set(tensors) - set(self.tensors)):
             raise Refused("bad", f"{unasked[0]} was not asked for ({len(unasked)} in all)")
+        # Names first: a reply of another network is told as that, and not by its first odd shape.
         for name, spec in self.tensors.items():
             _check_tensor(name, tensors[name], spec, self.max_abs)
         return num_examples
@@ -96,6 +97,7 @@ class Expectation:
         if not isinstance(metrics, Mapping):
             raise Refused("bad", "metrics are not a table")
         for name, value in metrics.items():
+            # The one figure that is no number; the server keeps it, so it must not be any other text.
             if name == "state_sha256":
                 fits = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
             else:
@@ -157,6 +159,7 @@ class Gate:
         training = self.training
         epochs = training.local_epochs if task.local_epochs is None else task.local_epochs
         steps = batch_plan(task.client.num_examples, training.batch_size, epochs)
+        # A client may have fewer images than it announced, never more: all bounds follow from the announced.
         return Expectation(
             self._changes[task.returns],
             task.expects,

@@ -19,6 +19,7 @@ TRAIN = "train"  # a federated round: the only phase whose changes the exchange 
 MERGE = "merge"  # the phase that merges the last average into personal models, to score them
 SCORING = ("score", MERGE)  # phases in which clients sample, and nothing changes that the server counts
 Kind = Literal["raised", "lost", "late", "refused", "range", "bad"]
+# Kinds of failure. raised, refused: the client says so; lost, late: the transport; range, bad: the gate.
 KINDS: tuple[Kind, ...] = ("raised", "lost", "late", "refused", "range", "bad")
 
 
@@ -50,10 +51,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a returned tensor must be.
+    """What a returned tensor [...] must be.
 
     Args:
-        shape: one entry per axis; None leaves an axis open.
+        shape: length of each axis, in elements; None leaves an axis open.
         dtype: numpy's name of it.
         wire: "codec" sends floats through `codec.up`; "exact" sends the values as they are.
         max_abs: largest |value| of a float; None is the gate's own bound, `training.max_abs_update`.
@@ -83,7 +84,7 @@ class Task:
         returns: parts whose change is wanted back.
         keep: parts that stay on the client after this step; None is what the exchange always keeps.
         local_epochs: passes over the client's images; None is `training.local_epochs`.
-        extras: further tensors to send, exact, named "GROUP/NAME" where GROUP is a piece's name or "codec".
+        extras: further tensors [...] to send, exact, named "GROUP/NAME"; GROUP is a piece's name or "codec".
         expects: further tensors wanted back, by the same kind of name, with what the gate must see.
         control: small JSON values for the client half, by the same groups.
     """
@@ -101,7 +102,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Packet:
-    """What travels: a small JSON header and byte strings. The ledger counts the byte strings."""
+    """What travels: a small JSON header and byte strings. The ledger counts the byte strings.
+
+    A blob is one packet of a codec (`codecs/base.py`); that of the exact extras comes last.
+    """
 
     header: Mapping[str, Any]
     blobs: tuple[bytes, ...] = ()
@@ -144,7 +148,8 @@ class Answer:
 class Reply:
     """A decoded answer that passed the gate, as `fold` and `gather` see it.
 
-    `tensors` holds "model/NAME" changes (client minus received) and extras; `weight` is the number of examples.
+    `tensors` holds "model/NAME" changes (client minus received), float32 [...], and extras [...]; they may be
+    views of the packet, so who keeps one copies it. `weight` is the number of examples.
     """
 
     task: Task

@@ -15,16 +15,22 @@ from osmotic.protocol.messages import Client, Phase, Task
 def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
     """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
     share = 1.0 if phase.everybody else config.training.fraction_train
+    # At least one: a small share of few clients must not make a round of nobody.
     count = max(1, round(share * len(clients)))
     rng = seeds.rng(config.seed, seeds.SAMPLING, phase.server_round)
+    # Drawn by place in the sorted list, so the same names and seed give the same clients on every transport.
     return [clients[i] for i in sorted(rng.choice(len(clients), size=count, replace=False))]
 
 
 def weights_sent(
     task: Task, layout: Mapping[str, tuple[int, ...]], part_names: Mapping[str, list[str]]
 ) -> int:
-    """Weights a task sends, one per value whatever the codec; float extras of pieces count, a codec's own do not."""
+    """Weights a task sends, one per value whatever the codec.
+
+    Float extras [...] of pieces count, a codec's own weights do not.
+    """
     parts = sum(math.prod(layout[n]) for part in task.send for n in part_names[part])
+    # A codec's own weights are how a codec works, not what is conveyed; `bytes` has them all the same.
     extras = sum(
         int(t.size) for n, t in task.extras.items() if not n.startswith("codec/") and t.dtype.kind == "f"
     )
@@ -37,8 +43,12 @@ def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
 
 
 def learning_rate(training: TrainingConfig, server_round: int) -> float:
-    """Local learning rate of a round: constant, or half a cosine over the rounds of the run."""
+    """Local learning rate of a round: constant, or half a cosine over the rounds of the run.
+
+    Source of the cosine: arXiv:1608.03983, eq. 5, without restarts; 0 would come after the last round.
+    """
     if training.lr_schedule == "constant":
         return training.learning_rate
+    # Phases before the rounds train at the first rate, those after them at the last.
     done = (min(max(server_round, 1), training.rounds) - 1) / training.rounds
     return training.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))

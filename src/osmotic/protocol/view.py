@@ -34,7 +34,7 @@ class View:
         clients: everybody who is there, sorted by name.
         counted: client -> round in which its reply last counted; who is not in it has never been sent anything.
         changed: part -> round at whose end its global weights last moved.
-        weights: the global weights of this phase, float32; `plan` has empty ones of the same shapes.
+        weights: the global weights of this phase, name -> float32 [...]; `plan` has zeros.
     """
 
     config: Config
@@ -54,21 +54,22 @@ class View:
         return seeds.piece_rng(self.config.seed, piece, server_round)
 
     def accumulator(self, total_weight: int, max_abs: float) -> Accumulator:
-        """An exact sum whose order never matters, for extras; arguments as `Accumulator`."""
+        """An exact sum of tensors [...] whose order never matters, for extras; otherwise as `Accumulator`."""
         from osmotic.protocol.aggregate import Accumulator
 
         return Accumulator(total_weight, max_abs)
 
 
 class Lab(Protocol):
-    """What a piece may do on the server after the average: look at the new weights, train them, draw images of any."""
+    """What a piece may do on the server after the average: train the weights, draw images [N, H, W, C]."""
 
     @property
-    def view(self) -> View: ...
+    def view(self) -> View:
+        """The server as it was when the phase began."""
 
     @property
     def weights(self) -> Tensors:
-        """The global weights after the average, as trained so far in this phase."""
+        """The global weights after the average, as trained so far in this phase, name -> float32 [...]."""
 
     def train(self, images: np.ndarray, labels: np.ndarray | None, steps: int, learning_rate: float) -> None:
         """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; counted as server steps."""
@@ -92,10 +93,10 @@ class Step:
         returns: the parts whose change is asked for.
         part_names: part of the network -> its parameter names.
         control: what the server said, by piece.
-        extras: tensors that came down, "PIECE/NAME".
+        extras: tensors that came down, "PIECE/NAME" -> array [...]; a piece sees its own as "NAME".
         model: the network, with the weights that training starts from.
-        received: copies of these weights by name, on the device.
-        parameters: the network's parameters by name.
+        received: copies of these weights, name -> float32 [...] on the device.
+        parameters: the network's parameters, name -> float32 [...] on the device.
         images: the client's own, [N, C, H, W] on the device; they never leave but through what a piece returns.
         taken: optimiser steps taken so far.
     """
@@ -130,7 +131,7 @@ class Extension:
     """What a piece adds to one task; names are the piece's own, the chain puts the piece's name before them.
 
     Args:
-        extras: tensors to send, exact.
+        extras: tensors [...] to send, exact.
         expects: tensors wanted back, each with shape, dtype, wire format and range (`Spec`).
         control: small JSON values for the piece's client half.
         send, returns, keep, local_epochs: take the place of the task's own; None leaves it.

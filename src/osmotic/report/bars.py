@@ -141,7 +141,7 @@ def class_histogram(
     """Shares in percent of each class among generated and real images, side by side; None if either is empty.
 
     Args:
-        generated: count or share per class.
+        generated: count or share of each class, [classes].
         data: the same of the training images, same length.
         class_names: labels of the classes; numbers where missing.
     """

@@ -317,7 +317,9 @@ def headings(fd_name: str) -> list[tuple[str, Any]]:
 
 
 def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    """(x, FD) of the scored rounds; x is `rounds`, `images` seen or training `bytes`, up and down together.
+    """(x [points], FD [points]) of the scored rounds.
+
+    x is `rounds`, `images` seen or training `bytes`, up and down together.
 
     Where no global model exists, y is the mean over the clients' own ones.
     """

@@ -196,7 +196,7 @@ def metric(points: Sequence[tuple[int, float]], name: str, number: int) -> str |
     Neither a unit nor which way is better is told, and the axis need not begin at 0.
 
     Args:
-        points: (round, value), in order; a single one is a dot. A value that is not finite is left out.
+        points: (round, value) pairs, [points], in order; one alone is a dot. What is not finite is left out.
         name: what the figure is called in metrics.jsonl or in the scores.
         number: its place among the metrics of the page.
     """
@@ -226,7 +226,7 @@ def metric(points: Sequence[tuple[int, float]], name: str, number: int) -> str |
 def points_by_name(
     rounds: Iterable[Round], figures: Callable[[Round], Mapping[str, Any]]
 ) -> dict[str, list[tuple[int, float]]]:
-    """(round, value) of every figure of the rounds, by its name, names in the order in which they first appear.
+    """(round, value) of every figure of the rounds, name -> [points], names in the order of their first one.
 
     Args:
         rounds: of a run, in order.
@@ -250,7 +250,7 @@ def overlay(
     """One line per run as an <svg>; None if no run has a point.
 
     Args:
-        curves: (label, x, y) per run.
+        curves: (label, x [points], y [points]) per run; a run without points is left out.
         x_label: what x counts.
         y_label: the score.
         floor: dashed line shared by all, if any.

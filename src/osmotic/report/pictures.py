@@ -89,7 +89,10 @@ def png_bytes(array: np.ndarray) -> bytes:
 
 
 def save_png(path: Path | str, array: np.ndarray) -> None:
-    """Write `array` (see `png_bytes`) as PNG, atomically; missing folders are made."""
+    """Writes `array`, uint8 [H, W] or [H, W, 1 or 3], as PNG, atomically; missing folders are made.
+
+    Raises: OSError as the file system gives it.
+    """
     from osmotic.storage.atomic import write_bytes
 
     path = Path(path)

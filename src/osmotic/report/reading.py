@@ -60,11 +60,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PartitionTable:
-    """partition.json: who held how many images of which class."""
+    """partition.json: who held how many images of which class, counts [clients, classes].
+
+    What the folder does not say is empty: classes of unlabelled images, images held out.
+    """
 
     clients: tuple[str, ...]
     class_names: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]  # [clients][classes], may be empty for unlabelled images
+    counts: tuple[tuple[int, ...], ...]  # [clients, classes], may be empty for unlabelled images
     sizes: tuple[int, ...]  # training images, [clients]
     holdout_sizes: tuple[int, ...]  # images held out, [clients]; may be empty
 

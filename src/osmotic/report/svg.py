@@ -115,7 +115,7 @@ def inline(svg: str, title: str, prefix: str) -> str:
 
 
 def marker(x: Sequence[float]) -> str:
-    """A dot at every point while there are few enough to be told apart, else none."""
+    """A dot at every point of `x` [points] while they are few enough to be told apart, else none."""
     return "o" if len(x) <= 25 else ""
 
 
@@ -127,7 +127,7 @@ def ticks(most: int) -> MaxNLocator:
 
 
 def round_axis(ax: Axes, x: Sequence[float]) -> None:
-    """Labels the x axis as rounds; `x` are the rounds drawn, at least one."""
+    """Labels the x axis as rounds; `x` [points] are the rounds drawn, at least one."""
     ax.xaxis.set_major_locator(ticks(8))
     ax.set_xlabel("round")
     if len(set(x)) == 1:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from osmotic.protocol.messages import Phase
 
 if TYPE_CHECKING:
-    from osmotic.api import Run
     from osmotic.federation.interfaces import Observer
 
 
@@ -38,8 +37,8 @@ class Callback:
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """A phase has counted: its line of metrics.jsonl, scores under "quality" where there were any."""
 
-    def run_done(self, run: Run) -> None:
-        """All is written, the report too. Not called where the run was stopped."""
+    def run_done(self, run: Any) -> None:
+        """All is written, the report too; `run` is the `osmotic.Run`. Not called where the run was stopped."""
 
 
 class Observers:
@@ -59,3 +58,13 @@ class Observers:
     def phase_done(self, line: Mapping[str, Any]) -> None:
         for observer in self.observers:
             observer.phase_done(line)
+
+
+def gathered(callbacks: Any) -> tuple[Callback, ...]:
+    """One callback or several as a tuple. Raises: TypeError for what is none, before a run begins."""
+    found = (callbacks,) if isinstance(callbacks, Callback) or callable(callbacks) else tuple(callbacks)
+    for callback in found:
+        if not isinstance(callback, Callback):
+            told = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+            raise TypeError(f"callbacks must be objects of classes derived from osmotic.Callback, not {told}")
+    return found

@@ -199,7 +199,7 @@ def evaluate(
     study = prepare(cfg, dataset)
     refuse_other_images(run, study)
     make_deterministic(study)
-    step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
     half_life = ema if ema is not None else (kept[0] if kept else 0)
     if study.blueprint.method().global_model:
         weights = _averaged(tensors, notes, kept, half_life)

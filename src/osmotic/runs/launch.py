@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from osmotic import __version__, plugins
+from osmotic import plugins
 from osmotic.config import toml
 from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset
@@ -46,7 +47,8 @@ def start(
     run = RunDir.new(out)
     command = " ".join(["osmotic run config.toml", *(f"--plugin {path.name}" for path in plugins.FILES)])
     repeats = f"`{command}` repeats this run" if dataset is None else "its images came from Python"
-    write_text(run.config, f"# osmotic {__version__}; {repeats}\n" + toml.to_toml(config))
+    version = metadata.version("osmotic")
+    write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(config))
     write_text(run.partition, json.dumps(describe_partition(study)))
     return _run(study, run, observer(run, config), resume=False)
 

@@ -34,6 +34,7 @@ class Sized(bytes):
 
     length = 0
 
+    # The run's code asks packets for nothing but their length, so it serves a plan as it is.
     def __len__(self) -> int:
         return self.length
 
@@ -53,8 +54,9 @@ class Sizes:
         self._known: dict[tuple[Any, ...], int] = {}
 
     def weights(self, codec: codecs.Codec, names: list[str]) -> int:
-        """Length of the packet of these weights of the network."""
+        """Bytes of the packet of these weights of the network, float32 [...]."""
         return self.once(
+            # These three tell the lists apart that are asked for: each holds one whole part, sorted.
             (codec.name, names[0], len(names)),
             lambda: codec.packet_bytes({n: ("float32", self.layout[n]) for n in names}),
         )
@@ -82,6 +84,7 @@ class SizedDownLink(DownLink):
             old, names = self.streams[part], self.names[part]
             chain = list(old.chain)
             if old.round is not None:
+                # Kept and trimmed as in a run: it decides whether a client is sent changes or all.
                 chain.append((old.round, server_round, sized(self.sizes.weights(self.codec, names))))
                 self.trim(chain, self.sizes.weights(EXACT, names))
             self._next[part] = Stream(server_round, {}, {}, chain)
@@ -90,7 +93,7 @@ class SizedDownLink(DownLink):
 
 @dataclass
 class Cost:
-    """Weights and bytes of one site or of all."""
+    """Weights, one per value whatever the codec, and bytes of one site or of all."""
 
     parameters_up: int = 0
     parameters_down: int = 0
@@ -98,7 +101,7 @@ class Cost:
     bytes_down: int = 0
 
     def add(self, down: int, up: int, bytes_down: int, bytes_up: int) -> None:
-        """Adds one exchange."""
+        """Adds one exchange: weights down and up, then bytes."""
         self.parameters_down += down
         self.parameters_up += up
         self.bytes_down += bytes_down
@@ -120,10 +123,12 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
     method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
     count = 1 if method.pools_data else num_clients(config, dataset)
     names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
+    # Even shares, as who has which images is not known: packets are as long for any.
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     sites = rehearse(config, method, chain, layout, spec.part_names(), clients)
     parameters = models.count(layout)
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
+    # Only where everybody trains on everything are the images seen known without looking at them.
     full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
     full = full and config.data.partition not in ("pathological", "shards")  # these may leave images out
     whole = float(config.training.local_epochs).is_integer()
@@ -164,8 +169,8 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
 def network(config: Config, dataset: Dataset | None = None) -> tuple[models.NetworkSpec, Shape]:
     """The network and the shape of the data, as far as they are known without reading images.
 
-    Raises: ConfigError for a size the network cannot take, more clients than images, or labels that are needed and not
-        there.
+    Raises: ConfigError for a size the network cannot take, more clients than images, or labels that are
+        needed and not there.
     """
     shape = sources.describe(config.data) if dataset is None else _shape(dataset)
     num_classes = classes(config, shape.num_classes)
@@ -184,18 +189,25 @@ def _shape(dataset: Dataset) -> Shape:
 
 
 def classes(config: Config, num_classes: int) -> int:
-    """Classes the network is conditioned on. Raises ConfigError if it should be told the class and there are none."""
+    """Classes the network is conditioned on.
+
+    Raises: ConfigError if it should be told the class and there are none.
+    """
     if config.model.conditional is True and num_classes == 0:
         raise ConfigError("model.conditional", True, f"needs labels, and {config.data.source} has none")
     return num_classes if config.model.conditional in ("auto", True) else 0
 
 
 def num_clients(config: Config, dataset: Dataset | None = None) -> int:
-    """As configured; with `by:COLUMN`, as many as the column has values."""
+    """As configured; with `by:COLUMN`, as many as the column has values.
+
+    Raises: ConfigError for a column that is not there.
+    """
     if not config.data.partition.startswith("by:"):
         return config.data.clients
     from osmotic.data.partition import partition
 
+    # The one figure of a plan for which data must be read: nobody else knows the values.
     return len(partition(config.data, (dataset or sources.load(config.data)).train))
 
 
@@ -207,10 +219,15 @@ def rehearse(
     part_names: Mapping[str, list[str]],
     clients: list[Client],
 ) -> dict[str, Cost]:
-    """Cost of every site over all phases that count in the totals: the server's decisions, with empty weights."""
+    """Cost of every site over all phases that count in the totals, from the server's own decisions.
+
+    Args:
+        layout: parameter name -> shape; the weights are zeros [...] without memory.
+    """
     sizes, gate = Sizes(layout), Gate(layout, part_names, config.training)
     up = codecs.make(config.codec.up, options=config.codec.options)
     down = codecs.make(config.codec.down, options=config.codec.options)
+    # No seed: codecs are asked for lengths only, and draw nothing.
     link = SizedDownLink(down, part_names, config.codec.changed_only)
     link.sizes = sizes
     sites = {c.name: Cost() for c in clients}
@@ -230,6 +247,7 @@ def rehearse(
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
             _, blobs = link.message(task.client.name, task.send, phase.server_round, weights)
+            # After `message`, whose chain must move in every phase.
             if not (phase.totals and method.travels):
                 continue
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
@@ -247,6 +265,7 @@ def rehearse(
             down_bytes = sum(len(b) for b in blobs) + extra_bytes
             back = sizes.once(("answer", kind), lambda: 0)
             sites[task.client.name].add(sent_weights, back_weights, down_bytes, back)
+        # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)
         changed |= {part: phase.server_round for t in asked for part in t.returns}
         counted |= {t.client.name: phase.server_round for t in asked}
@@ -254,7 +273,10 @@ def rehearse(
 
 
 def reply_bytes(codec: codecs.Codec, expected: Expectation) -> int:
-    """Length of an answer's blobs; an axis that is open counts as 1, and nothing is sent where nothing is expected."""
+    """Bytes of an answer's blobs; nothing is sent where nothing is expected.
+
+    An open axis counts as 1: its length is known only when the answer comes.
+    """
 
     def length(by: codecs.Codec, specs: Mapping[str, Spec]) -> int:
         shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in specs.items()}
@@ -272,6 +294,7 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dic
     model = 4 * parameters
     replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
     averages = 2 * model * len(config.recipe.ema_half_lives)
+    # Then the client keeps what it was sent, so that the next packet can build on it.
     kept = replica > 0 or config.codec.changed_only
     # Without a global model a client averages its own: sums of 8 bytes, and the average itself.
     own_average = 3 * bool(config.recipe.ema_half_lives and not method.global_model)
@@ -286,7 +309,7 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dic
 
 
 def text(figures: Mapping[str, Any]) -> str:
-    """The plan for a person."""
+    """The plan for a person, given what `plan` gave."""
     from osmotic.report.formatting import count, duration, size
 
     up, down = size(figures["bytes_up"]), size(figures["bytes_down"])

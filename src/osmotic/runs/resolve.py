@@ -138,9 +138,7 @@ def _filled(config: Config) -> Config:
     method, codec = config.method, config.codec
     codecs = {name: _typed(CODECS[name], f"codec.{name}", given) for name, given in codec.options.items()}
     full: dict[str, Any] = {
-        "method": dataclasses.replace(
-            method, options=_typed(METHODS[method.name], "method", method.options)
-        ),
+        "method": dataclasses.replace(method, options=_typed(METHODS[method.name], "method", method.options)),
         "codec": dataclasses.replace(codec, options=codecs),
     }
     for name in PIECE_SECTIONS:

@@ -31,6 +31,7 @@ def check(config: Config, own_data: bool = False) -> None:
     Args:
         own_data: images are handed over in Python, which the source "python" stands for.
     """
+    # Names first: the other rules look things up by them.
     _names(config)
     _method(config)
     _codecs(config)
@@ -43,6 +44,7 @@ def check(config: Config, own_data: bool = False) -> None:
         sources.check(config.data)
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
+    # Now, and not when the first round is scored: hours may lie between.
     if config.score.encoder != "classifier":
         from osmotic.metrics import weights
 
@@ -73,6 +75,7 @@ def one_of(key: str, value: str, valid: Any, hint: str = "") -> None:
 def _method(config: Config) -> None:
     name = config.method.name
     made = owned_options(METHODS[name], name, "method", config.method.options, METHODS)
+    # An option without effect is refused: who sets it believes that it has one.
     coded = config.codec.up != "fp32" or config.codec.down != "fp32" or config.codec.error_feedback
     if coded and not made.travels:
         raise ConfigError(
@@ -106,6 +109,7 @@ def owned_options(
                 if known
                 else f"{kind} {owner} has no keys of its own"
             )
+            # A key of another owner is a likelier slip than a misspelt one of this.
             owners = [
                 m
                 for m, c in others.items()
@@ -117,6 +121,7 @@ def owned_options(
         checked(key, value, typing.get_type_hints(cls)[option], known[option].metadata)
     try:
         return cls(**options)
+    # TypeError: an option without a default is missing.
     except (TypeError, ValueError) as error:
         raise ConfigError(prefix, dict(options), str(error)) from None
 
@@ -132,6 +137,7 @@ def _pieces(config: Config, method: Method) -> None:
                 here = [p for p, cls in PIECES.items() if cls.section == name]
                 rule = "must be of " + ", ".join(here) + "; a piece of your own needs --plugin FILE"
                 raise ConfigError(key, piece, rule, nearest(piece, here))
+            # The section says when a piece acts; in another one it would read as something that it is not.
             if PIECES[piece].section != name:
                 raise ConfigError(key, piece, f"belongs to {PIECES[piece].section}.pieces")
             if piece in seen:
@@ -143,6 +149,7 @@ def _pieces(config: Config, method: Method) -> None:
             if reason := made.misfit(method):
                 raise ConfigError(key, piece, f"cannot work with method {config.method.name}: {reason}")
         for owner, options in section.options.items():
+            # Options of a piece that does not run: a comparison would be of two runs that are the same.
             if owner not in section.pieces:
                 key, value = f"{name}.{owner}.{next(iter(options), '')}", next(iter(options.values()), None)
                 if owner not in PIECES:
@@ -178,6 +185,7 @@ def _process(config: Config) -> None:
         default = type(config.model)()
         by = "" if config.recipe.name == "default" else f"; recipe {config.recipe.name} sets it"
         for key in ("schedule", "timesteps"):
+            # What was written cannot be told from a default, unless its value differs.
             if getattr(config.model, key) != getattr(default, key):
                 raise ConfigError(
                     f"model.{key}",
@@ -203,7 +211,9 @@ def _training(config: Config) -> None:
     lives = config.recipe.ema_half_lives
     if len(set(lives)) != len(lives):
         raise ConfigError("recipe.ema_half_lives", list(lives), "must all differ")
+    # As `protocol.participation.choose` counts them.
     asked = max(1, round(config.training.fraction_train * config.data.clients))
+    # How many clients `by:COLUMN` makes is not known before the data are read.
     federated = not METHODS[config.method.name].pools_data and not config.data.partition.startswith("by:")
     if federated and config.training.quorum_clients > asked:
         rule = f"must be at most the {asked} clients asked each round"

@@ -151,6 +151,11 @@ class OwnModule(nn.Module):
         """That of its weights."""
         return next(self.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """That of its weights."""
+        return next(self.parameters()).device
+
     def forward(self, *arguments: Any, **named: Any) -> Any:
         return self.model(*arguments, **named)
 
@@ -174,7 +179,11 @@ def _described(folder: Path) -> Described:
     if (folder / INDEX[0]).is_file():
         found = _json(folder / "unet" / "config.json")
         rows = found.get("num_class_embeds") or 1  # the last row is "no class"
-        numbers = (found.get("sample_size"), found.get("in_channels"), rows - 1 if type(rows) is int else None)
+        numbers = (
+            found.get("sample_size"),
+            found.get("in_channels"),
+            rows - 1 if type(rows) is int else None,
+        )
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     else:
         found = _json(folder / INDEX[1])

@@ -23,6 +23,7 @@ from osmotic.tensors import Tensors
 from osmotic.training.weights import copy_weights
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
+# Fields of the summary that are null where no global model exists.
 NOT_WITHOUT_GLOBAL_MODEL = (
     "fd",
     "kid",
@@ -37,7 +38,7 @@ NOT_WITHOUT_GLOBAL_MODEL = (
 
 
 class Scoring:
-    """Knows the data sets, which the server does not; makes the encoder when it is first needed.
+    """Knows the images [N, H, W, C] of all, as the server does not; makes the encoder when first needed.
 
     The noise is the same in every round, so that grids and scores of different rounds differ by the weights alone.
     """
@@ -65,6 +66,7 @@ class Scoring:
         if self.study.spec.num_classes == 0:
             return None
         if counts is None:
+            # Of what clients train on, not of the whole data set: held-out images were never seen.
             held = np.concatenate([h.train for h in self.study.holdings])
             labels = self.study.dataset.train.labels
             assert labels is not None
@@ -73,6 +75,7 @@ class Scoring:
 
     def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
         """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
+        # Kept from round to round: they are built once, and only their weights change.
         while len(self._models) < self.study.workers:
             self._models.append(self.study.model())
         for model in self._models:
@@ -80,16 +83,24 @@ class Scoring:
         return self.study.blueprint.draw_chunks(self._models, labels, samples, self.seed)
 
     def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
-        """Quality of the global model, with one entry per client, and the round's sample grid."""
+        """Quality of the global model, with one entry per client, and the round's sample grid.
+
+        Args:
+            weights: name -> float32 [...].
+        """
         labels = self.labels()
         images, nfe = self.draw(weights, labels, self.study.config.score.samples)
         self.save_grid(images, labels, f"round-{server_round:04d}")
         quality = self._measure(images, nfe)
+        # One pool for all clients: the same images, each time against the images of another.
         per_client = self._per_client(images, labels, self.study.holdings, "after")
         return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
-        """What a client is told to sample from its own model: the label mix of all, and the run's noise."""
+        """What a client is told to sample, in JSON: samples, labels [samples], seed, guidance.
+
+        The label mix of all, and the run's noise: own models differ by their weights alone.
+        """
         labels = self.labels()
         return {
             "samples": self.study.config.score.samples,
@@ -101,7 +112,11 @@ class Scoring:
     def score_personal(
         self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
     ) -> dict[str, Any]:
-        """Quality where every client has its own model and no global one exists: the global fields are null."""
+        """Quality where every client has its own model and no global one exists: the global fields are null.
+
+        Args:
+            pools: client -> the images it drew, uint8 [samples, H, W, C]; who sent none is left out.
+        """
         cfg, labels = self.study.config, self.labels()
         per_client: list[dict[str, Any]] = []
         for holding in self.study.holdings:
@@ -109,6 +124,7 @@ class Scoring:
             if name in pools:
                 per_client += self._per_client(pools[name], labels, [holding], stage)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
+        # Null, not absent: every summary has the same fields.
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
         described = self._described(compatibility.nfe(cfg.score.steps, self.study.blueprint.guidance))
         found = federated.aggregate(per_client)
@@ -152,7 +168,8 @@ class Scoring:
 
     @property
     def reference(self) -> Split:
-        """All images that clients train on."""
+        """All images that clients train on, [N, H, W, C]; a copy only where the data set has others too."""
+        # In the order of the data set: the reference is then the same for any split of it.
         rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
         train = self.study.dataset.train
         if self._reference is None:
@@ -182,6 +199,7 @@ class Scoring:
             )
             for h in holdings
         ]
+        # The same object every time, so that its features are computed once for all rounds and clients.
         features = self.encoder.features_once(self.reference.images)
         union = self.reference.labels
         return federated.score_clients(
@@ -189,10 +207,16 @@ class Scoring:
         )
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
-        """PNG grid of the first images of each class, or of the first hundred."""
+        """PNG grid of the first images of each class, or of the first hundred.
+
+        Args:
+            images: uint8 [N, H, W, C].
+            labels: int64 [N], or None.
+        """
         if self.run is None:
             return
         picked, rows = pick_for_grid(labels, len(images), list(self.study.dataset.class_names))
+        # Small images larger: 8 x 8 is drawn as 64 x 64, from 17 x 17 on a pixel is one pixel.
         scale = max(1, 32 // images.shape[1]) * (2 if images.shape[1] <= 16 else 1)
         pictures.save_png(
             self.run.samples / f"{name}.png",
@@ -206,7 +230,11 @@ def _as_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def apportion(counts: np.ndarray, total: int) -> np.ndarray:
-    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted."""
+    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted.
+
+    Args:
+        counts: images of each class, [classes], not all 0.
+    """
     share = counts / counts.sum() * total
     whole = np.floor(share).astype(np.int64)
     # Stable order: of equal remainders the smaller label comes first.
@@ -217,12 +245,15 @@ def apportion(counts: np.ndarray, total: int) -> np.ndarray:
 def pick_for_grid(
     labels: np.ndarray | None, count: int, class_names: list[str]
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Positions of the images to show, row by row, and the rows' names: a row per class, or rows without names.
+    """Positions [shown] of the images to show, row by row, and the rows' names: a row per class, or None.
 
     At most the first GRID_ROWS classes that have a full row of images.
+    Args:
+        labels: int64 [count], or None.
     """
     if labels is None:
         return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
+    # A row with gaps would read as a class that the model cannot draw.
     full = [c for c in range(len(class_names)) if (labels == c).sum() >= GRID_COLUMNS][:GRID_ROWS]
     if not full:
         return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None

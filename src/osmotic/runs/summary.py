@@ -19,9 +19,13 @@ from osmotic.tensors import Tensors
 
 
 def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
-    """Writes model/, personal/ where there is both, and summary.json; returns the summary."""
+    """Writes model/, personal/ where there is both, and summary.json; returns the summary.
+
+    Raises: OSError as the file system gives it.
+    """
     scored = save_models(study, server, run)
     summary = summarise(study, server, scored)
+    # Last of all: a folder with a summary is one of a finished run to every reader.
     write_text(run.summary, json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -45,6 +49,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "codec_down": cfg.codec.down,
         "engine": cfg.engine.name,
         "seed": cfg.seed,
+        # On a GPU some kernels add in any order unless they are told not to.
         "deterministic": study.device.type == "cpu" or cfg.engine.deterministic,
         "rounds": cfg.training.rounds,
         "num_clients": len(study.holdings),
@@ -69,6 +74,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
     }
 
 
+# Fields of `quality` that every scored run has, null where they were not measured.
 QUALITY = (
     "encoder",
     "encoder_sha256",
@@ -98,7 +104,12 @@ MORE = ("metrics", "personal")  # own metrics; scores of clients' own models bes
 
 
 def weights_sha256(weights: Tensors, state_hashes: dict[str, str] | None = None) -> str:
-    """SHA-256 of weights (sorted names, fp32 little-endian), then of each client's state hash by client name."""
+    """SHA-256, 64 hexadecimal digits, of weights, then of each client's state hash by client name.
+
+    Args:
+        weights: name -> float32 [...]; hashed by sorted name, little-endian: the same on every machine.
+        state_hashes: client -> 64 hexadecimal digits.
+    """
     total = hashlib.sha256()
     for name in sorted(weights):
         total.update(np.ascontiguousarray(weights[name], "<f4").data)
@@ -108,16 +119,21 @@ def weights_sha256(weights: Tensors, state_hashes: dict[str, str] | None = None)
 
 
 def save_models(study: Study, server: Server, run: RunDir) -> str:
-    """Saves the scored weights as pipeline folders; returns their SHA-256 (over all clients' where each has its own)."""
+    """Saves the scored weights, name -> float32 [...], as pipeline folders; returns their SHA-256.
+
+    Where each client has its own, it is over all of these.
+    """
     own = server.personal_models()
     if server.method.global_model:
         weights = server.state.scored_weights()
+        # What was scored is what is saved: the average over rounds where the recipe keeps one.
         save_pipeline(study, run.model, weights)
         for name, mine in own.items():
             save_pipeline(study, run.personal / name, mine)
         return weights_sha256(weights)
     total = hashlib.sha256()
     for holding in study.holdings:
+        # A site may refuse to give its model; the hash is then over those that came.
         if (name := holding.client.name) in own:
             save_pipeline(study, run.model / name, own[name])
             total.update(bytes.fromhex(weights_sha256(own[name])))
@@ -125,7 +141,10 @@ def save_models(study: Study, server: Server, run: RunDir) -> str:
 
 
 def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) -> None:
-    """One model as a folder that diffusers loads."""
+    """One model, name -> float32 [...], as a folder that diffusers loads.
+
+    Raises: ValueError or RuntimeError as `models.pipeline.save`.
+    """
     names = study.dataset.class_names if study.spec.num_classes else ()
     pipeline.save(
         folder,

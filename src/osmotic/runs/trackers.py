@@ -30,16 +30,21 @@ MODULES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "
 class Tracker(Protocol):
     """All that a run tells a tracker; a step is a server round."""
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None: ...
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Figures of one round by name; they may be NaN, and are never None."""
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
-        """One picture, uint8 [H, W, 1 or 3]."""
+        """One picture, uint8 [H, W, C], C 1 or 3."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended, or was stopped."""
 
 
 def check(backends: Iterable[str]) -> None:
-    """Raises ConfigError for an unknown backend, one named twice, or one whose package is not installed. Imports nothing."""
+    """Refuses an unknown backend, one named twice, or one whose package is not installed. Imports nothing.
+
+    Raises: ConfigError.
+    """
     from osmotic.config.keys import nearest
 
     seen: set[str] = set()
@@ -51,6 +56,7 @@ def check(backends: Iterable[str]) -> None:
         if name in seen:
             raise ConfigError("track.backends", name, "is named twice")
         seen.add(name)
+        # Found, not imported: some of these packages take seconds.
         if MODULES[name] not in sys.modules and importlib.util.find_spec(MODULES[name]) is None:
             raise _missing(name)
 
@@ -76,6 +82,7 @@ def open_trackers(
             with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to `--json`
                 opened[name] = OPENERS[name](run_dir, config, from_step)
         except ImportError as error:
+            # Those that are open already would otherwise wait for more, or keep a thread.
             Composite(opened).close()
             raise _missing(name) from error
     return Composite(opened)
@@ -93,11 +100,16 @@ class Composite:
         self.trackers = dict(trackers)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Tells the figures that were measured; None is left out."""
         measured = {name: float(value) for name, value in scalars.items() if value is not None}
         if measured:
             self._each(lambda tracker: tracker.log(step, measured))
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """One picture, uint8 [H, W, 1 or 3], told as [H, W, 3].
+
+        Raises: ValueError for any other shape or dtype: that is our own mistake, and no failure of a tracker.
+        """
         import numpy as np
 
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
@@ -106,14 +118,17 @@ class Composite:
         self._each(lambda tracker: tracker.image(step, name, colour))
 
     def close(self) -> None:
+        """Closes every tracker; after that it tells nobody."""
         self._each(lambda tracker: tracker.close())
         self.trackers.clear()
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
+        # A list, as the dict loses those that fail.
         for name, tracker in list(self.trackers.items()):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     call(tracker)
+            # Any: networks, disks and versions that do not fit are not our business in the midst of a run.
             except Exception as error:
                 warnings.warn(
                     f"tracker {name} failed and is told no more: {error}", RuntimeWarning, stacklevel=3
@@ -136,11 +151,13 @@ class TensorBoard:
             self.writer.add_text("config", "\n".join(lines), 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Scalars, flushed: a run that is killed has told all of its rounds."""
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """The picture, [H, W, C]: the writer has to be told, as it expects [C, H, W]."""
         self.writer.add_image(name, array, step, dataformats="HWC")
         self.writer.flush()
 
@@ -175,14 +192,17 @@ class MLflow:
         )
         self.run = started.info.run_id
         for key, value in flat(config).items():
+            # MLflow refuses + in a key, and older versions a text of more than 500 characters.
             self.client.log_param(self.run, key.replace("+", "_"), str(value)[:500])
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Metrics with the round as step, and one time for all of a round."""
         now = int(time.time() * 1000)
         for name, value in scalars.items():
             self.client.log_metric(self.run, name, value, timestamp=now, step=step)
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """The picture [H, W, 3] as the artifact NAME/round-NNNN.png."""
         self.client.log_image(self.run, array, artifact_file=f"{name}/round-{step:04d}.png")
 
     def close(self) -> None:
@@ -204,7 +224,9 @@ class WandB:
             resume="allow" if from_step > 1 else None,
             dir=str(run_dir),
             config=dict(config),
+            # Nothing leaves the machine unless its user has said so.
             mode=os.environ.get("WANDB_MODE") or "offline",
+            # It would write to stdout, which belongs to `--json`.
             settings={"silent": True, "console": "off"},
         )
 
@@ -212,6 +234,7 @@ class WandB:
         self.run.log(dict(scalars), step=step)
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """The picture [H, W, 3] under its name at this step."""
         self.run.log({name: self.to_image(array)}, step=step)
 
     def close(self) -> None:
@@ -231,6 +254,7 @@ class Trackio:
             project=PROJECT,
             name=run_dir.resolve().name,
             config=flat(config),
+            # Never: a new run of an old name must not go on with its curves.
             resume="allow" if from_step > 1 else "never",
         )
 
@@ -238,6 +262,7 @@ class Trackio:
         self.run.log(dict(scalars), step=step)
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """The picture [H, W, 3] under its name at this step."""
         self.run.log({name: self.to_image(array)}, step=step)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
 
 
 def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, dict[str, Any]]:
-    """The newest checkpoint that is whole: (step, tensors, state).
+    """The newest checkpoint that is whole: (step, tensors [...] by name, state).
 
     A torn or altered file is passed over with a warning.
 

@@ -25,7 +25,7 @@ class StateLost(RuntimeError):
 
 
 class Store:
-    """Versions of one client's state, kept as `state-<round>.safetensors` in a folder of the client's own.
+    """Versions of one client's state, name -> array [...], as `state-<round>.safetensors` in its own folder.
 
     A version is written whole or not at all. The one the server may still ask to start from is never deleted.
     """

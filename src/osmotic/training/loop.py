@@ -26,10 +26,17 @@ class Cancelled(RuntimeError):
 class Rule(Protocol):
     """What bends the loop: frozen parts and pieces of the learning rule (`pieces/chain.py`)."""
 
-    def trainable(self) -> set[str] | None: ...
-    def objective(self, loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor: ...
-    def after_backward(self) -> None: ...
-    def stepped(self) -> None: ...
+    def trainable(self) -> set[str] | None:
+        """Names of the parameters to train; None for all."""
+
+    def objective(self, loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+        """The loss to minimise, given the denoising loss of the batch: scalars [], with their graph."""
+
+    def after_backward(self) -> None:
+        """Between backward pass and clipping; may change gradients [...] in place."""
+
+    def stepped(self) -> None:
+        """One optimiser step was taken."""
 
 
 def fit(
@@ -52,9 +59,10 @@ def fit(
         steps: optimiser steps to take, >= 1; the images are walked in a new random order each pass.
         rng: order of the images, and seed of the noise.
         rule: what bends the loop; None for plain training.
-        moments: optimiser state to start from; the state at the end comes over it in place. None: start fresh, keep nothing.
+        moments: optimiser state to start from, "NAME|SLOT" -> float32 [...]; the state at the end comes over
+            it in place. None: start fresh, keep nothing.
         stop: asked before every step.
-    Returns: (mean loss over steps, images seen).
+    Returns: (mean loss over steps, images seen, repeats counted).
     Raises: Cancelled if `stop` says so.
     """
     device, size = images.pixels.device, training.batch_size

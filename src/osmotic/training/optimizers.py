@@ -20,12 +20,18 @@ OPTIMIZERS: dict[str, Callable[[Parameters, float], torch.optim.Optimizer]] = {
 
 
 def make_optimizer(parameters: Parameters, name: str, learning_rate: float) -> torch.optim.Optimizer:
-    """The optimiser called `name`, a key of OPTIMIZERS, with torch's defaults."""
+    """The optimiser called `name`, a key of OPTIMIZERS, with torch's defaults.
+
+    Raises: KeyError for another name; ValueError for a learning rate below 0.
+    """
     return OPTIMIZERS[name](list(parameters), learning_rate)
 
 
 def moments_of(optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]) -> Tensors:
-    """The optimiser's state as "NAME|SLOT" -> float32, shaped as the parameter or [] for a step count; copies."""
+    """The optimiser's state, "NAME|SLOT" -> float32 [...]: copies.
+
+    Shaped as the parameter, or [] for a step count.
+    """
     return {
         f"{name}|{key}": value.detach().cpu().numpy().astype(np.float32).copy()
         for name, p in named.items()
@@ -39,7 +45,10 @@ def load_moments(
     named: Mapping[str, torch.nn.Parameter],
     moments: Mapping[str, np.ndarray],
 ) -> None:
-    """Puts what `moments_of` gave into a fresh optimiser; parameters that are not trained now are passed over."""
+    """Puts what `moments_of` gave, "NAME|SLOT" -> float32 [...], into a fresh optimiser.
+
+    Parameters that are not trained now are passed over.
+    """
     for key, value in moments.items():
         name, _, slot = key.partition("|")
         if name not in named:

@@ -1,0 +1,5 @@
+"""`python -m osmotic` is the command `osmotic`."""
+
+from osmotic.cli import main
+
+main()
