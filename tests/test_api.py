@@ -209,6 +209,7 @@ def test_errors_are_exceptions_with_the_words_of_the_command(
     monkeypatch.chdir(tmp_path)
     code, out, err = command(monkeypatch, capsys, "run", *words)
     assert (code, out) == (2, "")
+    assert ("handed over in Python: osmotic.run(data=...)" in err) == (words[-1] == "python")
     for function in (osmotic.run, osmotic.plan):
         with pytest.raises(osmotic.ConfigError) as caught:
             function(**settings)
@@ -576,7 +577,7 @@ def test_what_needs_a_finished_run_says_how_to_finish_it(tmp_path: Path) -> None
     for use in (lambda: run.summary, run.sample, run.pipeline, run.evaluate, run.report):
         with pytest.raises(osmotic.ConfigError, match=r"is not finished yet; go on with `osmotic resume"):
             use()  # type: ignore[no-untyped-call]
-    assert run.metrics == run.ledger == []
+    assert run.metrics == run.ledger == run.partition == []
 
 
 def test_a_run_shows_itself(done: osmotic.Run) -> None:
@@ -868,3 +869,35 @@ def test_the_examples_of_the_page_run_one_after_the_other(
     sys.modules["page"].__dict__.update(known)
     for block in code:
         exec(compile(block, "docs/python.md", "exec"), sys.modules["page"].__dict__)
+
+
+def notebook() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "docs" / "tour.ipynb").read_text())
+    return found
+
+
+def test_the_tour_was_really_run_and_shows_pictures_and_nothing_of_the_machine() -> None:
+    path = ROOT / "docs" / "tour.ipynb"
+    cells = [cell for cell in notebook()["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"display_data", "execute_result", "stream"}
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    assert path.stat().st_size < 400_000
+    assert not re.search(r"/(tmp|work|home|root|Users)/", path.read_text())
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_tour_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    module = type(sys)("tour")
+    monkeypatch.setitem(sys.modules, "tour", module)
+    code = ["".join(cell["source"]) for cell in notebook()["cells"] if cell["cell_type"] == "code"]
+    small = code[0].replace("ROUNDS, IMAGES = 12, 1000", "ROUNDS, IMAGES = 2, 100")
+    assert small != code[0]
+    for block in (small, *code[1:]):
+        exec(compile(block, "docs/tour.ipynb", "exec"), module.__dict__)

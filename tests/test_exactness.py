@@ -21,6 +21,7 @@ from osmotic import methods
 from osmotic.federation.client import Worker
 from osmotic.methods.fedavg import FedAvg
 from osmotic.protocol.messages import Client, Packet, Phase, Task
+from osmotic.protocol.view import View
 from osmotic.runs.summary import weights_sha256
 from osmotic.storage.store import digest
 
@@ -43,7 +44,9 @@ VARIANTS = {
 def final(server: Any) -> tuple[str, dict[str, Any]]:
     """Hash of raw weights and states, hash of the averages, and the ledger's totals."""
     averages, _ = server.state.ema.state()
-    return f"{weights_sha256(server.state.weights, server.state.state_hashes)} {digest(averages)}", vars(server.state.totals)
+    return f"{weights_sha256(server.state.weights, server.state.state_hashes)} {digest(averages)}", vars(
+        server.state.totals
+    )
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -71,8 +74,8 @@ class WithoutSecond(FedAvg):
 
     skipped: ClassVar[tuple[int, str]] = (2, "client-001")
 
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        for task in super().tasks(server, phase, clients):
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        for task in super().tasks(view, phase, clients):
             if (phase.server_round, task.client.name) != self.skipped:
                 yield task
 
@@ -171,11 +174,8 @@ def test_a_round_without_a_quorum_is_as_if_it_had_not_been_asked(
 class SkipsSecond(FedAvg):
     """FedAvg that asks nobody in round 2."""
 
-    def tasks(self, server: Any, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
-        return iter(()) if phase.server_round == 2 else super().tasks(server, phase, clients)
-
-    def finish(self, server: Any, phase: Phase) -> dict[str, float]:
-        return super().finish(server, phase) if phase.server_round != 2 else {}
+    def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
+        return iter(()) if phase.server_round == 2 else super().tasks(view, phase, clients)
 
 
 @pytest.mark.parametrize("method", ["local", "fedavg"])
@@ -239,7 +239,10 @@ def test_the_replica_is_the_same_at_both_ends_after_every_round(make_server: Any
 
     def compare(server: Any) -> None:
         for site in server.engine.sites.values():
-            if server.state.counted.get(site.client.name) != server.phases[server.state.step - 1].server_round:
+            if (
+                server.state.counted.get(site.client.name)
+                != server.phases[server.state.step - 1].server_round
+            ):
                 continue
             state = site.store.load(server.state.counted[site.client.name])
             for stream in server.state.down.streams.values():
@@ -359,6 +362,7 @@ def test_sigkill_and_resume_equal_the_unbroken_run(
     if kill_when == "random":
         while not (out / "checkpoints").exists():
             time.sleep(0.01)
+            assert process.poll() is None, "the run must not have ended yet"
         time.sleep(float(np.random.default_rng(0).uniform(0.2, 1.0)))
     else:
         wanted = int(kill_when[-1])
@@ -411,8 +415,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, unbroken: dict[str, Any]) -> None:
     out = tmp_path / "stopped"
     process = subprocess.Popen(run_command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list((out / "checkpoints").glob("*.safetensors")) if (out / "checkpoints").exists() else True:
+    while not list((out / "checkpoints").glob("*.safetensors")):
         time.sleep(0.01)
+        assert process.poll() is None, "the run must not have ended yet"
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -263,6 +263,9 @@ def test_things_of_no_kind_are_refused_with_what_would_do() -> None:
         osmotic.register("net", torch.nn.Linear)
     with pytest.raises(TypeError, match=r"dict must derive from osmotic.Piece"):
         osmotic.register("thing", dict)
+    with pytest.raises(TypeError, match="Fp16 has a name already: derive a class from it"):
+        osmotic.register("half", Fp16)
+    assert Fp16.name == "fp16"
     with pytest.raises(TypeError, match="must be a class derived from Piece, Method or Codec, or a function"):
         osmotic.register("thing", 5)
 
@@ -486,6 +489,40 @@ def test_plugins_of_installed_packages_are_found_and_a_broken_one_is_one_line(
     assert len(planned.stderr.splitlines()) == 1
     without = fresh(tmp_path, "plan", "--set", "local.pieces=pull")
     assert without.returncode == 2
+
+
+def test_reports_and_models_know_installed_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [dict(registry) for registry in REGISTRIES]
+    models.register_network(
+        "renamed", lambda spec: tiny_network.Tiny(spec.channels, spec.num_classes), multiple=2
+    )
+    (tmp_path / "pull.py").write_text(PULL)
+    plugins.load_file(tmp_path / "pull.py")
+    registered = PIECES["pull"], models.NETWORKS["renamed"]
+    settings = TINY | {"model": {"network": "renamed"}, "training": {"rounds": 1, "local_epochs": 1}}
+    run = osmotic.run(**settings, local={"pieces": ["pull"]}, out=tmp_path / "run")
+
+    class Point:
+        name, dist = "p", None
+
+        def load(self) -> None:
+            PIECES["pull"], models.NETWORKS["renamed"] = registered
+
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: [Point()] if group == plugins.GROUP else []
+    )
+    for use in (
+        run.report,
+        lambda: run.sample(1),
+        lambda: osmotic.list_pieces(),
+        lambda: osmotic.plan(preset="fedavg"),
+    ):
+        forget(known)
+        monkeypatch.setattr(plugins, "_installed_are_loaded", False)
+        assert "pull" not in PIECES
+        use()
+        assert "pull" in PIECES
+    assert "a pull of one&#39;s own" in run.report().read_text()
 
 
 def test_plugins_of_installed_packages_are_not_imported_with_osmotic(installed: Path, tmp_path: Path) -> None:

@@ -43,23 +43,14 @@ def seams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcome(server: Any) -> dict[str, Any]:
     """All that a run leaves, but for the time."""
-    averages, _ = server.state.ema.state()
+    tensors, notes = server.state.to_checkpoint()
     logs = {
         name: [json.loads(line) for line in server.run_dir.log(name).read_text().splitlines()]
         for name in ("ledger", "metrics")
     }
-    for line in logs["metrics"]:
+    for line in (notes, *logs["metrics"]):
         del line["wall_seconds"]
-    return {
-        "weights": weights_sha256(server.state.weights, server.state.state_hashes),
-        "averages": digest(averages),
-        "pieces": digest(server.state.pieces),
-        "totals": vars(server.state.totals),
-        "failures": server.state.failures,
-        "counted": server.state.counted,
-        "server_steps": server.state.server_steps,
-        **logs,
-    }
+    return {"tensors": digest(tensors), **json.loads(json.dumps(notes)), **logs}
 
 
 # What is chained, and the phases that the chain makes of it.
@@ -146,6 +137,11 @@ def test_a_trained_codec_with_memory_survives_a_crash(make_server: Any) -> None:
     assert unbroken.state.up.version == 4 and unbroken.state.up.memory, (
         "the codec was refreshed and remembers"
     )
+    codec = unbroken.state.up.codec
+    assert (codec.seen, codec.renewed) == (4 * 2, 3), (
+        "it saw every reply once, and was renewed from round 2 on"
+    )
+    assert codec.peak > 0
     with pytest.raises(Crash):
         make_server(*settings, name="broken", at=crash_at(3, answers=1)).run()
     resumed = make_server(*settings, name="broken", resume=True)
@@ -211,6 +207,19 @@ def test_a_phase_without_a_quorum_leaves_no_trace_in_codec_or_pieces(
     assert (codec.seen, codec.peak, server.state.up.memory) == (0, 0, {})
     assert digest(server.state.pieces) == digest(begun) and set(begun) == {"clipped/bound"}
     assert server.state.counted == {}
+
+
+def test_a_codec_that_trains_is_set_back_with_a_round_that_does_not_count(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, 3)
+    server = make_server(*TINY, "codec.up=trained", "training.quorum_clients=3", "training.rounds=4")
+    server.run()
+    assert [line["kept_old_weights"] for line in server.observer.lines] == [False, False, True, False]
+    codec = server.state.up.codec
+    # Seen in rounds 1, 2 and 4; renewed for rounds 2 and 4.
+    assert (codec.seen, codec.renewed, server.state.up.version) == (3 * 3, 2, 4)
+    assert set(server.state.up.heard.values()) == {4}
 
 
 @pytest.mark.xfail(strict=True, reason="DownLink.abandon leaves the codec with weights that no client has")
@@ -295,10 +304,21 @@ def test_variates_travel_and_are_counted(make_server: Any) -> None:
     )
 
 
-def test_frozen_parts_do_not_move(make_server: Any, tmp_path: Path) -> None:
+def test_frozen_parts_do_not_move(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[set[str]] = []
+    train = Worker.train
+
+    def watched(self: Worker, opened: Opened) -> Any:
+        result = train(self, opened)
+        received = opened.step.received
+        moved.append({n for n, p in self.named.items() if not np.array_equal(p.detach(), received[n])})
+        return result
+
+    monkeypatch.setattr(Worker, "train", watched)
     server = make_server("method.name=decoder-only", *SLIM, "training.rounds=1")
     start = dict(server.state.weights)
     server.run()
+    assert moved == [set(server.part_names["decoder"])] * 3, "on the clients"
     for n in server.part_names["encoder"]:
         assert np.array_equal(server.state.weights[n], start[n])
     assert any(not np.array_equal(server.state.weights[n], start[n]) for n in server.part_names["decoder"])

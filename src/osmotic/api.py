@@ -127,8 +127,10 @@ def compare(runs: Iterable[Run | Place]) -> Comparison:
     `pandas.DataFrame(comparison.rows)` is a table, `comparison.write_html(path)` a page with plots.
     Raises: ConfigError if one is not finished.
     """
+    from osmotic import plugins
     from osmotic.report.compare import compare as side_by_side
 
+    plugins.load_installed()
     return side_by_side([run.path if isinstance(run, Run) else Path(run) for run in runs])
 
 
@@ -230,6 +232,8 @@ class Run:
     @property
     def partition(self) -> list[dict[str, Any]]:
         """A row per client: training images, held-out ones, and training images of every class as "images.CLASS"."""
+        if not self._folder.partition.is_file():
+            return []  # stopped before the images were dealt out
         found = json.loads(self._folder.partition.read_text(encoding="utf-8"))
         counts = found["counts"] or [[] for _ in found["clients"]]
         named = [dict(zip(found["class_names"], row, strict=False)) for row in counts]
@@ -266,9 +270,8 @@ class Run:
 
         if count < 1:
             raise ConfigError("count", count, "must be >= 1")
-        return saved.draw(
-            commands.finished(self.path), count, label, steps, guidance, seed, client
-        )[0]  # fmt: skip
+        run = commands.finished(self.path)
+        return saved.draw(run, count, label, steps, guidance, seed, client)[0]
 
     def pipeline(self, client: str | None = None) -> DiffusionPipeline:
         """The trained model as a diffusers pipeline. Unlike diffusers' own loading, no file of the folder is executed.

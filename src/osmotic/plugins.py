@@ -84,6 +84,8 @@ def register(name: str, thing: Any = None) -> Any:
     _refuse_taken(word, name, registry)
     _check_class(name, thing)
     if word == "codec":
+        if _of_the_package(thing):
+            raise TypeError(f"register {name!r}: {thing.__name__} has a name already: derive a class from it")
         thing.name = name  # type: ignore[attr-defined]  # stands in every packet, and both ends compare it
     registry[name] = thing
     return thing
@@ -154,7 +156,7 @@ def load_installed() -> None:
     for point in entry_points(group=GROUP):
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             package = point.dist.name if point.dist is not None else "?"
             told = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"plugin {point.name} of package {package} cannot be loaded ({told})", stacklevel=2)
@@ -201,8 +203,12 @@ def _check_name(word: str, name: object, reserved: frozenset[str]) -> None:
 
 
 def _refuse_taken(word: str, name: str, registry: Mapping[str, Any]) -> None:
-    if name in registry and str(registry[name].__module__).split(".")[0] == "osmotic":
+    if name in registry and _of_the_package(registry[name]):
         raise ConfigError(f"{word} name", name, f"is a {word} of the package: take another one")
+
+
+def _of_the_package(thing: Any) -> bool:
+    return str(thing.__module__).split(".")[0] == "osmotic"
 
 
 def _check_class(name: str, cls: Any) -> None:

@@ -122,6 +122,6 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_counts(make_server: A
 
     monkeypatch.setattr(PIECES["momentum"], "change", exploding)
     server = make_server("server.pieces=momentum")
-    with pytest.raises(ConfigError, match=r"piece momentum would move .* not finite in train 2"):
+    with pytest.raises(ConfigError, match=r"piece momentum: would move .* not finite in train 2"):
         server.run()
     assert server.state.step == 1 and all(np.isfinite(w).all() for w in server.state.weights.values())

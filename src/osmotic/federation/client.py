@@ -23,6 +23,7 @@ from osmotic.diffusion.ema import Ema
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import held, receive
 from osmotic.federation.memory import ClientState
+from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain
 from osmotic.protocol.messages import SCORING, Client, Packet
 from osmotic.protocol.participation import batch_plan
@@ -106,7 +107,7 @@ class Worker:
             return self._serve(site, packet)
         except Cancelled:
             raise
-        except (StateLost, BadPacket) as error:
+        except (StateLost, BadPacket, PieceError) as error:
             reason = str(error)
         except Exception as error:  # whatever a site runs into must not stop the others
             log.warning("%s could not do its task", site.client.name, exc_info=True)

@@ -49,7 +49,9 @@ class Exchange:
         self.travels = blueprint.method().travels
         self.layout, self.part_names = blueprint.layout, blueprint.part_names
         self.gate = Gate(self.layout, self.part_names, self.config.training)
-        self.kept: dict[int, dict[str, int]] = {}  # step of a checkpoint on disk -> who was counted when
+        self.checkpoints: dict[
+            int, dict[str, int]
+        ] = {}  # step of a checkpoint on disk -> who was counted when
 
     def post(
         self, phase: Phase, tasks: Iterable[Task], tally: Tally, weights: Tensors | None = None
@@ -61,13 +63,13 @@ class Exchange:
         Raises: ValueError, when its turn comes, for a client that is asked twice.
         """
         state = self.state
-        for asked in tasks:
-            name = asked.client.name
+        for whole in tasks:
+            name = whole.client.name
             if name in tally.asked:
                 raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
             # Other weights than the global ones are nothing that a client has heard before.
-            held = {} if weights else state.down.unmoved(name, asked.send, state.changed)
-            task = replace(asked, send=tuple(p for p in asked.send if p not in held))
+            held = {} if weights else state.down.unmoved(name, whole.send, state.changed)
+            task = replace(whole, send=tuple(p for p in whole.send if p not in held))
             # Who only samples encodes nothing that is coded.
             codec_weights = state.up.extras(name) if task.action == "train" else {}
             extras = {**task.extras, **codec_weights}
@@ -96,7 +98,7 @@ class Exchange:
 
     def _durable(self, name: str) -> int | None:
         """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""
-        return self.kept[min(self.kept)].get(name) if self.kept else None
+        return self.checkpoints[min(self.checkpoints)].get(name) if self.checkpoints else None
 
     def collect(
         self,

@@ -361,8 +361,8 @@ class Server:
         left = checkpoint.save(
             self.run_dir.checkpoints, state.step, tensors, notes, self.config.checkpoint.keep
         )
-        self.exchange.kept[state.step] = dict(state.counted)
-        self.exchange.kept = {step: c for step, c in self.exchange.kept.items() if step in left}
+        self.exchange.checkpoints[state.step] = dict(state.counted)
+        self.exchange.checkpoints = {step: c for step, c in self.exchange.checkpoints.items() if step in left}
 
     def restore(self) -> None:
         """Goes back to the newest whole checkpoint and cuts the run's files back to it.
@@ -386,7 +386,7 @@ class Server:
             )
         self.state.from_checkpoint(step, tensors, notes)
         self.run_dir.cut(notes["files"])
-        self.exchange.kept = checkpoint.counted(folder)  # decides what clients may delete
+        self.exchange.checkpoints = checkpoint.counted(folder)  # decides what clients may delete
         self._clock = time.perf_counter()
 
 

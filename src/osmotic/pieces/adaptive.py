@@ -29,6 +29,7 @@ class Adaptive(Piece):
     section: ClassVar[Section] = "server"
     server_copies: ClassVar[int] = 4
     paper: ClassVar[str] = "2003.00295"
+    left: ClassVar[str] = ""
 
     learning_rate: float = key(0.01, "server step size (eta)", 0, above=True)
     beta1: float = key(0.9, "share of the old first moment that is kept", 0, 1)

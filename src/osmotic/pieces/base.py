@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from osmotic.errors import ConfigError
 from osmotic.methods.base import Method
 from osmotic.protocol.messages import Phase, Reply, Task
 from osmotic.protocol.view import Extension, Lab, Step, View
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 Section = Literal["local", "server", "after"]
+# A piece that says nothing must not stand on a model card as one that sends nothing.
+NOT_STATED = "not stated by the piece"
+
+
+class PieceError(ConfigError):
+    """A piece that breaks the rules of its hooks, told in one line that names it; it holds nothing private."""
+
+    def __init__(self, piece: str, rule: str) -> None:
+        super().__init__(f"piece {piece}", None, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,6 @@ class Piece:
     """Base of all pieces: every hook does nothing. Options are the fields of the dataclass, checked in __post_init__."""
 
     section: ClassVar[Section] = "local"  # the section of the configuration that names it
-    stateful: ClassVar[bool] = False  # a client keeps something of this piece from round to round
     personal: ClassVar[bool] = False  # it leaves every client a model of its own
 
     # Tables as large as the network, for `osmotic plan`: what the server holds for it, and a client while it trains.
@@ -41,7 +50,9 @@ class Piece:
     # --- how it is told ---
     title: ClassVar[str] = ""  # what it does, in a few words
     paper: ClassVar[str] = ""  # arXiv id, or ""
-    left: ClassVar[str] = ""  # what it makes leave a site besides the exchange's changes; "" for nothing
+    left: ClassVar[str] = (
+        NOT_STATED  # what it makes leave a site besides the exchange's changes; "" for nothing
+    )
 
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from osmotic.errors import ConfigError
 from osmotic.methods.base import Method
-from osmotic.pieces.base import Metrics, Piece
+from osmotic.pieces.base import Metrics, Piece, PieceError
 from osmotic.protocol.messages import Phase, Reply, Task
 from osmotic.protocol.view import Lab, Step, View
 from osmotic.tensors import Tensors, group, grouped
@@ -32,7 +31,8 @@ class Chain:
     @property
     def stateful(self) -> bool:
         """Whether clients keep anything of a piece from round to round."""
-        return any(p.stateful or p.personal for p in self.pieces.values())
+        keeps = (type(p).client_end is not Piece.client_end for p in self.pieces.values())
+        return self.personal or any(keeps)
 
     @property
     def personal(self) -> bool:
@@ -58,7 +58,7 @@ class Chain:
         """State of all pieces before the first phase, "PIECE/NAME" -> array [...]."""
         state: Tensors = {}
         for name, piece in self.pieces.items():
-            state |= grouped(name, piece.server_start(view))
+            state |= grouped(name, _checked(name, "server_start", piece.server_start(view)))
         return state
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Task:
@@ -81,8 +81,9 @@ class Chain:
 
     def gather(self, view: View, gathered: dict[str, Any], reply: Reply) -> None:
         """Shows every piece its share of a reply; `gathered` holds what each made of those before, by piece."""
+        change = group(reply.tensors, "model")
         for name, piece in self.pieces.items():
-            own = replace(reply, tensors=group(reply.tensors, name))
+            own = replace(reply, tensors=group(reply.tensors, name), change=change)
             gathered[name] = piece.gather(view, gathered.get(name), own)
 
     def change(
@@ -95,9 +96,11 @@ class Chain:
         metrics: Metrics = {}
         state = dict(state)
         for name, piece in self.pieces.items():
-            mean, own, found = piece.change(view, group(state, name), gathered.get(name), phase, mean)
+            answer = piece.change(view, group(state, name), gathered.get(name), phase, mean)
+            mean, own, found = _parts(name, "change", answer, "(change, state, metrics)")
+            _checked(name, "change", mean)
             _refuse_not_finite(name, phase, mean)
-            state = _with(state, name, own)
+            state = _with(state, name, _checked(name, "state", own))
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return mean, state, metrics
 
@@ -106,8 +109,9 @@ class Chain:
         metrics: Metrics = {}
         state = dict(state)
         for name, piece in self.pieces.items():
-            own, found = piece.after(lab, group(state, name), phase)
-            state = _with(state, name, own)
+            answer = piece.after(lab, group(state, name), phase)
+            own, found = _parts(name, "after", answer, "(state, metrics)")
+            state = _with(state, name, _checked(name, "state", own))
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return state, metrics
 
@@ -131,12 +135,30 @@ def _with(state: Tensors, name: str, own: Tensors) -> Tensors:
     return {k: t for k, t in state.items() if not k.startswith(f"{name}/")} | grouped(name, own)
 
 
+def _parts(piece: str, hook: str, answer: Any, form: str) -> tuple[Any, ...]:
+    """What a hook gave back, taken apart. Raises: PieceError if it is not of the form that the hook must give."""
+    if not isinstance(answer, tuple) or len(answer) != form.count(",") + 1:
+        raise PieceError(piece, f"{hook} must return {form}, not {type(answer).__name__}")
+    return answer
+
+
+def _checked(piece: str, what: str, tensors: Any) -> Tensors:
+    """A table of arrays [...] that will be kept, sent or applied. Raises: PieceError for anything else, such as torch tensors."""
+    if not isinstance(tensors, Mapping):
+        raise PieceError(piece, f"{what} must be a dict of arrays by name, not {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, np.ndarray):
+            rule = f"{name!r} must be a numpy array, not {type(tensor).__module__}.{type(tensor).__name__}"
+            raise PieceError(piece, f"{what}: {rule}")
+    return dict(tensors)
+
+
 def _refuse_not_finite(piece: str, phase: Phase, change: Tensors) -> None:
     """The gate has seen every reply, and nobody sees what a piece makes of their mean: a NaN here would end up in the model."""
     for name, moved in change.items():
         if not np.isfinite(moved).all():
-            rule = f"piece {piece} would move {name} by a value that is not finite in {phase.name} {phase.server_round}"
-            raise ConfigError("the run", None, rule + "; it stays as it was before, and can be resumed")
+            rule = f"would move {name} by a value that is not finite in {phase.name} {phase.server_round}"
+            raise PieceError(piece, rule + "; the run stays as it was before, and can be resumed")
 
 
 class LocalRule:
@@ -179,8 +201,10 @@ class LocalRule:
         extras: Tensors = {}
         state: Tensors = {}
         for name, piece in self.pieces.items():
-            sent, kept = piece.client_end(self.steps[name], self.work[name], self.state[name])
+            answer = piece.client_end(self.steps[name], self.work[name], self.state[name])
+            sent, own = _parts(name, "client_end", answer, "(extras, state)")
+            sent, own = _checked(name, "extras", sent), _checked(name, "state", own)
             extras |= grouped(name, sent)
-            state |= grouped(name, kept)
-            change = piece.filter(self.steps[name], kept, change)
+            state |= grouped(name, own)
+            change = _checked(name, "filter", piece.filter(self.steps[name], own, change))
         return change, extras, state

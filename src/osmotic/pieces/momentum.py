@@ -31,6 +31,7 @@ class Momentum(Piece):
     server_copies: ClassVar[int] = 2
     title: ClassVar[str] = "server momentum (FedAvgM)"
     paper: ClassVar[str] = "1909.06335"
+    left: ClassVar[str] = ""
 
     learning_rate: float = key(1.0, "server step size", 0, above=True)
     momentum: float = key(0.9, "share of the last step that is kept", 0, 1)
@@ -43,6 +44,6 @@ class Momentum(Piece):
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
         """(learning_rate * m, m and all older ones, {}): name -> float32 [...]."""
-        rate, kept = np.float32(self.learning_rate), np.float32(self.momentum)
-        moved = {n: kept * state[n] + delta if n in state else delta for n, delta in mean.items()}
+        rate, momentum = np.float32(self.learning_rate), np.float32(self.momentum)
+        moved = {n: momentum * state[n] + delta if n in state else delta for n, delta in mean.items()}
         return {n: rate * m for n, m in moved.items()}, {**state, **moved}, {}

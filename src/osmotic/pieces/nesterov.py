@@ -27,6 +27,7 @@ class Nesterov(Piece):
     server_copies: ClassVar[int] = 2
     title: ClassVar[str] = "server Nesterov momentum (DiLoCo's outer optimiser)"
     paper: ClassVar[str] = "2311.08105"
+    left: ClassVar[str] = ""
 
     learning_rate: float = key(0.7, "server step size", 0, above=True)
     momentum: float = key(0.9, "share of the last step that is kept", 0, 1)
@@ -39,6 +40,6 @@ class Nesterov(Piece):
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
         """(learning_rate * (mean + momentum * m), m and all older ones, {}): name -> float32 [...]."""
-        rate, kept = np.float32(self.learning_rate), np.float32(self.momentum)
-        moved = {n: kept * state[n] + delta if n in state else delta for n, delta in mean.items()}
-        return {n: rate * (delta + kept * moved[n]) for n, delta in mean.items()}, {**state, **moved}, {}
+        rate, momentum = np.float32(self.learning_rate), np.float32(self.momentum)
+        moved = {n: momentum * state[n] + delta if n in state else delta for n, delta in mean.items()}
+        return {n: rate * (delta + momentum * moved[n]) for n, delta in mean.items()}, {**state, **moved}, {}

@@ -30,6 +30,9 @@ class Personalise(Piece):
     client_copies: ClassVar[int] = 1
     title: ClassVar[str] = "a model for each: every client fine-tunes the last weights on its own images"
     paper: ClassVar[str] = "2407.14730"
+    left: ClassVar[str] = (
+        "images that the client's own model draws, for the scores, and at the end that model itself"
+    )
 
     epochs: float = key(2.0, "passes over a client's own images after the rounds", 0, 10_000, above=True)
 

@@ -24,6 +24,7 @@ class Prox(Piece):
 
     title: ClassVar[str] = "FedProx's pull towards the round's weights"
     paper: ClassVar[str] = "1812.06127"
+    left: ClassVar[str] = ""
 
     mu: float = key(0.01, "weight of the pull towards the round's weights", 0)
 

@@ -45,7 +45,6 @@ class Scaffold(Piece):
     Only parts that are returned have variates.
     """
 
-    stateful: ClassVar[bool] = True
     server_copies: ClassVar[int] = 4
     client_copies: ClassVar[int] = 4
     title: ClassVar[str] = "SCAFFOLD's control variates"

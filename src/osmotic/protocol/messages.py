@@ -149,13 +149,15 @@ class Reply:
     """A decoded answer that passed the gate, as `fold` and `gather` see it.
 
     `tensors` holds "model/NAME" changes (client minus received), float32 [...], and extras [...]; they may be
-    views of the packet, so who keeps one copies it. `weight` is the number of examples.
+    views of the packet, so who keeps one copies it. `weight` is the number of examples. A piece is shown its own extras
+    alone as `tensors`, and the client's change, NAME -> float32 [...], as `change`.
     """
 
     task: Task
     tensors: Mapping[str, np.ndarray]
     weight: int
     metrics: Mapping[str, float]
+    change: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def contract_hash(contract: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from osmotic import plugins
 from osmotic.errors import ConfigError
 from osmotic.runs import resolve
 from osmotic.storage import checkpoint
@@ -44,6 +45,7 @@ def report(directory: Path) -> Path:
     """Writes model card and report of a finished run; returns the report's path."""
     from osmotic.report import card, page
 
+    plugins.load_installed()  # their words for a piece stand on the page
     card.write(directory)
     return page.write(directory)
 
@@ -267,6 +269,7 @@ def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
 
     from osmotic.report.compare import compare as side_by_side
 
+    plugins.load_installed()
     comparison = side_by_side(directories)
     if out is not None:
         comparison.write_html(out)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import nn
 
+from osmotic import plugins
 from osmotic.config import keys
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
@@ -67,6 +68,7 @@ def load(run: RunDir, client: str | None = None) -> Any:
     Raises: ConfigError for a client that there is none of, an own network that is not registered, or a folder that
         does not hold the weights of the run's network.
     """
+    plugins.load_installed()  # the network may be of one
     folder = model_folder(run, client)
     described = _described(folder)
     config = resolve.recorded(run.config)
