@@ -10,8 +10,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import osmotic
 from osmotic.config import schema
-from osmotic.config.presets import PRESETS, RECIPES
+from osmotic.config.presets import RECIPES
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -241,10 +242,10 @@ def options_table(kind: str, owners: dict[str, Any]) -> str:
 def presets_table() -> str:
     """What each preset sets."""
     rows = ["| preset | sets | exchanges | paper |", "|---|---|---|---|"]
-    for name, preset in PRESETS.items():
-        paper = f"arXiv {preset.paper}" if preset.paper else ""
+    for preset in osmotic.list_presets():
+        name, paper = preset["preset"], f"arXiv {preset['paper']}" if preset["paper"] else ""
         rows.append(
-            f"| [`{name}`](methods.md#{name}) | {settings(preset.keys)} | {preset.exchanges} | {paper} |"
+            f"| [`{name}`](methods.md#{name}) | {settings(preset['keys'])} | {preset['exchanges']} | {paper} |"
         )
     return "\n".join(rows) + "\n"
 

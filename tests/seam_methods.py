@@ -52,6 +52,8 @@ class DecoderOnly(FedAvg):
 class Anchor(Piece):
     """A bent loss: the last layer is pulled towards what the client received."""
 
+    left: ClassVar[str] = ""
+
     strength: float = key(0.5, "weight of the pull", 0)
 
     def client_begin(self, step: Step, state: Tensors) -> Any:
@@ -70,7 +72,7 @@ class Clipped(Piece):
     they remember, which the server never learns.
     """
 
-    stateful: ClassVar[bool] = True
+    left: ClassVar[str] = "the norms of the changes of encoder, bottleneck and decoder"
     bound: float = key(1.0, "largest norm of a change in the first round", 0, above=True)
     noise: float = key(1e-4, "standard deviation of the noise of a client's first round", 0)
 
@@ -122,6 +124,8 @@ class Clipped(Piece):
 class Census(Piece):
     """A question before the rounds: nothing is sent, and clients say how many images of which class they hold."""
 
+    left: ClassVar[str] = "how many images of which class a client holds"
+
     def phases(self, rounds: int) -> Iterator[Phase]:
         yield Phase("census", 0, totals=False, everybody=True)
 
@@ -155,10 +159,11 @@ class Census(Piece):
 class Auxiliary(Piece):
     """The shape of FedDDPM: clients train alone first, the server samples their models and trains on the images later.
 
-    The models of the first phase pass through the codec; the state holds them only until their images are drawn.
+    In the first phase clients return all of what they trained; the state holds it only until images are drawn of it.
     """
 
     section: ClassVar[Section] = "after"
+    left: ClassVar[str] = "the weights of a model that each client trained alone"
     samples: int = key(8, "images drawn of each client's model", 1)
 
     def misfit(self, method: Method) -> str | None:
@@ -170,19 +175,12 @@ class Auxiliary(Piece):
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
         if phase.name != "alone":
             return Extension()
-        back = {n: Spec(shape, wire="codec", counts=True) for n, shape in view.layout.items()}
-        return Extension(expects=back, control={"wanted": True}, local_epochs=2.0)
-
-    def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
-        if not step.control:
-            return {}, state
-        moved = {n: p.detach() - step.received[n] for n, p in step.parameters.items()}
-        return {n: t.cpu().contiguous().numpy() for n, t in moved.items()}, state
+        return Extension(returns=PARTS, local_epochs=2.0)
 
     def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
-        if not reply.tensors:
+        if reply.task.local_epochs is None:  # a round
             return gathered
-        local = {n: view.weights[n] + t for n, t in reply.tensors.items()}
+        local = {n: view.weights[n] + t for n, t in reply.change.items()}
         return {**(gathered or {}), reply.task.client.name: local}
 
     def change(
@@ -264,9 +262,8 @@ class TrainedCodec(Fp32):
         if server_round < 2:
             return None
         assert rng is not None
-        self.renewed = (
-            self.renewed + 1
-        )  # training goes on from where it was, so an abandoned one must be undone
+        # Training goes on from where it was, so an abandoned one must be undone.
+        self.renewed = self.renewed + 1
         known = int(self.seen) + int(self.renewed) + int(self.peak > 0.01) + int(rng.integers(3))
         self.scale = np.float32(2.0 ** (known % 5))  # a power of two: dividing by it is exact
         return {"scale": np.array([self.scale])}

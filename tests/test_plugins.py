@@ -537,26 +537,31 @@ def test_plugins_of_installed_packages_are_not_imported_with_osmotic(installed: 
 
 
 def test_the_example_piece_of_the_page_is_feddyn(tmp_path: Path) -> None:
-    # One round from h = g = 0 with shares of one: h = -alpha * mean, so the step is mean - h / alpha = 2 mean.
-    from osmotic.protocol.messages import Client
+    from osmotic.protocol.messages import Client, Reply
     from osmotic.protocol.view import View
 
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     start = page.index("from dataclasses import dataclass")
-    code = page[start : page.index("\n\ndyn = ", start)]
     path = tmp_path / "feddyn.py"
-    path.write_text("import numpy as np\nimport osmotic\n" + code)
+    path.write_text("import numpy as np\nimport osmotic\n" + page[start : page.index("\n\ndyn = ", start)])
     piece = plugins.load_file(path).FedDyn(alpha=0.1)
-    view = View(None, {"w": (2,)}, {}, (Client(0, "a", 1), Client(1, "b", 1)))  # type: ignore[arg-type]
-    mean = {"w": np.array([1.0, -2.0], np.float32)}
-    change, state, metrics = piece.change(view, piece.server_start(view), 2, None, mean)
+    view = View(osmotic.Config(), {"w": (2,)}, {}, (Client(0, "a", 1), Client(1, "b", 3)))
+
+    def server(*drifts: list[float]) -> tuple[Any, Any, Any]:
+        gathered = None
+        for drift in drifts:
+            change = {"w": np.array(drift, np.float32)}
+            gathered = piece.gather(view, gathered, Reply(None, {}, 1, {}, change))  # type: ignore[arg-type]
+        mean = {"w": np.array([1.0, -2.0], np.float32)}
+        return piece.change(view, piece.server_start(view), gathered, None, mean)  # type: ignore[no-any-return]
+
+    # From h = 0, both answer: h = -0.1 / 2 * ((1, -1) + (1, -3)) = (-0.1, 0.2), so x moves by (1, -2) - h / 0.1 = (2, -4).
+    change, state, metrics = server([1.0, -1.0], [1.0, -3.0])
     assert change["w"].tolist() == pytest.approx([2.0, -4.0])
     assert state["w"].tolist() == pytest.approx([-0.1, 0.2])
     assert metrics["h_norm"] == pytest.approx(0.05**0.5)
-    # Half of the clients asked: h moves half as far.
-    assert piece.change(view, piece.server_start(view), 1, None, mean)[1]["w"].tolist() == pytest.approx(
-        [-0.05, 0.1]
-    )
+    # One of the two asked: h moves by its share alone, -0.1 / 2 * (1, -2).
+    assert server([1.0, -2.0])[1]["w"].tolist() == pytest.approx([-0.05, 0.1])
 
 
 def test_the_example_piece_of_the_page_survives_a_stop(tmp_path: Path) -> None:
@@ -575,3 +580,14 @@ def test_the_example_piece_of_the_page_survives_a_stop(tmp_path: Path) -> None:
         whole.summary["scored_weights_sha256"]
         != osmotic.run(**(settings | {"local": {}}), out=tmp_path / "plain").summary["scored_weights_sha256"]
     )
+
+
+def test_a_misspelt_hook_is_refused_with_the_nearest_one() -> None:
+    def near(self: Any, step: Any, work: Any) -> None: ...
+
+    wrong = type("Wrong", (osmotic.Piece,), {"after_backwards": near, "__doc__": "x"})
+    with pytest.raises(TypeError, match=r"after_backwards is no hook.*did you mean after_backward\?"):
+        osmotic.register("wrong", dataclass(frozen=True, kw_only=True)(wrong))
+    helper = type("Helper", (osmotic.Piece,), {"half_of_it": near, "_after_backwards": near, "__doc__": "x"})
+    osmotic.register("helper", dataclass(frozen=True, kw_only=True)(helper))
+    assert PIECES["helper"] is not None

@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 
 # Public name -> the module that it comes from.
 _PUBLIC = {
-    **dict.fromkeys(("Run", "compare", "list_pieces", "list_presets", "load", "plan", "run"), "osmotic.api"),
+    **dict.fromkeys(("compare", "list_pieces", "list_presets", "load", "plan", "run"), "osmotic.api"),
     **dict.fromkeys(("register", "register_preset"), "osmotic.plugins"),
+    "Run": "osmotic.runs.run",
     "register_network": "osmotic.models",
     "Callback": "osmotic.runs.callbacks",
     "Config": "osmotic.config.schema",
@@ -32,7 +33,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from osmotic.api import Run, compare, list_pieces, list_presets, load, plan, run
+    from osmotic.api import compare, list_pieces, list_presets, load, plan, run
     from osmotic.codecs.base import Codec
     from osmotic.config.keys import key
     from osmotic.config.schema import Config
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from osmotic.protocol.messages import Phase, Spec, Task
     from osmotic.protocol.view import Extension
     from osmotic.runs.callbacks import Callback
+    from osmotic.runs.run import Run
 
 __all__ = [
     "Callback",

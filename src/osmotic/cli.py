@@ -15,6 +15,7 @@ import typer
 
 from osmotic import __version__, api
 from osmotic.errors import ConfigError
+from osmotic.runs import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,8 +91,8 @@ def run(
 ) -> None:
     """Train a model, score it and write the report. CONFIG is a TOML file; every key has a default."""
     cfg = _load(config, preset, data, sets, plugin)
-    folder = out or api.fresh_folder(cfg)
-    _train(lambda: api.start(cfg, folder, quiet=json), folder, json)
+    folder = out or session.fresh_folder(cfg)
+    _train(lambda: session.start(cfg, folder, quiet=json), folder, json)
 
 
 @app.command()
@@ -101,7 +102,7 @@ def resume(directory: RunArg, plugin: PluginOpt = [], json: JsonOpt = False) -> 
 
     _plug(plugin)
     RunDir.existing(directory)
-    _train(lambda: api.go_on(directory, quiet=json), directory, json)
+    _train(lambda: session.go_on(directory, quiet=json), directory, json)
 
 
 def _train(train: Callable[[], RunDir], folder: Path, json: bool) -> None:

@@ -14,6 +14,7 @@ A plugin runs because the user named it (an import, `--plugin FILE`) or installe
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import re
 import sys
@@ -211,6 +212,17 @@ def _of_the_package(thing: Any) -> bool:
     return str(thing.__module__).split(".")[0] == "osmotic"
 
 
+def _refuse_misspelt(name: str, cls: type) -> None:
+    """A hook under a name that is nearly right would never be called, and nobody would notice. Raises TypeError."""
+    hooks = {hook for base in cls.__mro__[1:-1] for hook in vars(base) if not hook.startswith("_")}
+    for own, value in vars(cls).items():
+        if callable(value) and not own.startswith("_") and own not in hooks:
+            near = difflib.get_close_matches(own, hooks, n=1, cutoff=0.85)
+            if near:
+                rule = f"{own} is no hook, and would never be called: did you mean {near[0]}?"
+                raise TypeError(f"register {name!r}: {rule} If not, give it another name or a leading _")
+
+
 def _check_class(name: str, cls: Any) -> None:
     """Whether its fields can be configuration keys, and it can be made without any. Raises TypeError or ConfigError."""
     if any(isinstance(value, dataclasses.Field) for value in vars(cls).values()):
@@ -218,6 +230,7 @@ def _check_class(name: str, cls: Any) -> None:
         raise TypeError(f"register {name!r}: {rule}")
     from osmotic.config.keys import checked
 
+    _refuse_misspelt(name, cls)
     try:
         hints = typing.get_type_hints(cls)
     except Exception as error:

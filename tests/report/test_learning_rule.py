@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import string
@@ -42,6 +43,7 @@ class Pull(Piece):
 
 
 class Quiet(Piece):
+    left: ClassVar[str] = ""
     title: ClassVar[str] = "nothing at all"
 
 
@@ -191,3 +193,17 @@ def test_no_exchange_and_no_piece_is_known_by_name_in_this_package() -> None:
     for file in files:
         found = re.findall(rf"""["']({names})["']""", file.read_text(encoding="utf-8"))
         assert not found, f"{file.name} knows {found} by name"
+
+
+def test_the_command_that_repeats_a_run_names_its_plugins_and_nothing_else(run_folder: MakeRun) -> None:
+    run = reading.read(run_folder(clients=2, rounds=1))
+
+    def told(first_line: str) -> str:
+        text = f"{first_line}\nseed = 0\n"
+        return narrative.repeat_command(dataclasses.replace(run, config_toml=text))
+
+    assert told("# osmotic 0.1.0; `osmotic run config.toml` repeats this run") == "osmotic run config.toml"
+    plugged = "osmotic run config.toml --plugin my-piece.py --plugin b.py"
+    assert told(f"# osmotic 0.1.0; `{plugged}` repeats this run") == plugged
+    for bad in ("; rm -rf x", "--plugin $(x).py", "--plugin a.py; x", "--plugin ../a b.py"):
+        assert told(f"# `osmotic run config.toml {bad}` repeats this run") == "osmotic run config.toml"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osmotic.config import presets, schema
-from osmotic.config.schema import Config, to_toml
+from osmotic.config.schema import Config
+from osmotic.config.toml import to_toml
 from osmotic.errors import ConfigError
 from osmotic.runs.resolve import load, parse_set
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named set of choices; `exchanges` says in a few words what travels, `paper` is an arXiv id or ''."""
+    """A named set of choices. `exchanges` (what travels, in a few words) and `paper` (arXiv id) are those of its exchange and pieces if empty."""
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     exchanges: str = ""
@@ -17,26 +17,10 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "fedavg": Preset(
-        keys={"method.name": "fedavg"},
-        exchanges="all weights down, all changes up, every round",
-        paper="1602.05629",
-    ),
-    "usplit": Preset(
-        keys={"method.name": "usplit"},
-        exchanges="all weights down, changes of one or two parts of the network up, by lot",
-        paper="2406.12575",
-    ),
-    "ulatdec": Preset(
-        keys={"method.name": "ulatdec"},
-        exchanges="bottleneck and decoder both ways; the encoder stays on its client",
-        paper="2406.12575",
-    ),
-    "udec": Preset(
-        keys={"method.name": "udec"},
-        exchanges="the decoder both ways; encoder and bottleneck stay on their client",
-        paper="2406.12575",
-    ),
+    "fedavg": Preset(keys={"method.name": "fedavg"}),
+    "usplit": Preset(keys={"method.name": "usplit"}),
+    "ulatdec": Preset(keys={"method.name": "ulatdec"}),
+    "udec": Preset(keys={"method.name": "udec"}),
     "feddiffuse-full": Preset(
         keys={"method.name": "fedavg", "recipe.name": "feddiffuse"},
         exchanges="as fedavg, with the network and recipe of FedDiffuse",
@@ -57,49 +41,15 @@ PRESETS: dict[str, Preset] = {
         exchanges="as udec, with the network and recipe of FedDiffuse",
         paper="2406.12575",
     ),
-    "fedprox": Preset(
-        keys={"method.name": "fedavg", "local.pieces": ("prox",)},
-        exchanges="as fedavg; clients are pulled towards the weights of the round",
-        paper="1812.06127",
-    ),
-    "scaffold": Preset(
-        keys={"method.name": "fedavg", "local.pieces": ("scaffold",)},
-        exchanges="as fedavg, and a control variate for every weight both ways",
-        paper="1910.06378",
-    ),
-    "fedavgm": Preset(
-        keys={"method.name": "fedavg", "server.pieces": ("momentum",)},
-        exchanges="as fedavg; the server has momentum",
-        paper="1909.06335",
-    ),
-    "fednesterov": Preset(
-        keys={"method.name": "fedavg", "server.pieces": ("nesterov",)},
-        exchanges="as fedavg; the server has Nesterov momentum",
-        paper="2311.08105",
-    ),
-    "fedadam": Preset(
-        keys={"method.name": "fedavg", "server.pieces": ("adam",)},
-        exchanges="as fedavg; the server's optimiser is Adam",
-        paper="2003.00295",
-    ),
-    "fedyogi": Preset(
-        keys={"method.name": "fedavg", "server.pieces": ("yogi",)},
-        exchanges="as fedavg; the server's optimiser is Yogi",
-        paper="2003.00295",
-    ),
-    "fedadagrad": Preset(
-        keys={"method.name": "fedavg", "server.pieces": ("adagrad",)},
-        exchanges="as fedavg; the server's optimiser is Adagrad",
-        paper="2003.00295",
-    ),
-    "central": Preset(
-        keys={"method.name": "central"},
-        exchanges="nothing: one trainer holds all images (upper baseline)",
-    ),
-    "local": Preset(
-        keys={"method.name": "local"},
-        exchanges="nothing: every client trains alone (lower baseline)",
-    ),
+    "fedprox": Preset(keys={"method.name": "fedavg", "local.pieces": ("prox",)}),
+    "scaffold": Preset(keys={"method.name": "fedavg", "local.pieces": ("scaffold",)}),
+    "fedavgm": Preset(keys={"method.name": "fedavg", "server.pieces": ("momentum",)}),
+    "fednesterov": Preset(keys={"method.name": "fedavg", "server.pieces": ("nesterov",)}),
+    "fedadam": Preset(keys={"method.name": "fedavg", "server.pieces": ("adam",)}),
+    "fedyogi": Preset(keys={"method.name": "fedavg", "server.pieces": ("yogi",)}),
+    "fedadagrad": Preset(keys={"method.name": "fedavg", "server.pieces": ("adagrad",)}),
+    "central": Preset(keys={"method.name": "central"}),
+    "local": Preset(keys={"method.name": "local"}),
 }
 
 # Keys a recipe sets beneath preset, file and --set. One recipe serves all methods, so that a comparison compares methods.

@@ -76,6 +76,7 @@ def render(run: Run, folder: str = "model") -> str:
             shared=narrative.shared_parts(run),
             spreads=[(name, values) for name, values in spreads if values],
             snippet=narrative.load_snippet(run, "."),
+            repeat=narrative.repeat_command(run),
             failed=len(run.failures),
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def own_quality(quality: Mapping[str, Any]) -> Mapping[str, Any]:
     Where no global model exists they are the scores themselves, else they stand beside those of the global one.
     """
     return quality if is_personal(quality) else quality.get("personal") or {}
+
+
+def repeat_command(run: Run) -> str:
+    """The command that repeats the run, with the plugins that it says it needs.
+
+    The folder's own text is believed in this narrow form alone: names of files, nothing that a shell would act on.
+    """
+    form = r"`(osmotic run config\.toml(?: --plugin [\w.-]+)*)` repeats"
+    found = re.search(form, run.config_toml.partition("\n")[0])
+    return found[1] if found else "osmotic run config.toml"
 
 
 def personal_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

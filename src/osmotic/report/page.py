@@ -77,6 +77,7 @@ def render(run: Run) -> str:
             failures=[(tables.failed_client(run, f), f) for f in run.failures],
             kept=[r.number for r in run.training_rounds if r.kept_old_weights],
             snippet=narrative.load_snippet(run),
+            repeat=narrative.repeat_command(run),
             whole_model="model" in folders,
             own_folders=[folder for folder in folders if folder != "model"],
         )

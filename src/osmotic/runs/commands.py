@@ -99,6 +99,7 @@ def _table(summary: dict[str, Any]) -> None:
     ]  # fmt: skip
     rows = [
         *(_over_clients(quality, fd, conditions) if narrative.is_personal(quality) else scores),
+        *_own_rows(quality),
         ("bytes up, down", f"{size(summary['bytes_up'])}, {size(summary['bytes_down'])}"),
         ("images seen, optimiser steps", f"{count(summary['images_seen'])}, {count(summary['client_steps'])}"),
         ("failures", count(len(summary["failures"]))),
@@ -107,6 +108,14 @@ def _table(summary: dict[str, Any]) -> None:
     for left, right in rows:
         table.add_row(left, right)
     Console().print(table)
+
+
+def _own_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Scores of clients' own models beside a global one, where there are both."""
+    from osmotic.report import narrative
+
+    rows = [(f"  {name}", ", ".join(figures)) for name, *figures in narrative.personal_rows(quality)]
+    return [("clients' own models:", "mean, weighted, worst"), *rows] if rows else []
 
 
 def _over_clients(quality: Mapping[str, Any], fd: str, conditions: str) -> list[tuple[str, str]]:
