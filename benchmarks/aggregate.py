@@ -1,10 +1,10 @@
 """How fast are replies summed exactly, and does the server's memory stay flat however many clients answer?
 
 Speed. Float32 updates shaped like the `unet-32` network (143 MB) are folded by the accumulator on all cores: `add`
-alone, then `check` and `add` as the server calls them. In the same run, in turn with it: the same fixed-point sum
+alone, then `check` and `add` as where no gate stands before them. In the same run, in turn with it: the same fixed-point sum
 written plainly, one whole tensor at a time, unchunked and on one thread. Rates are bytes of update per second; the
 gain is the median of the ratios of neighbours. `reply` is the server's whole way of a reply: checksum, decoding, gate,
-check, sum.
+sum.
 
 Memory. For each number of clients a fresh process runs the real `Server` over an engine that trains nothing: it yields
 an encoded reply per task, read from a file as from a socket, so that every reply is new memory. The model has names
@@ -21,16 +21,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 
-from osmotic import codecs, methods, models
+from osmotic import codecs, models
+from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.server import Server
 from osmotic.protocol.aggregate import Accumulator
-from osmotic.protocol.messages import Answer, Client, Packet, Phase, Sent, Spec, gate
+from osmotic.protocol.gate import Expectation
+from osmotic.protocol.messages import Answer, Client, Packet, Phase, Sent, Spec
 from osmotic.runs import resolve
 from osmotic.storage.folder import RunDir
 
@@ -63,10 +67,35 @@ def main() -> None:
     machine.emit({"benchmark": "aggregate", "speed": fold, "memory": use}, readable(fold, use))
 
 
+@dataclass(frozen=True)
+class Thinned(Blueprint):
+    """A blueprint that knows only one of `every` tensors of its network."""
+
+    every: int = 1
+
+    @cached_property
+    def layout(self) -> Shapes:
+        """Parameter name -> shape."""
+        layout = models.layout(self.spec)
+        return {name: layout[name] for name in sorted(layout)[:: self.every]}
+
+    @cached_property
+    def part_names(self) -> dict[str, list[str]]:
+        """Part of the network -> its parameter names, sorted."""
+        return {
+            part: [n for n in names if n in self.layout] for part, names in self.spec.part_names().items()
+        }
+
+
+def blueprint(every: int, *sets: str) -> Thinned:
+    """Of `unet-32`, for 32x32 colour images of ten classes."""
+    whole = Blueprint.of(resolve.load(sets=["model.network=unet-32", *sets]), 32, 3, 10)
+    return Thinned(whole.config, whole.spec, whole.process, whole.space, every)
+
+
 def shapes(every: int) -> Shapes:
     """Names and shapes of one of `every` tensors of `unet-32`."""
-    layout = models.layout(models.resolve("unet-32", 32, 3, 10, 0.0))
-    return {name: layout[name] for name in sorted(layout)[::every]}
+    return blueprint(every).layout
 
 
 def update(layout: Shapes) -> dict[str, np.ndarray]:
@@ -96,7 +125,8 @@ def speed(layout: Shapes, repeats: int) -> dict[str, Any]:
     reply, fp32 = update(layout), codecs.make("fp32")
     size = sum(t.nbytes for t in reply.values())
     blob = fp32.encode(reply, {})
-    expected = {n: Spec(t.shape) for n, t in reply.items()}
+    changes = {n: Spec(t.shape, wire="codec", counts=True) for n, t in reply.items()}
+    expected = Expectation(changes, {}, EXAMPLES, MAX_ABS, most_steps=1, most_images=EXAMPLES)
     exact, checked, whole = (Accumulator(10**6, MAX_ABS) for _ in range(3))
     plain = Plain(exact.scale_bits)
 
@@ -106,8 +136,8 @@ def speed(layout: Shapes, repeats: int) -> dict[str, Any]:
 
     def whole_reply() -> None:
         tensors = dict(fp32.decode(blob, {}))
-        weight = gate(tensors, expected, EXAMPLES, EXAMPLES, MAX_ABS)
-        whole.check(tensors, weight)
+        weight = expected.check(tensors, EXAMPLES)
+        whole.check_weight(tensors, weight)
         whole.add(tensors, weight)
 
     works = [
@@ -157,6 +187,9 @@ class Replay:
             header = {"num_examples": EXAMPLES, "metrics": {"loss": 0.1, "images": EXAMPLES, "steps": 1}}
             yield Answer(sent, Packet(header, (self.reply.read_bytes(),)))
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class Silent:
     """Scorer and observer that do nothing."""
@@ -175,6 +208,10 @@ class Silent:
         """No score."""
         return {}
 
+    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """No score."""
+        return {}
+
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
         """Not of interest."""
 
@@ -187,7 +224,7 @@ class Silent:
             raise SystemExit("a reply was refused")
 
 
-class NoLab:
+class NoTrainer:
     """FedAvg neither trains nor samples on the server."""
 
     def fit(
@@ -212,24 +249,21 @@ class NoLab:
 def serve(reply: Path, clients: int, rounds: int, every: int, averages: bool) -> dict[str, Any]:
     """Runs the server here, in a process of its own, and returns its memory in bytes and its time."""
     sets = [f"training.rounds={rounds}", "score.every=0"]
-    cfg = resolve.load(sets=sets if averages else [*sets, "recipe.ema_half_lives=[]"])
-    layout = shapes(every)
+    run = blueprint(every, *sets, *([] if averages else ["recipe.ema_half_lives=[]"]))
     import safetensors.numpy  # noqa: F401 - loaded at the first checkpoint, and no part of the figure
 
     base = Peak()
     with tempfile.TemporaryDirectory() as folder:
         silent = Silent()
         server = Server(
-            cfg,
-            methods.make("fedavg", {}),
+            run,
             Replay(clients, reply),
             RunDir.new(Path(folder) / "run"),
-            layout=layout,
-            initial={name: np.full(shape, 0.01, np.float32) for name, shape in layout.items()},
+            initial={name: np.full(shape, 0.01, np.float32) for name, shape in run.layout.items()},
             contract="none",
             flops_per_image=1,
             scorer=silent,
-            lab=NoLab(),
+            trainer=NoTrainer(),
             observer=silent,
         )
         taken = machine.seconds(server.run)

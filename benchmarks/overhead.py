@@ -3,7 +3,7 @@
 Question: how much longer than the bare PyTorch loop does a whole round of federated averaging take, and does it give
 the same weights?
 
-Method. Side A is the real thing: `Server.run` of one round with FedAvg, the in-process engine and its trainers, every
+Method. Side A is the real thing: `Server.run` of one round with FedAvg, the in-process engine and its workers, every
 packet encoded, decoded, checked, gated, summed exactly and booked (codec fp32 both ways, the recipe's averages kept).
 It is timed from the server's "phase started" to its "phase done". Scoring is outside: the scorer is a stub. The
 checkpoints before and after the round are outside that interval too; the second one is timed apart.
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,17 +33,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from osmotic import methods, models, seeds
+from osmotic import seeds
 from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset, Split
-from osmotic.diffusion.process import Process
 from osmotic.engines.inprocess import InProcess
+from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.client import Worker
 from osmotic.federation.server import Server
 from osmotic.protocol import aggregate
 from osmotic.protocol.messages import Client, Phase, contract_hash
 from osmotic.runs import launch, resolve, study
 from osmotic.storage.folder import RunDir
-from osmotic.storage.store import Tensors
+from osmotic.tensors import Tensors
 
 UNIT = 2.0**-24  # unit roundoff of float32, half its eps
 
@@ -86,11 +86,9 @@ def digits_like(clients: int, images: int, local_epochs: float) -> study.Study:
         )
         for i in range(clients)
     ]
-    spec = models.resolve("unet-8", 8, 1, len(names), cfg.recipe.dropout)
-    process = Process.from_config(cfg.model, cfg.recipe, len(names))
-    method = methods.make(cfg.method.name, dict(cfg.method.options))
+    blueprint = Blueprint.of(cfg, 8, 1, len(names))
     data = Dataset("digits-like", split, split, names)
-    return study.Study(cfg, data, holdings, spec, process, method, torch.device("cpu"))
+    return study.Study(blueprint, data, holdings, torch.device("cpu"))
 
 
 # --- side A: the library ---
@@ -131,14 +129,18 @@ class Unscored:
         """No score."""
         return {}
 
+    def with_after(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """No score."""
+        return {}
+
 
 class Federated:
     """One engine whose workers live on from round to round, and a fresh server for each round."""
 
     def __init__(self, case: study.Study, initial: Tensors, folder: Path, workers: int, threads: int) -> None:
         self.case, self.initial, self.folder, self.threads = case, initial, folder, threads
-        self.contract, stop = contract_hash(case.contract()), threading.Event()
-        make = launch.trainer_factory(case, initial, self.contract, stop)
+        self.contract = contract_hash(case.blueprint.contract())
+        make, stop = launch.worker_factory(case, initial, self.contract)
         sites = launch.make_sites(case, folder / f"clients-{workers}x{threads}")
         self.engine = InProcess(sites, make, workers, threads, stop)
         self.flops, self.rounds = launch.flops_per_image(case), 0
@@ -151,16 +153,14 @@ class Federated:
         run = RunDir.new(self.folder / f"run-{id(self)}-{self.rounds}")
         clock = Clock()
         server = Server(
-            self.case.config,
-            self.case.method,
+            self.case.blueprint,
             self.engine,
             run,
-            layout=models.layout(self.case.spec),
             initial=self.initial,
             contract=self.contract,
             flops_per_image=self.flops,
             scorer=Unscored(),
-            lab=launch.ServerLab(self.case, self.make_no_trainer),
+            trainer=launch.ServerTrainer(self.case, self.make_no_worker),
             observer=clock,
         )
         server.run()
@@ -170,7 +170,7 @@ class Federated:
         self.weights = server.state.weights
         return clock.done - clock.started
 
-    def make_no_trainer(self) -> Trainer:
+    def make_no_worker(self) -> Worker:
         """FedAvg trains nothing on the server."""
         raise AssertionError("the server was asked to train")
 
@@ -184,13 +184,13 @@ class Bare:
     def __init__(self, case: study.Study, initial: Tensors, threads: int) -> None:
         self.case, self.threads = case, threads
         self.start = {n: torch.from_numpy(t) for n, t in initial.items()}
-        self.model: nn.Module = study.make_model(case).train()
+        self.model: nn.Module = case.model().train()
         split = case.dataset.train
         assert split.labels is not None
         pixels = torch.from_numpy(split.images.transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
         labels = torch.from_numpy(split.labels)
         self.data = [(h.client.name, pixels[h.train], labels[h.train]) for h in case.holdings]
-        kept = case.process.alpha_bar
+        kept = case.blueprint.process.alpha_bar
         self.signal, self.noise = kept.sqrt(), (1.0 - kept).sqrt()
         snr = kept / (1.0 - kept)
         self.weight = snr.clamp(max=case.config.recipe.min_snr) / (snr + 1.0)
@@ -254,7 +254,7 @@ class Bare:
 
 def measure(case: study.Study, folder: Path, repeats: int) -> dict[str, Any]:
     """All figures; each engine and each bare loop has done one round that is not counted."""
-    initial = models.initial(case.spec, seeds.integer(case.config.seed, seeds.WEIGHTS))
+    initial = case.blueprint.initial()
     federated, bare = Federated(case, initial, folder, 1, 1), Bare(case, initial, 1)
     pairs = machine.alternate([federated.round, bare.round], repeats + 1)
     ours, plain = (times[1:] for times in pairs)

@@ -7,8 +7,8 @@ fixed inputs drawn once: noisy images, timesteps, labels, goals. Its floating-po
 FlopCounterMode over one real step, backward included (matrix products and convolutions only; on the CPU the counter
 does not know fused attention, below 1 % of `unet-8`, so the rate is a lower bound). The yardstick is `torch.mm` of two
 square float32 matrices on the same threads, timed in turn with the step in the same run; the figure is the median of
-the ratios of neighbours. `fit` is the training loop that clients really run, `osmotic.federation.client.fit`, batches, noise and
-labels included.
+the ratios of neighbours. `fit` is the training loop that clients really run, `osmotic.training.loop.fit`, batches,
+noise and labels included.
 
 On a CUDA device every variant is timed: float32, TF32, bfloat16 autocast, each also through torch.compile and as a
 captured CUDA graph of the whole step. Each is held against a matrix product of its own kind of arithmetic and against
@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from osmotic import models
 from osmotic.config import schema
 from osmotic.diffusion.process import Process
-from osmotic.federation import client
+from osmotic.training import loop
+from osmotic.training.images import Images
 
 SIZES = {"unet-8": (8, 1), "unet-28": (28, 1), "unet-32": (32, 3)}  # side and channels of the images
 CLASSES = 10
@@ -178,12 +179,12 @@ class Work:
         side, channels = SIZES[self.spec.name]
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (FIT_STEPS * self.batch, side, side, channels), dtype=np.uint8)
-        images = client.Images.of(pixels, rng.integers(0, CLASSES, len(pixels)), self.device)
+        images = Images.of(pixels, rng.integers(0, CLASSES, len(pixels)), self.device)
         model = self.network()
         training = schema.TrainingConfig(batch_size=self.batch, grad_clip=self.clip)
 
         def fit() -> None:
-            client.fit(
+            loop.fit(
                 model,
                 images,
                 self.process,

@@ -18,6 +18,7 @@ from small_runs import SMALL, Silent
 
 from osmotic import codecs, pieces
 from osmotic.federation.client import Worker
+from osmotic.federation.server import Server
 from osmotic.runs import launch, resolve
 from osmotic.runs.launch import ServerTrainer
 from osmotic.runs.scoring import Scoring
@@ -190,6 +191,19 @@ def test_a_client_that_cannot_be_scored_is_a_failure_once(
     assert len(state_of(folder)[1]["failures"]) == call - 1, "those of the score are not there yet"
     assert result(resumed(folder)) == unbroken
     assert [(f["round"], f["client_id"]) for f in unbroken["summary"]["failures"]] == [(1, 1), (2, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("settings", [UDEC, BESIDE], ids=["udec", "beside a global one"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_stop_while_own_models_are_fetched_books_them_once(
+    tmp_path: Path, settings: tuple[str, ...], after: bool
+) -> None:
+    unbroken, folder = result(start(tmp_path / "unbroken", settings)), tmp_path / "broken"
+    with interrupted(Server, "personal_models", 1, after):
+        start(folder, settings)
+    assert state_of(folder)[1]["pending"] is None and not RunDir(folder).summary.exists()
+    assert result(resumed(folder)) == unbroken
+    assert result(resumed(folder)) == unbroken, "and a finished run is only summed up again"
 
 
 # --- training on the server ---
