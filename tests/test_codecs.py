@@ -355,3 +355,51 @@ def test_feedback_leaves_payloads_that_are_no_floats_alone():
     memory: dict[str, np.ndarray] = {}
     make("int8", error_feedback=True).encode({"i": np.array([3], np.uint8)}, memory)
     assert memory == {}
+
+
+# --- int8 with rounding at random ---
+
+RANDOM = {"int8": {"stochastic": True}}
+
+
+def test_rounding_at_random_is_right_on_average_and_off_by_less_than_a_step():
+    # Scale 1: every value lies between two codes, 0.3 of the way up.
+    update = np.array([[127.0, *[10.3] * 4000]], np.float32)
+    codec, rng = make("int8", options=RANDOM), np.random.default_rng(0)
+    got = decoded(codec, codec.encode({"w": update}, {}, rng))["w"][0, 1:]
+    assert set(got.tolist()) == {10.0, 11.0}
+    # 4,000 coins of 0.3 leave their mean +- five standard deviations once in two million cases.
+    assert abs(got.mean() - 10.3) < 5 * (0.3 * 0.7 / 4000) ** 0.5
+
+
+class Highest:
+    """A stream that draws the largest number below 1: added to the code 127 in float32 it makes 128."""
+
+    def random(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return np.full(shape, np.nextafter(np.float32(1), np.float32(0)), dtype)
+
+
+def test_rounding_at_random_stays_within_the_codes():
+    codec = make("int8", options=RANDOM)
+    got = decoded(codec, codec.encode({"w": np.array([[127.0, -127.0, 0.5]], np.float32)}, {}, Highest()))[
+        "w"
+    ]  # type: ignore[arg-type]
+    assert got.tolist() == [[127.0, -126.0, 1.0]], "and not -128"
+
+
+def test_the_same_stream_rounds_alike_another_one_does_not_and_without_one_to_the_nearest():
+    update = {"w": np.random.default_rng(1).normal(size=(8, 40)).astype(np.float32)}
+    codec = make("int8", options=RANDOM)
+    one, again, other = (codec.encode(update, {}, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert one == again != other
+    assert codec.encode(update, {}) == make("int8").encode(update, {}) != one
+    assert make("int8").encode(update, {}, np.random.default_rng(0)) == make("int8").encode(update, {})
+
+
+def test_feedback_keeps_what_rounding_at_random_lost():
+    update = {"w": np.random.default_rng(1).normal(size=(8, 40)).astype(np.float32)}
+    codec, memory = make("int8", error_feedback=True, options=RANDOM), {}
+    data = codec.encode(update, memory, np.random.default_rng(0))
+    assert data == make("int8", options=RANDOM).encode(update, {}, np.random.default_rng(0))
+    got = decoded(codec, data)["w"]
+    assert np.array_equal(memory["residual/w"], update["w"] - got)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from small_runs import SMALL
+from small_runs import SMALL, Crash, crash_at
 
 from osmotic import methods
 from osmotic.federation.client import Worker
@@ -223,6 +223,25 @@ def test_a_damaged_newest_checkpoint_still_finds_the_clients_older_states(make_s
         make_server(*settings, "engine.workers=1", name="broken", at=die).run()
     broken = make_server(*settings, name="broken")
     newest = max(broken.run_dir.checkpoints.glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = make_server(*settings, name="broken", resume=True)
+    assert resumed.state.step == 2
+    resumed.run()
+    assert not resumed.state.failures
+    assert final(resumed) == final(unbroken)
+
+
+def test_after_a_resume_too_clients_keep_what_the_older_checkpoint_needs(make_server: Any) -> None:
+    settings = ("method.name=local", "training.rounds=4", "checkpoint.keep=2", "engine.workers=1")
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    with pytest.raises(KeyboardInterrupt):
+        make_server(*settings, name="broken", at=stop_after_round(2)).run()
+    # Checkpoints 2 and 3 are on disk in round 4, and only the second is this server's own.
+    with pytest.raises(Crash):
+        make_server(*settings, name="broken", resume=True, at=crash_at(2, answers=2)).run()
+    newest = max((unbroken.run_dir.path.parent / "broken" / "checkpoints").glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="damaged"):
         resumed = make_server(*settings, name="broken", resume=True)

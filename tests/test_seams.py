@@ -222,7 +222,6 @@ def test_a_codec_that_trains_is_set_back_with_a_round_that_does_not_count(
     assert set(server.state.up.heard.values()) == {4}
 
 
-@pytest.mark.xfail(strict=True, reason="DownLink.abandon leaves the codec with weights that no client has")
 def test_a_phase_without_a_quorum_is_as_if_the_codec_had_not_been_renewed_in_it(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,14 +497,7 @@ def test_what_a_piece_says_of_its_images_is_in_the_summary(tmp_path: Path) -> No
 
 
 PLANNED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.xfail(
-            strict=True, reason="plan.rehearse takes parts returned beside the rounds as moved"
-        )
-        if "codec.changed_only=true" in settings
-        else (),
-    )
+    name
     for name, (settings, _) in CHAINS.items()
     if "codec.up=trained" not in settings  # whose own weights are not counted
 ]

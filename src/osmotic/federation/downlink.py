@@ -60,10 +60,16 @@ class DownLink:
         self.changed_only = changed_only
         self.streams = {part: Stream() for part in names}
         self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
-        self.abandon()
+        self._forget()
 
     def abandon(self) -> None:
         """Forgets the phase under way."""
+        if self._before is not None:  # the codec was renewed for this phase, and no client keeps that
+            self.codec.restore(self._before)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._before: Tensors | None = None
         self._next: dict[str, Stream] = {}
         self._fresh = False
         self._full: dict[str, bytes] = {}
@@ -74,6 +80,7 @@ class DownLink:
         If they are `fresh`, older packets can no longer be decoded.
         """
         if self.codec.trained:
+            self._before = self.codec.state()
             self.codec.adopt(trained)
             self._fresh = fresh
 
@@ -132,7 +139,7 @@ class DownLink:
             # Only who is known to have got it: a client whose reply was lost may have heard nothing.
             for client, parts in counted.items():
                 self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
-        self.abandon()
+        self._forget()
 
     def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
         if part not in self._full:
@@ -191,7 +198,7 @@ class DownLink:
                 group(kept, "memory"),
                 [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]],
             )
-        self.abandon()
+        self._forget()
 
 
 def receive(

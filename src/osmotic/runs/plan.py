@@ -24,7 +24,7 @@ from osmotic.federation.downlink import DownLink, Stream
 from osmotic.methods import Method
 from osmotic.pieces import Chain
 from osmotic.protocol.gate import Expectation, Gate
-from osmotic.protocol.messages import Client, Spec
+from osmotic.protocol.messages import TRAIN, Client, Spec
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
 
@@ -267,7 +267,8 @@ def rehearse(
             sites[task.client.name].add(sent_weights, back_weights, down_bytes, back)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)
-        changed |= {part: phase.server_round for t in asked for part in t.returns}
+        if phase.name == TRAIN:  # what comes back in a piece's own phase is for the piece, and moves nothing
+            changed |= {part: phase.server_round for t in asked for part in t.returns}
         counted |= {t.client.name: phase.server_round for t in asked}
     return sites
 
