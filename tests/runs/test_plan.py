@@ -249,3 +249,19 @@ def test_a_client_without_a_global_model_keeps_its_own_and_an_average() -> None:
     )
     more = own["memory_bytes"]["client"] - none["memory_bytes"]["client"]
     assert more == 16 * own["parameters"]
+
+
+def test_a_piece_that_trains_on_the_server_makes_a_plan_of_moved_parts_inexact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from osmotic.pieces import PIECES, Piece
+
+    class Trains(Piece):
+        def after(self, lab: Any, state: Any, phase: Any) -> Any:
+            return state, {}
+
+    monkeypatch.setitem(PIECES, "trains", Trains)
+    for sets, exact in (([], True), (["codec.changed_only=true"], False)):
+        figures = plan.plan(resolve.load(sets=["local.pieces=trains", *sets]))
+        assert figures["exact"] is exact
+        assert any("piece trains may train on the server" in note for note in figures["notes"]) is not exact

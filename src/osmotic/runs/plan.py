@@ -22,7 +22,7 @@ from osmotic.data.partition import check_clients, refuse_label_partition
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink, Stream
 from osmotic.methods import Method
-from osmotic.pieces import Chain
+from osmotic.pieces import Chain, Piece
 from osmotic.protocol.gate import Expectation, Gate
 from osmotic.protocol.messages import TRAIN, Client, Spec
 from osmotic.protocol.participation import choose, weights_sent
@@ -136,6 +136,9 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
     used = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
     bounded = sorted({c.name for c in used if c.bounded})
     trained = sorted({c.name for c in used if c.trained})
+    # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
+    after = [n for n, p in chain.pieces.items() if type(p).after is not Piece.after]
+    trains = after if config.codec.changed_only else []
     return {
         "preset": config.preset,
         "method": config.method.name,
@@ -156,12 +159,16 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, chain, parameters),
-        "exact": not bounded and not trained,
+        "exact": not bounded and not trained and not trains,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
             for name in bounded
         ]
         + [f"codec {name}: its own weights travel too and are not counted here" for name in trained]
+        + [
+            f"piece {name} may train on the server: parts then move that are counted as unmoved"
+            for name in trains
+        ]
         + ["a client that fails or is refused changes its own figures"],
     }
 
