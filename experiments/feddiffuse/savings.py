@@ -9,8 +9,8 @@ from typing import Any
 
 from tables import table
 
-from osmotic.runs import resolve
-from osmotic.runs.plan import plan
+import osmotic
+from osmotic.runs.resolve import parse_set
 
 MODES = ("full", "usplit", "ulatdec", "udec")
 
@@ -18,7 +18,7 @@ MODES = ("full", "usplit", "ulatdec", "udec")
 def planned(mode: str, clients: int, *sets: str) -> dict[str, Any]:
     """The paper's setting: Fashion-MNIST at 28x28, 15 rounds."""
     asked = [f"data.clients={clients}", "training.rounds=15", *sets]
-    return plan(resolve.load(preset=f"feddiffuse-{mode}", data="fashion-mnist", sets=asked))
+    return osmotic.plan(preset=f"feddiffuse-{mode}", data="fashion-mnist", keys=dict(map(parse_set, asked)))
 
 
 def total(figures: dict[str, Any], unit: str = "bytes") -> int:

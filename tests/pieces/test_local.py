@@ -126,7 +126,7 @@ def test_under_plain_sgd_a_clients_variate_is_option_2_of_the_paper() -> None:
     _, sent, kept = rule.close({})
     for n in shapes:
         start, end = step.received[n].numpy(), dict(model.named_parameters())[n].detach().numpy()
-        # Line 12, option II: c_k - c + (x - y_k) / (K eta), with K = 5 and eta = 0.1.
+        # Option II: c_k - c + (x - y_k) / (K eta), with K = 5 and eta = 0.1.
         option_2 = own[n] - common[n] + (start - end) / (5 * 0.1)
         np.testing.assert_allclose(kept[f"scaffold/{n}"], option_2, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(sent[f"scaffold/{n}"], option_2 - own[n], rtol=1e-4, atol=1e-5)

@@ -53,9 +53,8 @@ def test_two_steps_by_hand(name: str, options: Any, changes: list[float], expect
     assert steps(name, changes, **options) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_defaults_are_the_papers() -> None:
-    # 2003.00295, sec. 5: beta1 0.9, beta2 0.99, tau 1e-3, beta1 of Adagrad 0; 1909.06335: momentum 0.9, rate 1;
-    # 2311.08105: Nesterov, rate 0.7, momentum 0.9.
+def test_the_defaults_are_those_of_the_page() -> None:
+    # As docs/methods.md states them, and Flower's implementations of 2003.00295 have betas and tau.
     adam, yogi, adagrad = PIECES["adam"](), PIECES["yogi"](), PIECES["adagrad"]()
     assert (adam.beta1, adam.beta2, adam.tau) == (yogi.beta1, yogi.beta2, yogi.tau) == (0.9, 0.99, 1e-3)
     assert adagrad.beta1 == 0 and adagrad.tau == 1e-3

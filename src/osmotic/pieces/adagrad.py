@@ -13,7 +13,7 @@ from osmotic.pieces.adaptive import Adaptive
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad(Adaptive):
-    """v <- v + Delta^2. The paper's experiments take beta1 = 0."""
+    """v <- v + Delta^2. beta1 is 0 by default: plain Adagrad has no first moment."""
 
     title: ClassVar[str] = "Adagrad on the server (FedAdagrad)"
 

@@ -1,6 +1,6 @@
 """Server momentum (FedAvgM): the server moves by a running sum of the clients' mean changes.
 
-Source: arXiv 1909.06335, sec. 4.3 (FedAvgM); the server optimiser SGD of FedOpt (arXiv 2003.00295, algorithm 1).
+Source: arXiv 1909.06335 (FedAvgM); the server optimiser SGD of FedOpt (arXiv 2003.00295, algorithm 1).
 """
 
 from __future__ import annotations

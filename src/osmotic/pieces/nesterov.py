@@ -1,6 +1,6 @@
 """Server Nesterov momentum: the outer optimiser of DiLoCo.
 
-Source: arXiv 2311.08105, algorithm 1 (outer optimiser Nesterov, their rate 0.7 and momentum 0.9), in the form of torch's SGD.
+Source: arXiv 2311.08105, algorithm 1 (outer optimiser Nesterov; 0.7 and 0.9 are its usual settings), in the form of torch's SGD.
 """
 
 from __future__ import annotations

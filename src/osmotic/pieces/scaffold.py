@@ -82,7 +82,7 @@ class Scaffold(Piece):
         self, view: View, state: Tensors, gathered: Accumulator | None, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
         """(the mean as it is, c + |S| / N mean (c_k+ - c_k), the length of c): name -> float32 [...]."""
-        # Line 17: c <- c + |S| / N * mean over S of (c_k+ - c_k); N counts all clients, whoever was asked.
+        # The server's line: c <- c + |S| / N * mean over S of (c_k+ - c_k); N counts all clients, whoever was asked.
         if gathered is None:
             return mean, state, {}
         moved = {
@@ -107,7 +107,7 @@ class Scaffold(Piece):
 
     def after_backward(self, step: Step, work: Variates) -> None:
         """sum <- sum + g, then g <- g + c - c_k, each [...], in place."""
-        # Lines 9 and 10: y_k <- y_k - eta (g - c_k + c); the uncorrected g is summed first.
+        # The local step: y_k <- y_k - eta (g - c_k + c); the uncorrected g is summed first.
         for name, difference in work.correction.items():
             gradient = step.parameters[name].grad
             if gradient is None:  # frozen, or not reached by the loss
@@ -120,7 +120,7 @@ class Scaffold(Piece):
 
     def client_end(self, step: Step, work: Variates, state: Tensors) -> tuple[Tensors, Tensors]:
         """(c_k+ - c_k, c_k+): name -> float32 [...], with c_k+ the mean of g over the steps of the round."""
-        # Line 12, option II: c_k+ = mean of the uncorrected gradients; its change goes back (line 13).
+        # Option II: c_k+ = mean of the uncorrected gradients; its change goes back.
         new, sent = {}, {}
         for name in work.correction:
             shape = tuple(step.parameters[name].shape)

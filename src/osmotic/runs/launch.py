@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ from osmotic.errors import ConfigError
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.interfaces import Engine, Observer
 from osmotic.federation.server import Server
-from osmotic.protocol.messages import Phase, contract_hash
+from osmotic.protocol.messages import contract_hash
 from osmotic.runs import resolve
+from osmotic.runs.callbacks import Callback
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
@@ -99,7 +99,7 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
 
     Raises: ConfigError if the run has no undamaged checkpoint.
     """
-    server, _ = make_server(study, run, Silent())
+    server, _ = make_server(study, run, Callback())
     step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
     server.state.from_checkpoint(step, tensors, notes)
     server.clients = server.engine.clients(1, 0.0)
@@ -107,19 +107,6 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
         return server.personal_models(book=False)
     finally:
         server.engine.close()
-
-
-class Silent:
-    """An observer that is told everything and says nothing."""
-
-    def phase_started(self, phase: Phase, index: int, count: int) -> None:
-        pass
-
-    def answered(self, client: str) -> None:
-        pass
-
-    def phase_done(self, line: Mapping[str, Any]) -> None:
-        pass
 
 
 def make_server(study: Study, run: RunDir, observer: Observer) -> tuple[Server, Scoring]:

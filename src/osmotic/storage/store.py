@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from osmotic.storage.atomic import clear_leftovers, write_chunks
-
-Tensors = dict[str, np.ndarray]
+from osmotic.tensors import Tensors
 
 
 class StateLost(RuntimeError):
