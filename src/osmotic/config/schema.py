@@ -19,7 +19,9 @@ class DataConfig:
 
     source: str = key("digits", "digits, mnist, fashion-mnist, cifar10, npz:PATH, folder:PATH or hf:NAME")
     partition: str = key(
-        "dirichlet", "iid, dirichlet, shards, pathological, l-skew, q-skew, linear, exponential or by:COLUMN"
+        "auto",
+        "iid, dirichlet, shards, pathological, l-skew, q-skew, linear, exponential or by:COLUMN; "
+        "auto is dirichlet where there are labels, else iid",
     )
     dirichlet_alpha: float = key(
         0.5, "concentration of dirichlet, l-skew and q-skew; small means more skewed", 0, above=True
@@ -144,8 +146,14 @@ class EngineConfig:
 class ScoreConfig:
     """How images are sampled and scored."""
 
-    every: int = key(10, "score every so many rounds, and always the last; 0 means the last only", 0)
-    samples: int = key(1000, "generated images per score", 2)
+    every: int | Literal["auto"] = key(
+        "auto",
+        "score every so many rounds, and always the last; 0 means the last only, auto gives five scores or more",
+        0,
+    )
+    samples: int | Literal["auto"] = key(
+        "auto", "generated images per score; auto is as many as training images, from 50 to 1000", 2
+    )
     sampler: str = key("dpm-solver++", "sampler")
     steps: int = key(20, "sampler steps", 1, 10_000)
     encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")

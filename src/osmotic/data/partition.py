@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 BY_LABEL = ("dirichlet", "shards", "pathological", "l-skew")
-NAMES = ("iid", *BY_LABEL, "q-skew", "linear", "exponential")
+NAMES = ("auto", "iid", *BY_LABEL, "q-skew", "linear", "exponential")
 DIRICHLET_CALLS = 10  # of 11 draws each
 
 

@@ -270,7 +270,7 @@ class Server:
     # --- scores, and models of the clients' own ---
 
     def _due(self, phase: Phase) -> bool:
-        every, rounds = self.config.score.every, self.config.training.rounds
+        every, rounds = int(self.config.score.every), self.config.training.rounds
         of_round = every > 0 and phase.server_round % every == 0
         last = phase.server_round == rounds or self.state.step == len(self.phases)
         return last or (phase.name == TRAIN and of_round)
@@ -286,7 +286,7 @@ class Server:
                 self._ask,
                 self.scorer,
                 self._trained(),
-                self.config.score.samples,
+                int(self.config.score.samples),
                 phase,
                 self.method.shared,
                 state.scored_weights(),

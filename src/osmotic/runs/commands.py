@@ -243,7 +243,7 @@ def _personal(study: Study, run: RunDir) -> dict[str, Any]:
     from osmotic.runs.scoring import Scoring
 
     scoring = Scoring(study, None)
-    labels, samples = scoring.labels(), study.config.score.samples
+    labels, samples = scoring.labels(), scoring.samples
     models = launch.personal_models(study, run)
     pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}
     stage: Stage = "before" if study.blueprint.method().shared else "after"

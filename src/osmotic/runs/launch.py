@@ -48,9 +48,9 @@ def start(
     command = " ".join(["osmotic run config.toml", *(f"--plugin {path.name}" for path in plugins.FILES)])
     repeats = f"`{command}` repeats this run" if dataset is None else "its images came from Python"
     version = metadata.version("osmotic")
-    write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(config))
+    write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(study.config))
     write_text(run.partition, json.dumps(describe_partition(study)))
-    return _run(study, run, observer(run, config), resume=False)
+    return _run(study, run, observer(run, study.config), resume=False)
 
 
 def resume(

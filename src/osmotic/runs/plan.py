@@ -27,6 +27,7 @@ from osmotic.protocol.gate import Expectation, Gate
 from osmotic.protocol.messages import TRAIN, Client, Spec
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
+from osmotic.runs.settle import settle
 
 
 class Sized(bytes):
@@ -119,6 +120,7 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
     Raises: ConfigError as `osmotic run` would.
     """
     spec, shape = network(config, dataset)
+    config = settle(config, shape.num_train, shape.num_classes)
     layout = models.layout(spec)
     method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
     count = 1 if method.pools_data else num_clients(config, dataset)

@@ -57,6 +57,11 @@ class Scoring:
         return self._encoder
 
     @property
+    def samples(self) -> int:
+        """Generated images per score."""
+        return int(self.study.config.score.samples)
+
+    @property
     def seed(self) -> int:
         """Seed of the sampling noise."""
         return seeds.integer(self.study.config.seed, seeds.IMAGES)
@@ -71,7 +76,7 @@ class Scoring:
             labels = self.study.dataset.train.labels
             assert labels is not None
             counts = np.bincount(labels[held], minlength=self.study.spec.num_classes)
-        return apportion(counts, self.study.config.score.samples)
+        return apportion(counts, self.samples)
 
     def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
         """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
@@ -89,7 +94,7 @@ class Scoring:
             weights: name -> float32 [...].
         """
         labels = self.labels()
-        images, nfe = self.draw(weights, labels, self.study.config.score.samples)
+        images, nfe = self.draw(weights, labels, self.samples)
         self.save_grid(images, labels, f"round-{server_round:04d}")
         quality = self._measure(images, nfe)
         # One pool for all clients: the same images, each time against the images of another.
@@ -103,7 +108,7 @@ class Scoring:
         """
         labels = self.labels()
         return {
-            "samples": self.study.config.score.samples,
+            "samples": self.samples,
             "labels": None if labels is None else labels.tolist(),
             "seed": self.seed,
             "guidance": self.study.blueprint.guidance,
@@ -160,7 +165,7 @@ class Scoring:
             "encoder": self.encoder.name,
             "encoder_sha256": self.encoder.sha256,
             "encoder_accuracy": self.encoder.test_accuracy,
-            "num_samples": score_cfg.samples,
+            "num_samples": self.samples,
             "sampler": score_cfg.sampler,
             "guidance": self.study.blueprint.guidance,
             "nfe": nfe,

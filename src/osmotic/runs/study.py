@@ -19,6 +19,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.methods import Method
 from osmotic.models import NetworkSpec
 from osmotic.protocol.messages import Client
+from osmotic.runs.settle import settle
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Study:
     Raises: ConfigError for data that do not fit the configuration.
     """
     dataset = dataset or sources.load(config.data)
+    config = settle(config, len(dataset.train), len(dataset.class_names))
     conditional = is_conditional(config, len(dataset.class_names))
     num_classes = len(dataset.class_names) if conditional else 0
     size, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]

@@ -1,0 +1,30 @@
+"""What `auto` stands for once the data are known; torch is not imported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from osmotic.config.schema import Config
+
+# Below 50 samples own scores are not formed; above 1,000 a score of small images costs more than it tells.
+FEWEST_SAMPLES, MOST_SAMPLES = 50, 1000
+SCORES = 5  # points that a curve needs to be one
+
+
+def settle(config: Config, num_train: int, num_classes: int) -> Config:
+    """The configuration with a value in place of every `auto` that depends on the data or on the rounds.
+
+    A run records these values, so that it repeats whatever `auto` will mean in later versions.
+
+    Args:
+        num_train: training images of all clients.
+        num_classes: 0 if unlabelled.
+    """
+    data, score = config.data, config.score
+    if data.partition == "auto":
+        data = replace(data, partition="dirichlet" if num_classes else "iid")
+    if score.samples == "auto":
+        score = replace(score, samples=min(max(num_train, FEWEST_SAMPLES), MOST_SAMPLES))
+    if score.every == "auto":
+        score = replace(score, every=max(1, config.training.rounds // SCORES))
+    return replace(config, data=data, score=score)
