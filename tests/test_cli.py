@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,9 +18,12 @@ import pytest
 from PIL import Image
 
 import osmotic.runs
-from osmotic import cli
+from osmotic import cli, engines
 from osmotic.config import presets, schema, toml
+from osmotic.protocol.messages import Phase
 from osmotic.runs import commands, plan, resolve
+from osmotic.runs.progress import Progress
+from osmotic.storage.folder import RunDir
 
 
 @dataclass
@@ -94,6 +98,23 @@ def test_help_lists_every_command(osm: Command):
 def test_the_version_is_printed(osm: Command):
     done = osm("--version")
     assert (done.code, done.out) == (0, f"osmotic {osmotic.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help_says_that_clients_are_simulated(osm: Command, arguments: tuple[str, ...]):
+    told = " ".join(osm(*arguments).out.split())
+    assert "simulated in one process" in told and "cannot be joined yet" in told
+
+
+def test_a_run_says_at_its_start_that_it_is_a_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = resolve.load(sets=["track.backends=[]"])
+    for quiet, told in ((False, "osmotic: a simulation: all clients share one process"), (True, "")):
+        Progress(RunDir(tmp_path), config, quiet).phase_started(Phase("train", 1), 0, 1)
+        assert capsys.readouterr().err.startswith(told) and bool(told) is not quiet
+
+
+def test_every_engine_says_where_its_clients_are():
+    assert engines.WHERE.keys() == engines.ENGINES.keys()
 
 
 def test_methods_lists_every_preset_for_people_and_for_scripts(osm: Command):
@@ -185,6 +206,54 @@ def test_a_wrong_flag_is_told_in_one_line_too(osm: Command, arguments: list[str]
     assert done.code == 2
     assert word in done.err
     assert len(done.lines) == 1, done.err
+
+
+HINTS = [
+    (["Run"], "No such command 'Run'. Did you mean 'run'?"),
+    (["train"], "No such command 'train'. Did you mean 'run'?"),
+    (["zzz"], "No such command 'zzz'."),
+    (["run", "--rounds", "3"], "No such option '--rounds'. Did you mean --set training.rounds=3?"),
+    (["plan", "--epochs=2"], "No such option '--epochs'. Did you mean --set training.local_epochs=2?"),
+    (["run", "--every", "3"], "Did you mean --set score.every=3 or --set checkpoint.every=3?"),
+    (["plan", "--seed"], "Did you mean --set seed=...?"),
+    (["resume", "x", "--rounds", "3"], "No such option '--rounds'."),  # takes no keys
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), HINTS, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
+def test_a_wrong_word_is_answered_with_one_hint_that_works(osm: Command, arguments: list[str], told: str):
+    done = osm(*arguments)
+    assert done.code == 2
+    assert len(done.lines) == 1 and done.lines[0].endswith(told)
+    assert done.err.count("Did you mean") <= 1
+
+
+@pytest.mark.parametrize("written", ["wandb", "[wandb]", "['wandb']", '["wandb"]'])
+def test_one_tracker_is_named_with_or_without_brackets_and_quotes(
+    osm: Command, written: str, monkeypatch: Any
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: object())  # as if it were installed
+    assert resolve.load(sets=[f"track.backends={written}"]).track.backends == ("wandb",)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    is_refused(
+        osm("plan", "--set", f"track.backends={written}"), "track.backends = 'wandb'", "osmotic[wandb]"
+    )
+
+
+def test_the_shell_completes_commands_and_options(tmp_path: Path):
+    script = "import sys; sys.argv = ['osmotic']; from osmotic import cli; cli.main()"
+    for words, found in (("osmotic re", {"report", "resume"}), ("osmotic run --pre", {"--preset"})):
+        asked = {
+            "_OSMOTIC_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **asked}
+        )
+        assert set(done.stdout.split()) == found, done.stderr
 
 
 @pytest.mark.parametrize("command", ["resume", "sample", "evaluate", "compare", "report"])

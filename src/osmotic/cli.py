@@ -6,6 +6,7 @@ What a command does is `osmotic.api`, the package's face in Python, and `runs/co
 from __future__ import annotations
 
 import json as jsonlib
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,16 +21,20 @@ from osmotic.runs import session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.exceptions import ClickException
+
     from osmotic.config.schema import Config
     from osmotic.storage.folder import RunDir
 
 app = typer.Typer(
     name="osmotic",
     invoke_without_command=True,
-    add_completion=False,
+    suggest_commands=False,  # `_hinted` does, for options and other tools' words too
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Train one image generator on pictures that never leave their owners (federated diffusion models).\n\n"
+    help="Train one image generator by federated learning: clients train, a server averages their weights "
+    "(diffusion models).\n\n"
+    "All clients are simulated in one process on this machine; sites of their own cannot be joined yet. "
     "`osmotic run` alone trains on the built-in digits and leaves a report in ./runs.",
 )
 
@@ -280,6 +285,48 @@ def _options(
         print(context.get_help())
 
 
+# What other tools call a command of ours.
+ALSO = {"train": "run", "start": "run", "continue": "resume", "generate": "sample", "score": "evaluate"}
+
+
+def _hinted(error: ClickException) -> str:
+    """A wrong word or option in one line, with the command or the configuration key that was probably meant."""
+    from click.exceptions import NoSuchOption, UsageError
+
+    told = error.format_message().replace("\n", " ")
+    if isinstance(error, NoSuchOption) and (keys := _keys_called(error.option_name)):
+        takes_keys = error.ctx is not None and any("--set" in p.opts for p in error.ctx.command.params)
+        meant = " or ".join(f"--set {key}={_given(error.option_name)}" for key in keys)
+        return f"No such option '{error.option_name}'. Did you mean {meant}?" if takes_keys else told
+    unknown = re.fullmatch(r"No such command '(.*)'\.", error.message)
+    if unknown and isinstance(error, UsageError) and error.ctx is not None:
+        from osmotic.config.keys import nearest
+
+        word = unknown[1].lower()
+        name = ALSO.get(word) or nearest(word, getattr(error.ctx.command, "commands", ()))
+        return error.message + (f" Did you mean '{name}'?" if name else "")
+    return told
+
+
+def _keys_called(option: str) -> list[str]:
+    """Configuration keys that an option such as `--rounds` or `--epochs` would stand for."""
+    from osmotic.config.schema import valid_keys
+
+    leaf = option.lstrip("-").replace("-", "_")
+    called = [k for k in valid_keys() if k.rpartition(".")[2] == leaf]
+    return called or [k for k in valid_keys() if k.endswith(f"_{leaf}")]
+
+
+def _given(option: str) -> str:
+    """The value that was typed behind an option, or three dots."""
+    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and after and not after.startswith("-"):
+            return after
+    return "..."
+
+
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2."""
     warnings.showwarning = lambda message, *_args, **_kwargs: print(
@@ -292,7 +339,7 @@ def main() -> None:
     except ConfigError as error:
         told, code = str(error), 2
     except ClickException as error:  # a wrong flag or word; click itself would print several lines
-        told, code = error.format_message().replace("\n", " "), error.exit_code
+        told, code = _hinted(error), error.exit_code
     except Abort:
         told, code = "stopped", 130
     except OSError as error:  # disk full, no permission: what was written before is whole

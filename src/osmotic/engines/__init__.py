@@ -14,5 +14,10 @@ def _inprocess(*args: Any, **kwargs: Any) -> Engine:
     return InProcess(*args, **kwargs)
 
 
+# What a person is told of where an engine's clients are: a simulation must never read as a federation of sites.
+WHERE: dict[str, str] = {
+    "inprocess": "a simulation: all clients share one process on one machine, and nothing crosses a network"
+}
+
 # name -> (sites, make_worker, workers, threads, stop) -> engine
 ENGINES: dict[str, Callable[..., Engine]] = {"inprocess": _inprocess}

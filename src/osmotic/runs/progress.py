@@ -30,8 +30,12 @@ class Progress:
         self._terminal = not quiet and sys.stderr.isatty()
 
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
-        """Opens bar and trackers when the first phase starts."""
+        """Says where clients run, and opens bar and trackers, when the first phase starts."""
         if self._tracker is None:
+            if not self.quiet:
+                from osmotic.engines import WHERE
+
+                print(f"osmotic: {WHERE[self.config.engine.name]}", file=sys.stderr, flush=True)
             from osmotic.config.schema import to_dict
             from osmotic.runs import trackers
 
