@@ -316,18 +316,12 @@ def mixed_pair(folder: Path) -> None:
     picture(folder / "a" / "2.png", 16, 16)
 
 
-def flat(folder: Path) -> None:
-    for i in range(6):
-        picture(folder / f"{i}.png", 8, 8)
-
-
 FOLDERS = [
     (broken, ["2.png"]),
     (empty, ["pictures"]),
     (mixed_sizes, [".png", "same size", "data.image_size"]),
     (mixed_channels, [".png", "same channels", "data.channels"]),
     (mixed_pair, [".png", "same size"]),
-    (flat, ["data.partition", "needs labels"]),
 ]
 
 
