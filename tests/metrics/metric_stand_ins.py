@@ -34,19 +34,23 @@ def unlabelled(split: Split) -> Split:
     return Split(split.images, None)
 
 
-class FourPixels(nn.Module):
-    """Features are the first four pixels' values, in [0, 255]."""
+class FirstPixels(nn.Module):
+    """Features are the first pixels' values, in [0, 255]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        return 255.0 * x.flatten(1)[:, :4]
+        return 255.0 * x.flatten(1)[:, : self.width]
 
 
-def pixel_encoder(num_classes: int = 0) -> Encoder:
+def pixel_encoder(num_classes: int = 0, width: int = 4) -> Encoder:
     """An encoder whose features can be written down by hand; its class is the brightest of the first pixels."""
     head = None
     if num_classes:
-        head = nn.Linear(4, num_classes, bias=False)
+        head = nn.Linear(width, num_classes, bias=False)
         with torch.no_grad():
-            head.weight.copy_(torch.eye(num_classes, 4))
+            head.weight.copy_(torch.eye(num_classes, width))
         head.requires_grad_(False)
-    return Encoder("pixels", "0" * 64, None, FourPixels(), head, to_unit, threads=1)
+    return Encoder("pixels", "0" * 64, None, FirstPixels(width), head, to_unit, threads=1)

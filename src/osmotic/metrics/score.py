@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from osmotic.data.dataset import Split
+from osmotic.metrics.alike import alike
 from osmotic.metrics.features import Encoder
 from osmotic.metrics.frechet import FeatureStatistics, frechet
 from osmotic.metrics.histogram import class_histogram
@@ -23,11 +24,12 @@ class Quality:
     Args:
         num_samples: generated images.
         fd, kid: all generated images against the training split; fd >= 0, kid may be slightly below.
-        precision, recall: in [0, 1], at equally many generated and training images.
-        fd_floor: held-out real images, m of them, against the training split: what a perfect generator would
-            reach.
-        fd_at_floor: m generated images against the training split, to be read beside the floor.
-        m: min(num_samples, held-out images).
+        precision, recall: in [0, 1], at equally many generated and training images of each class.
+        fd_floor: m held-out real images against the training split: what a perfect generator would reach.
+        fd_at_floor: m generated images, as many of each class, against the training split: to be read beside
+            the floor.
+        m: of each class as many images as the pool and the held-out images both have; without labels
+            min(num_samples, held-out images).
         class_histogram: generated images of each class, as the encoder sees them, [num_classes].
         class_histogram_data: training images of each class, [num_classes].
     """
@@ -44,55 +46,80 @@ class Quality:
     class_histogram_data: list[int] | None
 
 
-def score(generated: np.ndarray, reference: Split, held_out: Split, encoder: Encoder) -> Quality:
-    """Every score of one pool; the same input gives the same figures.
+class Yardstick:
+    """What scores of one pool need of the real images: it hangs on the pool's labels alone, so it is made once.
+
+    Args:
+        reference: the images that clients train on, [M, H, W, C].
+        held_out: real images that nobody trained on, [K, H, W, C]; may be empty.
+        encoder: gives the features, [N, D].
+        labels: the class each image of a pool is generated for, int64 [samples], or None.
+        samples: images of a pool, >= 1.
+    Raises: ValueError if there are no images in `reference`.
+    """
+
+    def __init__(
+        self, reference: Split, held_out: Split, encoder: Encoder, labels: np.ndarray | None, samples: int
+    ) -> None:
+        self.reference, self.held_out, self.encoder = reference, held_out, encoder
+        self.labels, self.samples = labels, samples
+        self.real = encoder.features_once(reference.images)
+        self._statistics = FeatureStatistics.of(self.real)
+        self._at_floor, unseen = alike(labels, held_out.labels, samples, len(held_out))
+        self._floor = None
+        if min(len(unseen), len(self.real)) >= 2:
+            found = encoder.features_once(held_out.images)
+            self._floor = frechet(self._statistics, FeatureStatistics.of(found[unseen]))
+        self._same, self._real_same = alike(labels, reference.labels, samples, len(reference))
+
+    def score(self, made: np.ndarray) -> Quality:
+        """Every score of one pool; the same input gives the same figures.
+
+        Args:
+            made: features of the generated images, in the order of the labels, [samples, D].
+        """
+        at_floor = fd = kid = precision = recall = None
+        if self._floor is not None:
+            at_floor = frechet(self._statistics, FeatureStatistics.of(made[self._at_floor]))
+        # Under two images there is no covariance, and no k-th neighbour without k others: None, never a
+        # made-up number.
+        if min(len(made), len(self.real)) >= 2:
+            fd = frechet(self._statistics, FeatureStatistics.of(made))
+            kid = kernel_distance(self.real, made)
+        if len(self._same) > NEIGHBOURS:
+            precision, recall = precision_recall(self.real[self._real_same], made[self._same], NEIGHBOURS)
+        shown, data = _histograms(made, self.reference, self.encoder)
+        return Quality(
+            num_samples=len(made),
+            fd=fd,
+            kid=kid,
+            precision=precision,
+            recall=recall,
+            fd_floor=self._floor,
+            fd_at_floor=at_floor,
+            m=len(self._at_floor),
+            class_histogram=shown,
+            class_histogram_data=data,
+        )
+
+
+def score(
+    generated: np.ndarray,
+    reference: Split,
+    held_out: Split,
+    encoder: Encoder,
+    labels: np.ndarray | None = None,
+) -> Quality:
+    """Every score of one pool, for one alone: a `Yardstick` serves many.
 
     Args:
         generated: uint8 [N, H, W, C].
-        reference: the training split, [M, H, W, C].
-        held_out: real images the generator has not seen, [K, H, W, C]; may be empty.
-        encoder: gives the features, [N, D].
+        reference, held_out, encoder: as `Yardstick`.
+        labels: the class each was generated for, int64 [N], or None.
     Raises: ValueError if there are no generated or no training images.
     """
     made = encoder.features(generated)
-    real = encoder.features_once(reference.images)
-    real_statistics = FeatureStatistics.of(real)
-    # FD of few images is biased upwards, and the bias falls with their number: floor and `fd_at_floor` are
-    # therefore both taken at m images, so that they differ by the images alone.
-    m = min(len(made), len(held_out.images))
-    floor = at_floor = kid = precision = recall = None
-    if m >= 2 and len(real) >= 2:
-        unseen = encoder.features_once(held_out.images)
-        floor = frechet(real_statistics, FeatureStatistics.of(_some(unseen, m)))
-        at_floor = frechet(real_statistics, FeatureStatistics.of(_some(made, m)))
-    # Under two images there is no covariance, and no k-th neighbour without k others: None, never a made-up
-    # number.
-    measurable = min(len(made), len(real))
-    if measurable >= 2:
-        kid = kernel_distance(real, made)
-    if measurable > NEIGHBOURS:
-        precision, recall = precision_recall(_some(real, measurable), _some(made, measurable), NEIGHBOURS)
-    shown, data = _histograms(made, reference, encoder)
-    return Quality(
-        num_samples=len(made),
-        fd=frechet(real_statistics, FeatureStatistics.of(made)) if measurable >= 2 else None,
-        kid=kid,
-        precision=precision,
-        recall=recall,
-        fd_floor=floor,
-        fd_at_floor=at_floor,
-        m=m,
-        class_histogram=shown,
-        class_histogram_data=data,
-    )
-
-
-def _some(features: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows [N, D] by a fixed seed, not the first ones: pools are often sorted by class."""
-    if count == len(features):
-        return features
-    # In their old order, so that the sums run as they do over all rows.
-    return features[np.sort(np.random.default_rng(0).permutation(len(features))[:count])]
+    return Yardstick(reference, held_out, encoder, labels, len(made)).score(made)
 
 
 def _histograms(

@@ -13,8 +13,9 @@ from osmotic.data.dataset import Split
 from osmotic.diffusion import compatibility
 from osmotic.federation.interfaces import Stage
 from osmotic.metrics import encoder as encoders
-from osmotic.metrics import federated, score
+from osmotic.metrics import federated
 from osmotic.metrics.registry import measure
+from osmotic.metrics.score import Yardstick
 from osmotic.protocol.messages import Client
 from osmotic.report import pictures
 from osmotic.runs.study import Holding, Study
@@ -48,6 +49,7 @@ class Scoring:
         self._models: list[torch.nn.Module] = []
         self._encoder: encoders.Encoder | None = None
         self._reference: Split | None = None
+        self._yardstick: Yardstick | None = None
 
     @property
     def encoder(self) -> encoders.Encoder:
@@ -96,7 +98,7 @@ class Scoring:
         labels = self.labels()
         images, nfe = self.draw(weights, labels, self.samples)
         self.save_grid(images, labels, f"round-{server_round:04d}")
-        quality = self._measure(images, nfe)
+        quality = self._measure(images, labels, nfe)
         # One pool for all clients: the same images, each time against the images of another.
         per_client = self._per_client(images, labels, self.study.holdings, "after")
         return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
@@ -141,9 +143,12 @@ class Scoring:
         merged = {key: after[key] for key in ("mean", "weighted", "worst")}
         return {**before, "after": merged, "per_client": [*before["per_client"], *after["per_client"]]}
 
-    def _measure(self, images: np.ndarray, nfe: int) -> dict[str, Any]:
+    def _measure(self, images: np.ndarray, labels: np.ndarray | None, nfe: int) -> dict[str, Any]:
         """Scores of one pool under the summary's names."""
-        measured = score.score(images, self.reference, self.study.dataset.test, self.encoder)
+        if self._yardstick is None:
+            held_out = self.study.dataset.test
+            self._yardstick = Yardstick(self.reference, held_out, self.encoder, labels, len(images))
+        measured = self._yardstick.score(self.encoder.features(images))
         found: dict[str, Any] = {
             "fd": measured.fd,
             "kid": measured.kid,
