@@ -102,12 +102,14 @@ def line(
     *,
     quorum: bool,
     update_norm: float | None,
+    learning_rate: float,
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, time and quality yet to come; sums run over clients sorted by name, whoever came first.
 
     Args:
         update_norm: length of the step of the global weights; None where there are none.
+        learning_rate: the clients' in this phase.
         metrics: the pieces' own figures, "PIECE/NAME".
     """
     # A float sum depends on its order, and replies come in any.
@@ -120,6 +122,9 @@ def line(
         "client_loss": losses,
         "images_seen": totals.images_seen,
         "client_steps": totals.client_steps,
+        "bytes_up": totals.bytes_up,
+        "bytes_down": totals.bytes_down,
+        "learning_rate": learning_rate if losses else None,
         "num_counted": len(tally.answers),
         "num_failed": len(tally.failures),
         "kept_old_weights": not quorum,

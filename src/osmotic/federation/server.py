@@ -33,7 +33,7 @@ from osmotic.federation.lab import ServerLab
 from osmotic.federation.state import ServerState
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task
-from osmotic.protocol.participation import choose
+from osmotic.protocol.participation import choose, learning_rate
 from osmotic.protocol.view import View
 from osmotic.storage import checkpoint
 from osmotic.storage.folder import RunDir
@@ -210,6 +210,7 @@ class Server:
             state.totals,
             quorum=outcome.quorum,
             update_norm=bookkeeping.distance(state.weights, old) if self.method.global_model else None,
+            learning_rate=learning_rate(self.config.training, phase.server_round),
             metrics=outcome.metrics,
         )
 

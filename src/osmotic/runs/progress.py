@@ -25,6 +25,7 @@ class Progress:
     def __init__(self, run: RunDir, config: Config, quiet: bool) -> None:
         self.run, self.config, self.quiet = run, config, quiet
         self._tracker: Tracker | None = None
+        self._before: Mapping[str, Any] | None = None  # the line of the phase before
         self._bar: Any = None
         self._task: Any = None
         self._terminal = not quiet and sys.stderr.isatty()
@@ -37,8 +38,9 @@ class Progress:
 
                 print(f"osmotic: {WHERE[self.config.engine.name]}", file=sys.stderr, flush=True)
             from osmotic.config.schema import to_dict
-            from osmotic.runs import trackers
+            from osmotic.runs import tracked, trackers
 
+            self._before = tracked.last_line(self.run.log("metrics"))
             self._tracker = trackers.open_trackers(
                 self.config.track.backends, self.run.path, to_dict(self.config), from_step=phase.server_round
             )
@@ -95,22 +97,14 @@ class Progress:
         self._bar.start()
 
     def _tell(self, tracker: Tracker, line: Mapping[str, Any]) -> None:
-        scalars = {
-            k: v
-            for k, v in line.items()
-            if isinstance(v, int | float) and not isinstance(v, bool) and k != "round"
-        }
-        quality = line["quality"] or {}
-        scalars |= {f"quality/{k}": v for k, v in quality.items() if isinstance(v, int | float)}
-        if quality and quality.get("fd") is None:  # personal models: there are only figures over clients
-            over = {g: quality.get(g) or {} for g in ("mean", "weighted", "worst")}
-            scalars |= {
-                f"quality/{g}/{k}": v for g, of in over.items() for k, v in of.items() if v is not None
-            }
+        from osmotic.runs import tracked
+
+        scalars = tracked.curves(line, self._before)
+        self._before = line
         tracker.log(line["round"], scalars)
         # One grid of the global model, or one per client, of which the first stands for all.
         grid = min(self.run.samples.glob(f"round-{line['round']:04d}*.png"), default=None)
-        if quality and grid is not None:
+        if line["quality"] and grid is not None:
             import numpy as np
             from PIL import Image
 

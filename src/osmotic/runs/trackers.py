@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import time
 import warnings
@@ -199,7 +200,10 @@ class MLflow:
         """Metrics with the round as step, and one time for all of a round."""
         now = int(time.time() * 1000)
         for name, value in scalars.items():
-            self.client.log_metric(self.run, name, value, timestamp=now, step=step)
+            # It takes no other characters; a client's name may hold any.
+            self.client.log_metric(
+                self.run, re.sub(r"[^\w\-. :/]", "_", name), value, timestamp=now, step=step
+            )
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
         """The picture [H, W, 3] as the artifact NAME/round-NNNN.png."""
