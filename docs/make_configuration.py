@@ -74,7 +74,7 @@ A whole number is taken where a number is asked for, not the other way round.
 |---|---|
 | `image_size` | pixels, of the side |
 | `samples`, `max_images`, `batch_size` | images |
-| `ema_half_lives` | images that all clients together have seen; `osmotic run` on `digits` sees 2,874 in a round |
+| `ema_half_lives` | images that all clients together have seen, for averages of personal models too; `osmotic run` on `digits` sees 2,874 in a round |
 | `local_epochs` | passes over a client's images; fractions are rounded to whole optimiser steps, at least one |
 | `fraction_train` | share; rounded to whole clients, at least one |
 | `holdout`, `quorum_weight`, `label_dropout`, `dropout` | shares |

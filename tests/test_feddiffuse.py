@@ -667,20 +667,33 @@ def test_scoring_leaves_no_state_on_clients(make_server: Any) -> None:
     assert max(rounds) == 2, "nothing of the phase after the rounds"
 
 
-@pytest.mark.parametrize("method", ["fedavg", "udec"])
-def test_averages_lag_alike_on_server_and_clients(make_server: Any, method: str) -> None:
-    server = make_server(f"method.name={method}", "data.max_images=60", "training.rounds=1")
-    seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize("method", ["fedavg", "udec", "local"])
+def test_every_average_of_a_run_reaches_back_as_many_rounds(make_server: Any, method: str) -> None:
+    # 60 images a round on two uneven clients and a half-life of 60: a round renews one half of every average. After three
+    # rounds they weigh 1/8, 1/4 and 1/2, over 7/8: 1/7, 2/7 and 4/7, at the server and on each client.
+    settings = ("data.max_images=60", "data.clients=2", "data.partition=linear", "checkpoint.keep=9")
+    server = make_server(f"method.name={method}", "recipe.ema_half_lives=[60.0]", *settings)
+    assert len({s.client.num_examples for s in server.engine.sites.values()}) == 2
+    history: list[Any] = []
     update = server.state.ema.update
 
     def spy(weights: Any, images: int) -> None:
-        seen.append((len(weights), images))
+        history.append(weights)
         update(weights, images)
 
     server.state.ema.update = spy
     server.run()
-    names = server.part_names["decoder"] if method == "udec" else list(server.state.weights)
-    assert seen == [(len(names), 20 if method == "udec" else 60)]
+
+    def check(rounds: list[Any], average: Any) -> None:
+        for name in average:
+            expected = sum(w[name] * share / 7 for w, share in zip(rounds, (1, 2, 4), strict=True))
+            np.testing.assert_allclose(average[name], expected, rtol=1e-5, atol=1e-6)
+
+    if server.method.shared:
+        check(history, server.state.ema.average(60.0))
+    for site in server.engine.sites.values() if not server.method.global_model else ():
+        states = [ClientState.of(read_checked(site.store._path(r))) for r in (1, 2, 3)]
+        check([s.personal for s in states], states[2].average)
 
 
 def test_a_trained_codec_is_not_renewed_for_clients_that_only_sample(

@@ -8,7 +8,7 @@ import torch
 
 from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.space import Pixels
-from osmotic.protocol.participation import batch_plan
+from osmotic.protocol.participation import batch_plan, images_planned
 from osmotic.training.images import Images
 from osmotic.training.loop import Cancelled, fit
 
@@ -42,18 +42,25 @@ SGD = TrainingConfig(optimizer="sgd", batch_size=2, grad_clip=0.0)
 
 
 @pytest.mark.parametrize(
-    "num_images, batch_size, epochs, steps",
+    "num_images, batch_size, epochs, steps, seen",
     [
-        (90, 16, 1, 6),  # 5 full batches and one of 10
-        (90, 16, 2, 12),
-        (90, 16, 0.5, 3),
-        (13, 128, 5, 5),  # the batch is the client
-        (16, 16, 1, 1),
-        (1, 16, 0.1, 1),  # at least one step
+        (90, 16, 1, 6, 90),  # 5 full batches and one of 10
+        (90, 16, 2, 12, 180),
+        (90, 16, 0.5, 3, 48),
+        (90, 16, 1.5, 9, 138),  # a whole pass and 3 full batches
+        (13, 128, 5, 5, 65),  # the batch is the client
+        (16, 16, 1, 1, 16),
+        (1, 16, 0.1, 1, 1),  # at least one step
     ],
 )
-def test_steps_of_some_epochs(num_images: int, batch_size: int, epochs: float, steps: int) -> None:
+def test_steps_of_some_epochs_and_the_images_they_see(
+    num_images: int, batch_size: int, epochs: float, steps: int, seen: int
+) -> None:
     assert batch_plan(num_images, batch_size, epochs) == steps
+    assert images_planned(num_images, batch_size, epochs) == seen
+    own, training = images(*[0] * num_images), TrainingConfig(batch_size=batch_size)
+    rng = np.random.default_rng(0)
+    assert fit(Line(), own, Squares(), training, steps=steps, learning_rate=0.1, rng=rng)[1] == seen  # type: ignore[arg-type]
 
 
 def test_sgd_by_hand() -> None:

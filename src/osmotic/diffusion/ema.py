@@ -1,4 +1,4 @@
-"""Exponential moving averages of the server's weights over rounds, several half-lives at once.
+"""Exponential moving averages of weights over rounds, several half-lives at once; the server's, or a personal model's.
 
 Sources: half-lives counted in images, arXiv:2312.02696, sec. 3; start at zero with bias correction, arXiv:1412.6980, sec. 3.
 """

@@ -207,7 +207,7 @@ class Worker:
         kept = opened.header["keep"]
         state.personal |= weights_of(self.named, step.names(self.method.keep() if kept is None else kept))
         if not self.method.global_model:
-            self._average(state, seen)
+            self._average(state, int(opened.header["round_images"]))
         coded = {f"model/{n}": t for n, t in change.items()}
         wire = opened.header["coded"]  # extras that a piece lets through the lossy codec
         coded |= {n: t for n, t in extras.items() if n in wire}
@@ -215,7 +215,12 @@ class Worker:
         return Result(coded, exact, {"loss": loss, "images": seen, "steps": steps})
 
     def _average(self, state: ClientState, images: int) -> None:
-        """Where no global model exists, the client keeps the average of its own model that the recipe asks for."""
+        """Where no global model exists, the client keeps the average of its own model that the recipe asks for.
+
+        Args:
+            images: seen in this round by all clients that were asked. By its own share of them, the half-life would span
+                as many times the rounds as there are clients.
+        """
         # One of them: it is what is scored, and each would cost the site 8 bytes per weight.
         half_lives = self.config.recipe.ema_half_lives[:1]
         if not half_lives:

@@ -17,7 +17,7 @@ from osmotic.federation.state import ServerState
 from osmotic.protocol.aggregate import Accumulator, OutOfRange
 from osmotic.protocol.gate import Gate, Refused
 from osmotic.protocol.messages import KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
-from osmotic.protocol.participation import learning_rate, weights_sent
+from osmotic.protocol.participation import images_planned, learning_rate, weights_sent
 from osmotic.tensors import Tensors, group
 
 MAX_REASON = 200  # characters of a failure's text that are kept
@@ -62,7 +62,8 @@ class Exchange:
             weights: name -> float32 [...]; by default the global ones.
         Raises: ValueError, when its turn comes, for a client that is asked twice.
         """
-        state = self.state
+        state, tasks = self.state, list(tasks)
+        round_images = self._images(tasks)
         for whole in tasks:
             name = whole.client.name
             if name in tally.asked:
@@ -85,6 +86,7 @@ class Exchange:
                 "durable_round": self._durable(name),
                 "learning_rate": learning_rate(self.config.training, phase.server_round),
                 "local_epochs": task.local_epochs,
+                "round_images": round_images,
                 "down": entries,
                 "held": held,
                 "extras": bool(extras),
@@ -95,6 +97,19 @@ class Exchange:
             }
             tally.asked[name], tally.expected[name] = task, self.gate.expect(task)
             yield Sent(task, Packet(header, tuple(blobs)))
+
+    def _images(self, tasks: Iterable[Task]) -> int:
+        """Images that these tasks train on together, repeats counted: the clock of all averages over rounds."""
+        training = self.config.training
+        return sum(
+            images_planned(
+                t.client.num_examples,
+                training.batch_size,
+                training.local_epochs if t.local_epochs is None else t.local_epochs,
+            )
+            for t in tasks
+            if t.action == "train"
+        )
 
     def _durable(self, name: str) -> int | None:
         """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""

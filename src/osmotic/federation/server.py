@@ -216,10 +216,8 @@ class Server:
 
     def _average(self, phase: Phase, tally: Tally) -> None:
         """Takes the weights of a round into their averages over rounds."""
-        seen = [int(m.get("images", 0)) for m in tally.answers.values()]
-        if phase.name == TRAIN and self.method.shared and seen:
-            # Beside personal averages, which follow the images of one client, the shared parts' must not run ahead.
-            images = sum(seen) if self.method.global_model else round(sum(seen) / len(seen))
+        images = sum(int(m.get("images", 0)) for m in tally.answers.values())
+        if phase.name == TRAIN and self.method.shared and images:
             # Only what the server averages: personal parts have their own averages at their clients.
             shared = sorted(n for part in self.method.shared for n in self.part_names[part])
             self.state.ema.update({n: self.state.weights[n] for n in shared}, images)

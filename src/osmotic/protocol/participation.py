@@ -42,6 +42,12 @@ def batch_plan(num_images: int, batch_size: int, epochs: float) -> int:
     return max(1, round(epochs * math.ceil(num_images / batch_size)))
 
 
+def images_planned(num_images: int, batch_size: int, epochs: float) -> int:
+    """Images that the steps of `batch_plan` see, repeats counted: whole passes, then the first batches of another."""
+    passes, rest = divmod(batch_plan(num_images, batch_size, epochs), math.ceil(num_images / batch_size))
+    return passes * num_images + rest * batch_size
+
+
 def learning_rate(training: TrainingConfig, server_round: int) -> float:
     """Local learning rate of a round: constant, or half a cosine over the rounds of the run.
 
