@@ -332,6 +332,14 @@ def test_bad_images_are_told_with_file_and_rule(osm: Command, make: Any, words: 
     assert not (osm.folder / "o").exists()
 
 
+def test_a_folder_without_classes_is_divided_evenly_without_a_key(osm: Command):
+    flat(osm.folder / "pictures")
+    done = osm("split", "--data", "folder:pictures", "--set", "data.clients=2", "--out", "o")
+    assert done.code == 0, done
+    sizes = [len(np.load(file)["train_images"]) for file in sorted((osm.folder / "o").glob("*.npz"))]
+    assert sizes == [2, 2]  # a fifth, rounded up, is the test split
+
+
 def test_an_error_is_answered_within_two_seconds(tmp_path: Path):
     script = "import sys; sys.argv = ['osmotic', 'run', '--set', 'traning.rounds=5']; from osmotic import cli; cli.main()"
     started = time.monotonic()

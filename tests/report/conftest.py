@@ -13,6 +13,7 @@ import pytest
 from osmotic.config import schema, toml
 from osmotic.methods import METHODS
 from osmotic.report import pictures
+from osmotic.runs.settle import settle
 
 PARAMETERS = 702_753
 PACKET = PARAMETERS * 4 + 312  # fp32 weights and a header
@@ -26,7 +27,8 @@ def make_run(path: Path, *, clients: int = 10, classes: int = 10, rounds: int = 
         rng.dirichlet(np.full(classes, 0.5), clients) * rng.integers(60, 240, (clients, 1))
     ).astype(int)
     sizes = counts.sum(1).tolist()
-    resolved = schema.build({"preset": "fedavg", "data.clients": clients, "training.rounds": rounds})
+    given = {"preset": "fedavg", "data.clients": clients, "training.rounds": rounds}
+    resolved = settle(schema.build(given), 1437, classes)
     path.mkdir(parents=True)
     (path / "config.toml").write_text(toml.to_toml(resolved))
     partition = {

@@ -101,14 +101,19 @@ def test_defaults_are_those_of_the_documented_keys():
     c = load()
     assert (c.data.source, c.data.partition, c.data.dirichlet_alpha, c.data.clients) == (
         "digits",
-        "dirichlet",
+        "auto",
         0.5,
         10,
     )
     assert (c.training.rounds, c.training.local_epochs, c.training.batch_size) == (20, 2.0, 16)
     assert (c.codec.up, c.codec.down, c.codec.error_feedback) == ("fp32", "fp32", False)
     assert (c.engine.workers, c.engine.threads, c.engine.deterministic) == (0, 1, True)
-    assert (c.score.every, c.score.samples, c.score.sampler, c.score.steps) == (10, 1000, "dpm-solver++", 20)
+    assert (c.score.every, c.score.samples, c.score.sampler, c.score.steps) == (
+        "auto",
+        "auto",
+        "dpm-solver++",
+        20,
+    )
 
 
 def test_set_values_are_toml_and_bare_words_are_texts():

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 BY_LABEL = ("dirichlet", "shards", "pathological", "l-skew")
-NAMES = ("auto", "iid", *BY_LABEL, "q-skew", "linear", "exponential")
+NAMES = ("iid", *BY_LABEL, "q-skew", "linear", "exponential")
 DIRICHLET_CALLS = 10  # of 11 draws each
 
 
@@ -33,13 +34,18 @@ def validate_name(name: str) -> None:
     """Refuses a partition that there is none of; imports nothing.
 
     Args:
-        name: a name of NAMES, or `by:` and a column.
+        name: a name of NAMES, `by:` and a column, or `auto`.
     Raises: ConfigError naming `data.partition`.
     """
-    if name in NAMES or (name.startswith("by:") and len(name) > 3):
+    if name in ("auto", *NAMES) or (name.startswith("by:") and len(name) > 3):
         return
     rule = f"must be one of {', '.join(NAMES)} or by:COLUMN"
     raise ConfigError("data.partition", name, rule, nearest(name, (*NAMES, "by:label")))
+
+
+def settled(cfg: DataConfig, labelled: bool) -> DataConfig:
+    """The keys with a name in place of `auto`: dirichlet where there are labels, else iid."""
+    return replace(cfg, partition="dirichlet" if labelled else "iid") if cfg.partition == "auto" else cfg
 
 
 def check_clients(cfg: DataConfig, size: int) -> None:
@@ -83,6 +89,7 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
         10), `data.classes_per_client` or `data.shards_per_client`.
     """
     validate_name(cfg.partition)
+    cfg = settled(cfg, split.labels is not None)
     keys = _keys(cfg, split)
     check_clients(cfg, len(keys))
     _check_counts(cfg, keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from osmotic.config.schema import Config
+from osmotic.data import partition
 
 # Below 50 samples own scores are not formed; above 1,000 a score of small images costs more than it tells.
 FEWEST_SAMPLES, MOST_SAMPLES = 50, 1000
@@ -20,9 +21,7 @@ def settle(config: Config, num_train: int, num_classes: int) -> Config:
         num_train: training images of all clients.
         num_classes: 0 if unlabelled.
     """
-    data, score = config.data, config.score
-    if data.partition == "auto":
-        data = replace(data, partition="dirichlet" if num_classes else "iid")
+    data, score = partition.settled(config.data, num_classes > 0), config.score
     if score.samples == "auto":
         score = replace(score, samples=min(max(num_train, FEWEST_SAMPLES), MOST_SAMPLES))
     if score.every == "auto":
