@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
     "model": {"network": "tiny"},
     "training": {"rounds": 2, "local_epochs": 1},
-    "score": {"samples": 30, "steps": 3, "guidance": 1},
+    "score": {"every": 2, "samples": 30, "steps": 3, "guidance": 1},
     "track": {"backends": []},
 }
 DIGITS = {"max_images": 96, "clients": 3}

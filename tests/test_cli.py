@@ -333,7 +333,8 @@ def test_bad_images_are_told_with_file_and_rule(osm: Command, make: Any, words: 
 
 
 def test_a_folder_without_classes_is_divided_evenly_without_a_key(osm: Command):
-    flat(osm.folder / "pictures")
+    for i in range(6):
+        picture(osm.folder / "pictures" / f"{i}.png", 8, 8)
     done = osm("split", "--data", "folder:pictures", "--set", "data.clients=2", "--out", "o")
     assert done.code == 0, done
     sizes = [len(np.load(file)["train_images"]) for file in sorted((osm.folder / "o").glob("*.npz"))]
