@@ -240,8 +240,8 @@ class TrainedCodec(Fp32):
         memory[name] = (coded * np.float32(0.5)).astype(np.float32)
         return coded.astype(np.float32)
 
-    def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-        for name, coded in super().decode(data, memory):
+    def decode(self, data: bytes, memory: Tensors, wanted: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+        for name, coded in super().decode(data, memory, wanted):
             if coded.dtype != np.float32:
                 yield name, coded
                 continue

@@ -178,6 +178,7 @@ HOSTILE = {
     "larger than any memory": forged_tensor("fp32", "float32", [2**40, 2**20], "raw"),
     "product wraps to zero": forged_tensor("fp32", "float32", [2**32, 2**32], "raw"),
     "axis beyond 64 bits in an empty tensor": forged_tensor("fp32", "float32", [2**63 + 1, 3, 0], "raw"),
+    "huge axes in an empty tensor": forged_tensor("fp32", "float32", [2**31 - 1] * 3 + [0], "raw"),
     "axis beyond 64 bits": forged_tensor("fp32", "float32", [2**70], "raw"),
     "axis infinite": forged(b'{"codec":"fp32","tensors":[["w","float32",[Infinity],"raw"]]}'),
     "axis not a number": forged(b'{"codec":"fp32","tensors":[["w","float32",[NaN],"raw"]]}'),
@@ -193,6 +194,13 @@ HOSTILE = {
     "header not JSON": forged(b"{"),
     "header not text": forged(b"\xff\xfe"),
     "header nested without end": forged(b"[" * 100_000),
+    "header null": forged(None),
+    "tensors null": forged({"codec": "fp32", "tensors": None}),
+    "a row too short": forged({"codec": "fp32", "tensors": [["w", "int8", [1]]]}, b"a"),
+    "name not a text": forged({"codec": "fp32", "tensors": [[7, "int8", [1], "raw"]]}, b"a"),
+    "axis a truth value": forged_tensor("fp32", "int8", [True], "raw", b"a"),
+    "axis a fraction": forged_tensor("fp32", "int8", [1.0], "raw", b"a"),
+    "axis a text": forged_tensor("fp32", "int8", "1", "raw", b"a"),
     "shape nested without end": forged(b'{"codec":"fp32","tensors":' + b"[" * 100_000),
 }
 
@@ -202,6 +210,71 @@ def test_a_hostile_packet_is_refused_as_bad(case: str):
     with pytest.raises(BadPacket) as caught:
         decoded(make("fp32"), HOSTILE[case])
     assert len(str(caught.value).splitlines()) == 1
+
+
+@table
+@pytest.mark.parametrize("form", ["raw", "i8", "q8", "f2"])
+@pytest.mark.parametrize(
+    "shape", [[], [0], [3, 0], [0, 3], [2**31 - 1] * 3 + [0], [0, 2**31 - 1], [2**31 - 1, 0], [1] * 33]
+)
+def test_odd_shapes_are_read_or_bad_in_every_codec(name: str, feedback: bool, form: str, shape: list[int]):
+    read = 0
+    for body in (b"", b"\0" * 4, b"\0" * 6):
+        try:
+            got = decoded(make(name, feedback), forged_tensor(name, "float32", shape, form, body))
+        except BadPacket:
+            continue
+        read += 1
+        assert list(got["w"].shape) == shape and got["w"].size in (0, 1)
+    assert read <= 1, "one length at most is right"
+
+
+WANTED = {"b": ("float32", (3,)), "w": ("float32", (2, 3))}
+
+
+@table
+def test_what_was_asked_for_is_decoded_and_no_byte_more_is_read(name: str, feedback: bool):
+    codec, sent = make(name, feedback), {"b": np.ones(3, np.float32), "w": np.ones((2, 3), np.float32)}
+    data = codec.encode(sent, {})
+    assert list(dict(codec.decode(data, {}, WANTED))) == ["b", "w"]
+    for bad, reason in (
+        ({"b": sent["b"]}, "w is missing"),
+        ({"b": sent["b"], "x": sent["w"]}, "w is missing"),
+        ({**sent, "c": np.ones(0, np.float32)}, "more than the"),
+        ({"b": sent["b"], "w": sent["w"][:1]}, r"w is float32 \[1, 3\], not float32 \[2, 3\]"),
+        ({"b": sent["b"], "w": sent["w"].T}, r"w is float32 \[3, 2\]|more than the"),
+        ({"b": sent["b"].astype(np.int32), "w": sent["w"]}, "b is int32" if name != "fp16" else "more than"),
+    ):
+        with pytest.raises(BadPacket, match=reason):
+            dict(codec.decode(codec.encode(bad, {}), {}, WANTED))
+    assert dict(codec.decode(codec.encode({}, {}), {}, {})) == {}
+
+
+@table
+def test_an_open_axis_takes_any_length_and_its_header_stays_bounded(name: str, feedback: bool):
+    codec, wanted = make(name, feedback), {"x": ("float32", (None, 2))}
+    for rows in (0, 1, 5000):
+        sent = {"x": np.ones((rows, 2), np.float32)}
+        assert dict(codec.decode(codec.encode(sent, {}), {}, wanted))["x"].shape == (rows, 2)
+    many = {"x": np.ones((1, 2), np.float32), **{f"y{i}": np.ones(0, np.float32) for i in range(9)}}
+    with pytest.raises(BadPacket, match="header of"):
+        dict(codec.decode(codec.encode(many, {}), {}, wanted))
+
+
+def test_a_header_longer_than_what_was_asked_for_is_not_parsed(monkeypatch: pytest.MonkeyPatch):
+    codec = make("fp32")
+    many = codec.encode({f"e{i:06d}": np.zeros(0, np.float32) for i in range(50_000)}, {})
+    monkeypatch.setattr("osmotic.codecs.base.json.loads", lambda text: pytest.fail("parsed"))
+    monkeypatch.setattr("osmotic.codecs.base.zlib.crc32", lambda *data: pytest.fail("summed"))
+    with pytest.raises(BadPacket, match="more than the"):
+        dict(codec.decode(many, {}, {"w": ("float32", (2, 3))}))
+
+
+def test_the_text_of_a_bad_packet_is_one_short_printable_line():
+    bad = forged({"codec": "fp32", "tensors": [["\ud800\x1b[31m\n" + "x" * 10_000, "int8", [1], "i8"]]}, b"a")
+    with pytest.raises(BadPacket) as caught:
+        decoded(make("fp32"), bad)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 200
 
 
 def test_a_header_length_beyond_the_packet_is_refused():

@@ -1,6 +1,32 @@
-"""The one error a user can cause: a key or file, its value, and the rule that it breaks."""
+"""The one error a user can cause, and how text from outside is shown: on one line, printable, of bounded length."""
 
 from __future__ import annotations
+
+MAX_TEXT = 200  # characters of a text from outside that are kept or shown
+
+
+def plain(text: object, most: int | None = MAX_TEXT) -> str:
+    """A text from outside as one printable line: white space as spaces, all else that does not print as escapes.
+
+    Without this a terminal would obey escape sequences, a right-to-left mark would turn a line round, and a lone
+    surrogate could not be written to any file.
+
+    Args:
+        most: characters to keep; None keeps all.
+    """
+    found = str(text)
+    # Cut before the work: a reply may hold megabytes.
+    found = found if most is None else found[:most]
+    shown = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in found)
+    return shown if most is None else shown[:most]
+
+
+def shown(value: object, most: int = MAX_TEXT) -> str:
+    """`repr` of a value from outside, as `plain`; also of a number of more digits than Python writes."""
+    try:
+        return plain(repr(value), most)
+    except Exception:  # a whole number of thousands of digits, or an object whose repr fails
+        return f"a value that cannot be written ({type(value).__name__})"
 
 
 class ConfigError(ValueError):
@@ -17,6 +43,6 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, rule: str, nearest: str | None = None) -> None:
         self.key, self.value, self.rule, self.nearest = key, value, rule, nearest
-        shown = "" if value is None else f" = {value!r}"
+        told = "" if value is None else f" = {shown(value)}"
         hint = f" (nearest valid key: {nearest})" if nearest else ""
-        super().__init__(f"{key}{shown}: {rule}{hint}".replace("\n", " "))
+        super().__init__(plain(f"{plain(key)}{told}: {rule}{hint}", None))

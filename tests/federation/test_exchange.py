@@ -44,6 +44,9 @@ def changing(make_answers: Any) -> Any:
     return change
 
 
+HEADER_LONG = "are more than the"
+
+
 def with_header(answer: Answer, **fields: Any) -> Answer:
     assert answer.packet is not None
     return replace(answer, packet=Packet({**answer.packet.header, **fields}, answer.packet.blobs))
@@ -59,10 +62,26 @@ def with_blobs(answer: Answer, *blobs: bytes) -> Answer:
     return replace(answer, packet=Packet(answer.packet.header, blobs))
 
 
+def sent(answer: Answer) -> dict[str, np.ndarray]:
+    assert answer.packet is not None
+    return {n: t.copy() for n, t in EXACT.decode(answer.packet.blobs[0], {})}
+
+
+def renamed(answer: Answer, name: str) -> bytes:
+    """The reply with its first tensor under another name, no longer than its own."""
+    tensors = sent(answer)
+    return EXACT.encode({name if n == min(tensors) else n: t for n, t in tensors.items()}, {})
+
+
+def more(answer: Answer, tensors: dict[str, np.ndarray]) -> bytes:
+    """The reply with further tensors."""
+    return EXACT.encode({**sent(answer), **tensors}, {})
+
+
 def larger(answer: Answer) -> Answer:
     """The change of one weight beyond `training.max_abs_update`, its checksum made to fit."""
     assert answer.packet is not None
-    tensors = {n: t.copy() for n, t in EXACT.decode(answer.packet.blobs[0], {})}
+    tensors = sent(answer)
     tensors[min(tensors)].flat[0] = 8.5
     return with_blobs(answer, EXACT.encode(tensors, {}))
 
@@ -70,7 +89,7 @@ def larger(answer: Answer) -> Answer:
 SAID = {
     "in its own words": (["raised", "no disk left"], ("raised", "no disk left")),
     "as a tuple": (("refused", "not with me"), ("refused", "not with me")),
-    "with control characters": (["raised", "a\nb\x1b[31mc\x00"], ("raised", "a b [31mc ")),
+    "with control characters": (["raised", "a\nb\x1b[31mc\x00"], ("raised", "a b\\x1b[31mc\\x00")),
     "at length": (["raised", "x" * 10_000], ("raised", "x" * 200)),
     "not as a text": (["raised", {"a": 1}], ("raised", "{'a': 1}")),
     "of no known kind": (["exploded", "x"], ("bad", "says that it failed, and not how")),
@@ -99,7 +118,62 @@ BAD: dict[str, tuple[Any, tuple[str, str]]] = {
     ),
     "a header that is no table": (
         lambda a: replace(a, packet=Packet(None, a.packet.blobs)),  # type: ignore[arg-type]
-        ("bad", "cannot be read (AttributeError)"),
+        ("bad", "is no header and byte strings"),
+    ),
+    "a packet that is a table": (
+        lambda a: replace(a, packet={"header": {}, "blobs": []}),  # type: ignore[arg-type]
+        ("bad", "is no header and byte strings"),
+    ),
+    **{
+        f"blobs that are {blobs!r}": (
+            lambda a, blobs=blobs: replace(a, packet=Packet(a.packet.header, blobs)),
+            ("bad", "is no header and byte strings"),
+        )
+        for blobs in (None, "text", ("text",), 7)
+    },
+    "a transport's failure at length": (
+        lambda a: replace(a, packet=None, failure=Failure("lost", "\ud800" + "x" * 10_000)),
+        ("lost", "\\ud800" + "x" * 194),
+    ),
+    "a tensor named with a lone surrogate": (
+        lambda a: with_blobs(a, renamed(a, "model/\ud800")),
+        ("bad", "model/class_embedding.weight is missing (1 in all)"),
+    ),
+    "a tensor more, named with a lone surrogate": (
+        lambda a: with_blobs(a, more(a, {"model/\ud800\x1b[2J": np.zeros(1, np.float32)})),
+        ("bad", HEADER_LONG),
+    ),
+    "a header of very many tensors that are empty": (
+        lambda a: with_blobs(a, more(a, {f"e{i}": np.zeros(0, np.float32) for i in range(5000)})),
+        ("bad", HEADER_LONG),
+    ),
+    "a weight of very many digits": (
+        lambda a: with_header(a, num_examples=10**5000),
+        ("bad", "weight a value that cannot be written (int) is not a whole number in 1..20"),
+    ),
+    "a figure of very many digits": (
+        lambda a: with_metrics(a, loss=10**5000),
+        ("bad", "metric loss is not a finite number within the float32 range"),
+    ),
+    "a loss whose mean would be infinite": (
+        lambda a: with_metrics(a, loss=1.7e308),
+        ("bad", "metric loss is not a finite number within the float32 range"),
+    ),
+    "a figure by a number": (
+        lambda a: with_header(a, metrics={7: 1.0}),
+        ("bad", "metric 7 is not a name of up to 100 characters"),
+    ),
+    "a figure by a long name": (
+        lambda a: with_metrics(a, **{"x" * 101: 1.0}),
+        ("bad", "metric '" + "x" * 39 + " is not a name of up to 100 characters"),
+    ),
+    "a figure by a name that does not print": (
+        lambda a: with_metrics(a, **{"a\u202e": 1.0}),
+        ("bad", "metric 'a\\u202e' is not a name of up to 100 characters"),
+    ),
+    "very many figures": (
+        lambda a: with_header(a, metrics={f"m{i}": 1.0 for i in range(65)}),
+        ("bad", "65 metrics are more than 64"),
     ),
     "no weight": (
         lambda a: with_header(a, num_examples=None),
@@ -108,7 +182,7 @@ BAD: dict[str, tuple[Any, tuple[str, str]]] = {
     "metrics that are no table": (lambda a: with_header(a, metrics=[1]), ("bad", "metrics are not a table")),
     "a loss that is not a number": (
         lambda a: with_metrics(a, loss=float("nan")),
-        ("bad", "metric loss is not a finite number"),
+        ("bad", "metric loss is not a finite number within the float32 range"),
     ),
     "more work than was asked": (
         lambda a: with_metrics(a, images=10**9),
@@ -122,7 +196,10 @@ def test_a_bad_answer_is_the_failure_of_its_client_and_of_nobody_else(make_serve
     spoil, (kind, reason) = BAD[name]
     server = make_server(*TINY, "data.partition=iid", change=changing(lambda a: [spoil(a)]))
     server.run()
-    assert server.state.failures == [{"round": 1, "client_id": 1, "kind": kind, "reason": reason}]
+    [failure] = server.state.failures
+    assert (failure["round"], failure["client_id"], failure["kind"]) == (1, 1, kind)
+    assert failure["reason"] == reason or (reason == HEADER_LONG and reason in failure["reason"])
+    assert failure["reason"].isprintable() and len(failure["reason"]) <= 200
     assert [line["num_counted"] for line in server.observer.lines] == [2, 3], "round 2 has it back"
     assert all(np.isfinite(w).all() for w in server.state.weights.values())
     entries = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
@@ -218,3 +295,25 @@ def test_what_goes_wrong_on_a_client_is_told_without_its_paths(
     [failure] = server.state.failures
     assert (failure["kind"], failure["reason"]) == ("raised", "TypeError")
     assert f"{SECOND} could not do its task" in caplog.text, "its own log has the details"
+
+
+@pytest.mark.parametrize("shape", [(40, 3, 3, 1), (40, 8, 8, 3), (1, 8, 8, 1), (40, 0, 2**20, 1)])
+def test_images_of_another_shape_than_the_runs_never_reach_the_scores(
+    make_server: Any, shape: tuple[int, ...]
+) -> None:
+    images = EXACT.encode({"image/samples": np.zeros(shape, np.uint8)}, {})
+    server = make_server(*TINY, "method.name=local", "training.rounds=1")
+    exchange = server.engine.exchange
+
+    def altered(tasks: Iterable[Sent], seconds: float) -> Iterator[Answer]:
+        for answer in exchange(tasks, seconds):
+            drawn = answer.sent.packet.header["action"] == "sample"
+            yield with_blobs(answer, images) if drawn and answer.sent.task.client.name == SECOND else answer
+
+    server.engine.exchange = altered
+    pools: dict[str, Any] = {}
+    server.scorer.score_personal = lambda found, *rest: pools.update(found) or {}
+    server.run()
+    assert sorted(pools) == ["client-000", "client-002"]
+    [failure] = server.state.failures
+    assert (failure["client_id"], failure["kind"]) == (1, "bad")

@@ -103,11 +103,16 @@ def test_there_are_as_many_blobs_as_kinds_of_tensors_asked_for(
                 UpLink(make("fp32")).decode("a", Packet({}, tuple(wrong)), expected)
 
 
-def test_a_tensor_in_both_blobs_is_refused() -> None:
-    coded, exact = tensors(0), {**tensors(1, {"x": EXTRAS["piece/exact"]}), "model/w": tensors(1)["model/w"]}
-    packet = Packet({}, (EXACT.encode(coded, {}), EXACT.encode(exact, {})))
-    with pytest.raises(BadPacket, match="model/w comes twice"):
-        UpLink(make("fp32")).decode("a", packet, expecting(extras={"x": EXTRAS["piece/exact"]}))
+@pytest.mark.parametrize("size", [0, 1, 12])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_second_blob_cannot_overwrite_a_tensor_of_the_first(size: int, beside: bool) -> None:
+    exact = {"model/w": np.full(size, 7, np.float32)}
+    if beside:
+        exact |= tensors(1, {"x": EXTRAS["piece/exact"]})
+    packet = Packet({}, (EXACT.encode(tensors(0), {}), EXACT.encode(exact, {})))
+    for extras in ({"x": EXTRAS["piece/exact"]}, {"x": Spec((None, None))}):
+        with pytest.raises(BadPacket):
+            UpLink(make("fp32")).decode("a", packet, expecting(extras=extras))
 
 
 def test_a_torn_blob_is_refused_and_remembered_of_nobody() -> None:

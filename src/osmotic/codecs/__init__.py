@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from osmotic.codecs.base import BadPacket, Codec
+from osmotic.codecs.base import BadPacket, Codec, Wanted
 from osmotic.codecs.feedback import ErrorFeedback
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
@@ -14,7 +14,7 @@ from osmotic.codecs.int8 import Int8
 CODECS: dict[str, Callable[..., Codec]] = {"fp32": Fp32, "fp16": Fp16, "int8": Int8}
 EXACT = Fp32()  # for what is always sent as it is: first contact, and the extras of pieces
 
-__all__ = ["CODECS", "EXACT", "BadPacket", "Codec", "ErrorFeedback", "make"]
+__all__ = ["CODECS", "EXACT", "BadPacket", "Codec", "ErrorFeedback", "Wanted", "make"]
 
 
 def make(

@@ -2,7 +2,8 @@
 
 Packet layout (little-endian): b"OSM1" | u32 CRC-32 of everything after it | u32 header length | header JSON | sections.
 The header lists codec, and for each tensor its name, dtype and shape; section sizes follow from these alone, so that a
-reader knows every size before it allocates.
+reader knows every size before it allocates. Who knows what must come back (`Wanted`) also knows the header's length
+beforehand, so that a longer one is not even parsed.
 """
 
 from __future__ import annotations
@@ -18,19 +19,29 @@ from typing import Any
 
 import numpy as np
 
+from osmotic.errors import plain, shown
 from osmotic.tensors import Tensors
 
 MAGIC = b"OSM1"
 HEAD = struct.Struct("<4sII")
-# Most that a header may hold and claim: bytes, axes, elements per axis. It is a stranger's text.
-MAX_HEADER = 64 * 2**20
-MAX_AXES, MAX_AXIS = 32, 2**31
+# Most that a header may hold and claim where nobody has said what it must: bytes, axes, elements per axis and in all,
+# an axis of 0 left out, as numpy does. It is a stranger's text.
+MAX_HEADER = 4 * 2**20
+MAX_AXES, MAX_AXIS, MAX_SIZE = 32, 2**31, 2**48
 # No object arrays: they would be pickled, and a packet must never hold code.
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
+# What a packet must hold, no more and no less: name -> (dtype, shape). None leaves an axis open.
+Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
 
 
 class BadPacket(ValueError):
-    """Bytes that are no packet of ours: torn, altered, of another codec, or of impossible sizes."""
+    """Bytes that are no packet of ours: torn, altered, of another codec, of impossible sizes, or not what was asked for.
+
+    Its text is one short printable line, whatever the packet held.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(plain(reason))
 
 
 @dataclass(frozen=True)
@@ -107,12 +118,17 @@ class Codec(ABC):
         sections = [self.encode_tensor(e, tensors[e.name], rng) for e in entries]
         return pack(self.name, entries, sections, self.bounded)
 
-    def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+    def decode(
+        self, data: bytes, memory: Tensors, wanted: Wanted | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, read-only tensor [...]) pairs of a packet, one at a time.
 
-        Raises: BadPacket when the first pair is asked for, before anything is allocated.
+        Args:
+            wanted: what the packet must hold; None takes any packet of this codec.
+        Raises: BadPacket when the first pair is asked for, before anything is allocated; for a section that cannot be,
+            when its turn comes.
         """
-        entries, sections = unpack(data, self)
+        entries, sections = unpack(data, self, wanted)
         for entry, section in zip(entries, sections, strict=True):
             yield entry.name, self.decode_tensor(entry, section)
 
@@ -195,58 +211,107 @@ def pack(codec: str, entries: list[Entry], sections: list[bytes], with_lengths: 
     return b"".join([HEAD.pack(MAGIC, crc, len(header)), header, *sections])
 
 
-def unpack(data: bytes, codec: Codec) -> tuple[list[Entry], list[memoryview]]:
+def unpack(data: bytes, codec: Codec, wanted: Wanted | None = None) -> tuple[list[Entry], list[memoryview]]:
     """Entries and sections of a packet, every size checked against its length.
 
+    Args:
+        wanted: what the packet must hold; None takes any packet of this codec.
     Returns: entries, and for each its section as a view, uint8 [bytes].
-    Raises: BadPacket for anything but a whole packet of this codec.
+    Raises: BadPacket for anything but a whole packet of this codec that holds what is wanted.
     """
     view = memoryview(data)
+    most_header, most = (MAX_HEADER, None) if wanted is None else _most(codec, wanted)
+    if most is not None and len(view) > most:
+        raise BadPacket(f"{len(view)} bytes are more than the {most} of what was asked for")
     if len(view) < HEAD.size:
         raise BadPacket(f"{len(view)} bytes are shorter than a packet head")
     magic, crc, length = HEAD.unpack(view[: HEAD.size])
     if magic != MAGIC:
         raise BadPacket("does not start like a packet")
-    if length > MAX_HEADER or HEAD.size + length > len(view):
+    if length > most_header or HEAD.size + length > len(view):
         raise BadPacket(f"header of {length} bytes does not fit")
     # Before the JSON is parsed: a torn packet is told from one that was written wrongly.
     if zlib.crc32(view[HEAD.size :]) != crc:
         raise BadPacket("checksum does not match: torn or altered")
-    try:
-        header = json.loads(bytes(view[HEAD.size : HEAD.size + length]))
-        name = header["codec"]
-        entries = [
-            Entry(str(n), str(d), tuple(int(k) for k in s), str(f)) for n, d, s, f in header["tensors"]
-        ]
-        # An axis of 0 beside a huge one has no bytes, so the check of lengths below would let it through.
-        if any(len(e.shape) > MAX_AXES or not all(0 <= n < MAX_AXIS for n in e.shape) for e in entries):
-            raise ValueError
-        lengths = (
-            [int(n) for n in header["lengths"]]
-            if codec.bounded
-            else [codec.section_bytes(e) for e in entries]
-        )
-    # RecursionError: brackets in brackets. No text of the packet goes into the message.
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise BadPacket(f"header cannot be read ({type(error).__name__})") from None
-    if name != codec.name:
-        raise BadPacket(f"is coded with {name!r}, expected {codec.name!r}")
-    for e in entries:
-        # The form is worked out again: a sender does not choose how its bytes are read.
-        if e.dtype not in DTYPES or codec.entry(e.name, e.dtype, e.shape) != e:
-            raise BadPacket(
-                f"{e.name}: form {e.form!r} of {e.dtype} {list(e.shape)} is not one of codec {codec.name}"
-            )
-    if len({e.name for e in entries}) != len(entries):
-        raise BadPacket("names a tensor twice")
+    entries, lengths = _read_header(bytes(view[HEAD.size : HEAD.size + length]), codec)
+    if wanted is not None:
+        _refuse_other(entries, wanted)
     start = HEAD.size + length
-    if start + sum(lengths) != len(view) or any(n < 0 for n in lengths):
+    if start + sum(lengths) != len(view):
         raise BadPacket(f"sections of {sum(lengths)} bytes do not fill the packet of {len(view)}")
     sections = []
     for n in lengths:
         sections.append(view[start : start + n])
         start += n
     return entries, sections
+
+
+def _most(codec: Codec, wanted: Wanted) -> tuple[int, int | None]:
+    """Bytes of the longest header that names what is wanted, and of the longest packet; None where an axis is open."""
+    closed = {n: (d, tuple(MAX_AXIS - 1 if k is None else k for k in s)) for n, (d, s) in wanted.items()}
+    entries = [codec.entry(name, *closed[name]) for name in sorted(closed)]
+    header = len(header_bytes(codec.name, entries, [0] * len(entries) if codec.bounded else None))
+    if any(None in shape for _, shape in wanted.values()):
+        return header + 16 * len(entries), None  # the form, a short word, may change with the open axis
+    return header, HEAD.size + header + sum(codec.section_bytes(e) for e in entries)
+
+
+def _read_header(text: bytes, codec: Codec) -> tuple[list[Entry], list[int]]:
+    """Entries and lengths of sections, in bytes, of a header that this codec could have written."""
+    try:
+        header = json.loads(text)
+        name, entries = header["codec"], [_entry(*row) for row in header["tensors"]]
+        told = [int(n) for n in header["lengths"]] if codec.bounded else None
+    # RecursionError: brackets in brackets. No text of the packet goes into the message.
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise BadPacket(f"header cannot be read ({type(error).__name__})") from None
+    if name != codec.name:
+        raise BadPacket(f"is coded with {shown(name, 40)}, expected {codec.name!r}")
+    for e in entries:
+        # The form is worked out again, before any size: a sender does not choose how its bytes are read.
+        if e.dtype not in DTYPES or codec.entry(e.name, e.dtype, e.shape) != e:
+            raise BadPacket(
+                f"{plain(e.name, 100)}: form {shown(e.form, 20)} of {plain(e.dtype, 20)} {list(e.shape)} "
+                f"is not one of codec {codec.name}"
+            )
+    if len({e.name for e in entries}) != len(entries):
+        raise BadPacket("names a tensor twice")
+    sizes = [codec.section_bytes(e) for e in entries]
+    if told is None:
+        return entries, sizes
+    if len(told) != len(sizes) or not all(0 <= n <= most for n, most in zip(told, sizes, strict=True)):
+        raise BadPacket("a section is longer than its tensor can be")
+    return entries, told
+
+
+def _entry(name: object, dtype: object, shape: object, form: object) -> Entry:
+    """One row of a header. Raises: TypeError or ValueError for what is no row of ours."""
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(form, str)):
+        raise TypeError
+    if not isinstance(shape, list) or len(shape) > MAX_AXES:
+        raise TypeError
+    if not all(type(n) is int and 0 <= n < MAX_AXIS for n in shape):
+        raise ValueError
+    # An axis of 0 beside huge ones has no bytes, so a check of lengths alone would let it through to numpy.
+    if math.prod(n or 1 for n in shape) > MAX_SIZE:
+        raise ValueError
+    return Entry(name, dtype, tuple(shape), form)
+
+
+def _refuse_other(entries: list[Entry], wanted: Wanted) -> None:
+    """Raises BadPacket unless the entries are what is wanted, no more and no less."""
+    found = {e.name: e for e in entries}
+    if missing := [n for n in wanted if n not in found]:
+        raise BadPacket(f"{min(missing)} is missing ({len(missing)} in all)")
+    if unasked := [n for n in found if n not in wanted]:
+        raise BadPacket(f"{plain(min(unasked), 100)} was not asked for ({len(unasked)} in all)")
+    for name, (dtype, shape) in wanted.items():
+        got = found[name]
+        fits = len(got.shape) == len(shape) and all(
+            want is None or want == n for want, n in zip(shape, got.shape, strict=True)
+        )
+        if got.dtype != dtype or not fits:
+            raise BadPacket(f"{name} is {got.dtype} {list(got.shape)}, not {dtype} {list(shape)}")
 
 
 def encode_raw(tensor: np.ndarray) -> bytes:

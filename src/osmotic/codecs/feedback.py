@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from osmotic.codecs.base import Codec, Entry
+from osmotic.codecs.base import Codec, Entry, Wanted
 from osmotic.tensors import Tensors
 
 
@@ -44,9 +44,11 @@ class ErrorFeedback(Codec):
                 memory[f"residual/{name}"] = meant[name] - got
         return data
 
-    def decode(self, data: bytes, memory: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+    def decode(
+        self, data: bytes, memory: Tensors, wanted: Wanted | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, tensor [...]) pairs as `inner`: the residual is the sender's alone. Raises: BadPacket."""
-        return self.inner.decode(data, memory)
+        return self.inner.decode(data, memory, wanted)
 
     # --- all else is as `inner` does it ---
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:

@@ -145,7 +145,9 @@ class Worker:
         if state.codec:
             down.adopt(state.codec)
             up.adopt(state.codec)
-        received = receive(header["down"], blobs, down, state, self.shapes, keep=codec_config.changed_only)
+        received = receive(
+            header["down"], blobs, down, state, self.shapes, codec_config.changed_only, self.part_names
+        )
         received |= held(header["held"], self.part_names, state)
         # Images are drawn from the average of a personal model, training goes on from the weights themselves.
         own = state.personal | (state.average if header["action"] != "train" else {})

@@ -208,8 +208,13 @@ def receive(
     state: ClientState,
     shapes: Mapping[str, tuple[int, ...]],
     keep: bool = False,
+    names: Mapping[str, list[str]] | None = None,
 ) -> Tensors:
     """Client end: this round's weights of every part sent, name -> float32 [...].
+
+    Args:
+        shapes: name -> shape, of the whole network.
+        names: part -> parameter names, where a part must come with all of them and no others.
 
     `state` keeps `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
     Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
@@ -218,9 +223,14 @@ def receive(
     waiting = list(blobs)
     for entry in entries:
         part, base = str(entry["part"]), entry["base"]
+        wanted = None
+        if names is not None:
+            if part not in names:
+                raise BadPacket(f"{part} is no part of the network")
+            wanted = {n: ("float32", tuple(shapes[n])) for n in names[part]}
         payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
         if base is None:
-            got = {n: t.copy() for n, t in EXACT.decode(payload[0], {})}
+            got = {n: t.copy() for n, t in EXACT.decode(payload[0], {}, wanted)}
         else:
             if state.heard.get(part) != base:
                 raise StateLost(
@@ -228,7 +238,7 @@ def receive(
                 )
             got = {}
             for data in payload:
-                for name, change in codec.decode(data, {}):
+                for name, change in codec.decode(data, {}, wanted):
                     _check(name, change, shapes)  # before the sum, which would broadcast a wrong shape
                     got[name] = got.get(name, state.replica[name]) + change
         for name, tensor in got.items():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from osmotic.codecs import EXACT, BadPacket
+from osmotic.errors import plain, shown
 from osmotic.federation import bookkeeping
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
@@ -19,8 +20,6 @@ from osmotic.protocol.gate import Gate, Refused
 from osmotic.protocol.messages import KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
 from osmotic.protocol.participation import images_planned, learning_rate, weights_sent
 from osmotic.tensors import Tensors, group
-
-MAX_REASON = 200  # characters of a failure's text that are kept
 
 
 class Exchange:
@@ -145,7 +144,9 @@ class Exchange:
         total: Accumulator | None,
         accept: Callable[[Reply], None],
     ) -> None:
-        for answer in answers:
+        for came in answers:
+            answer = _well_formed(came)
+            del came
             task = answer.sent.task
             name = task.client.name
             if name in tally.answers or name in tally.failures:
@@ -185,29 +186,36 @@ class Exchange:
                 total.check_weight(group(tensors, "model"), weight)
             return Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
         except Refused as error:
-            return Failure(error.kind, _plain(error))
+            return Failure(error.kind, str(error))
         except OutOfRange as error:
-            return Failure("range", _plain(error))
+            return Failure("range", plain(error))
         except BadPacket as error:
-            return Failure("bad", _plain(error))
+            return Failure("bad", str(error))
         except Exception as error:  # a reply is data from outside: whatever it breaks is its client's failure
             return Failure("bad", f"cannot be read ({type(error).__name__})")
 
 
+def _well_formed(answer: Answer) -> Answer:
+    """The answer, or one whose packet is left out as `bad` where it is not even a header and byte strings."""
+    packet = answer.packet
+    if packet is None:
+        return answer
+    fits = isinstance(packet, Packet) and isinstance(packet.header, Mapping)
+    if fits and isinstance(packet.blobs, list | tuple) and all(isinstance(b, bytes) for b in packet.blobs):
+        return answer
+    return Answer(answer.sent, failure=answer.failure or Failure("bad", "is no header and byte strings"))
+
+
 def _failure(answer: Answer) -> Failure | None:
     """Why an answer is none: the transport's reason, or the client's own word in its packet."""
-    if answer.failure is not None or answer.packet is None:
-        return answer.failure or Failure("lost", "nothing came back")
-    told = answer.packet.header.get("failure") if isinstance(answer.packet.header, Mapping) else None
+    if answer.failure is not None:
+        return Failure(answer.failure.kind, plain(answer.failure.reason))
+    if answer.packet is None:
+        return Failure("lost", "nothing came back")
+    told = answer.packet.header.get("failure")
     if told is None:
         return None
     # Only kinds we know: the summary and its plots are not a place for a client's own words.
-    if isinstance(told, list | tuple) and len(told) == 2 and told[0] in KINDS:
-        return Failure(told[0], _plain(told[1]))
+    if isinstance(told, list | tuple) and len(told) == 2 and isinstance(told[0], str) and told[0] in KINDS:
+        return Failure(told[0], plain(told[1]) if isinstance(told[1], str) else shown(told[1]))
     return Failure("bad", "says that it failed, and not how")
-
-
-def _plain(reason: object) -> str:
-    """A reason as one short printable line: it goes into logs, the summary and the page."""
-    text = str(reason)[:MAX_REASON]
-    return "".join(c if c.isprintable() else " " for c in text)

@@ -23,6 +23,7 @@ def score(
     phase: Phase,
     shared: tuple[str, ...],
     merged: Tensors,
+    image: tuple[int, int, int],
 ) -> dict[str, Any]:
     """Every client draws from its own model; the images come back outside the four totals, and are scored.
 
@@ -32,6 +33,7 @@ def score(
         samples: images per client.
         shared: parts that the server averages.
         merged: the weights as the server would publish them, name -> float32 [...].
+        image: height, width and channels of an image.
     """
     merging = phase.name == MERGE
     pools: dict[str, np.ndarray] = {}
@@ -41,7 +43,7 @@ def score(
             "sample",
             send=shared if merging else (),
             control={"score": scorer.wanted(client)},
-            expects={"image/samples": Spec((samples, None, None, None), "uint8")},
+            expects={"image/samples": Spec((samples, *image), "uint8")},
         )
         for client in clients
     ]

@@ -289,6 +289,11 @@ class Server:
                 phase,
                 self.method.shared,
                 state.scored_weights(),
+                (
+                    self.blueprint.spec.image_size,
+                    self.blueprint.spec.image_size,
+                    self.blueprint.spec.channels,
+                ),
             )
             latest = quality
             if (

@@ -63,19 +63,20 @@ class UpLink:
     def decode(self, client: str, packet: Packet, expected: Expectation) -> Tensors:
         """The tensors [...] of a reply: the coded blob, where anything coded is expected, then the exact one.
 
-        Raises: BadPacket for torn, altered or missing blobs, or a tensor that is in both.
+        Raises: BadPacket for torn, altered or missing blobs, or other tensors than each must hold.
         """
         blobs = list(packet.blobs)
-        wanted = bool(expected.coded) + bool(expected.exact)
-        if len(blobs) != wanted:
-            raise BadPacket(f"holds {len(blobs)} blobs, not {wanted}")
+        number = bool(expected.coded) + bool(expected.exact)
+        if len(blobs) != number:
+            raise BadPacket(f"holds {len(blobs)} blobs, not {number}")
         # A copy: if the phase does not count, the decoder must not have moved on.
         memory = {n: t.copy() for n, t in self.memory.get(client, {}).items()}
-        tensors = dict(self.codec.decode(blobs.pop(0), memory)) if expected.coded else {}
-        for name, tensor in EXACT.decode(blobs.pop(0), {}) if expected.exact else ():
-            if name in tensors:
-                raise BadPacket(f"{name} comes twice")
-            tensors[name] = tensor
+        tensors: Tensors = {}
+        if expected.coded:
+            tensors |= self.codec.decode(blobs.pop(0), memory, expected.wanted_coded)
+        if expected.exact:
+            # Two lists without a common name: nothing of the first blob can be overwritten.
+            tensors |= EXACT.decode(blobs.pop(0), {}, expected.wanted_exact)
         self._memory[client] = memory
         return tensors
 

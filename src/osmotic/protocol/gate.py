@@ -5,7 +5,6 @@ One `Expectation` serves the gate, the ledger (weights conveyed) and `osmotic pl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from osmotic.codecs import Wanted
 from osmotic.config.schema import TrainingConfig
+from osmotic.errors import plain, shown
 from osmotic.protocol.messages import Kind, Spec, Task
 from osmotic.protocol.participation import batch_plan
 
+# Most figures beside a reply, and characters of a name: what a client says of its work is a line, not a load.
+MAX_METRICS, MAX_NAME = 64, 100
+# A loss is a float32, so no honest figure is larger; means of figures within it stay finite in float64.
+MAX_FIGURE = float(np.finfo(np.float32).max)
+
 
 class Refused(ValueError):
-    """A reply that the gate does not let through, with the kind of its Failure."""
+    """A reply that the gate does not let through, with the kind of its Failure; its text is one short printable line."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
-        super().__init__(reason)
+        super().__init__(plain(reason))
         self.kind: Kind = kind
 
 
@@ -61,6 +67,16 @@ class Expectation:
         """Those tensors [...] that travel as they are: the blob after it."""
         return {n: s for n, s in self.extras.items() if s.wire == "exact"}
 
+    @cached_property
+    def wanted_coded(self) -> Wanted:
+        """`coded` as a codec takes it."""
+        return wanted(self.coded)
+
+    @cached_property
+    def wanted_exact(self) -> Wanted:
+        """`exact` as a codec takes it."""
+        return wanted(self.exact)
+
     @property
     def weights(self) -> int:
         """Weights conveyed, one per value whatever the codec."""
@@ -79,36 +95,49 @@ class Expectation:
             or not isinstance(num_examples, int)
             or not 0 < num_examples <= self.announced
         ):
-            raise Refused("bad", f"weight {num_examples!r} is not a whole number in 1..{self.announced}")
+            raise Refused(
+                "bad", f"weight {shown(num_examples, 40)} is not a whole number in 1..{self.announced}"
+            )
         if missing := sorted(set(self.tensors) - set(tensors)):
             raise Refused("bad", f"{missing[0]} is missing ({len(missing)} in all)")
         if unasked := sorted(set(tensors) - set(self.tensors)):
-            raise Refused("bad", f"{unasked[0]} was not asked for ({len(unasked)} in all)")
+            raise Refused("bad", f"{plain(unasked[0], 100)} was not asked for ({len(unasked)} in all)")
         # Names first: a reply of another network is told as that, and not by its first odd shape.
         for name, spec in self.tensors.items():
             _check_tensor(name, tensors[name], spec, self.max_abs)
         return num_examples
 
     def check_metrics(self, metrics: object) -> dict[str, Any]:
-        """The figures beside a reply: finite numbers by name, work within its bound, and the hash of the client's state.
+        """The figures beside a reply: at most MAX_METRICS finite numbers within +-MAX_FIGURE by short printable names,
+        work within its bound, and the hash of the client's state.
 
         Raises: Refused with kind "bad" for anything else.
         """
         if not isinstance(metrics, Mapping):
             raise Refused("bad", "metrics are not a table")
+        if len(metrics) > MAX_METRICS:
+            raise Refused("bad", f"{len(metrics)} metrics are more than {MAX_METRICS}")
         for name, value in metrics.items():
+            if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+                raise Refused("bad", f"metric {shown(name, 40)} is not a name of up to {MAX_NAME} characters")
             # The one figure that is no number; the server keeps it, so it must not be any other text.
             if name == "state_sha256":
                 fits = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
             else:
-                fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                fits = number and -MAX_FIGURE <= value <= MAX_FIGURE  # also false for NaN
             if not fits:
-                raise Refused("bad", f"metric {str(name)[:40]} is not a finite number")
+                raise Refused("bad", f"metric {name} is not a finite number within the float32 range")
         for name, most in (("steps", self.most_steps), ("images", self.most_images)):
             value = metrics.get(name, 0)
             if not isinstance(value, int) or not 0 <= value <= most:
                 raise Refused("bad", f"metric {name} is {value!r}, not a whole number in 0..{most}")
         return dict(metrics)
+
+
+def wanted(specs: Mapping[str, Spec]) -> Wanted:
+    """What must come back, as a codec takes it: name -> (dtype, shape)."""
+    return {name: (spec.dtype, spec.shape) for name, spec in specs.items()}
 
 
 def _check_tensor(name: str, tensor: np.ndarray, spec: Spec, max_abs: float) -> None:

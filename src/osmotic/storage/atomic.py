@@ -47,11 +47,12 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text, with the line ends it has.
+    """`write_bytes` of UTF-8 text, with the line ends it has; a lone surrogate, which UTF-8 has not, as its escape.
 
     Raises: OSError as `write_chunks`.
     """
-    write_bytes(path, text.encode("utf-8"))
+    # A text that cannot be written must not end a run that has come so far.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def clear_leftovers(folder: Path) -> None:

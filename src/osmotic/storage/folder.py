@@ -125,7 +125,7 @@ class RunDir:
         """
         # Appended, not replaced atomically: a log of n rounds would be written n times over. What a kill
         # leaves behind the last checkpoint is cut off on resume, so here a torn line does no harm.
-        with open(self.log(name), "a", encoding="utf-8") as file:
+        with open(self.log(name), "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
             # Before the checkpoint that counts these bytes: it may never promise more than is on disk.
             file.flush()
