@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ class Scoring:
     def encoder(self) -> encoders.Encoder:
         """The feature network the configuration names, trained or read once."""
         if self._encoder is None:
-            self._encoder = encoders.get(self.study.dataset, self.study.config.score.encoder)
+            # Not on images of `data.holdout`: their features would look familiar, and they are a yardstick.
+            seen = dataclasses.replace(self.study.dataset, train=self.reference)
+            self._encoder = encoders.get(seen, self.study.config.score.encoder)
         return self._encoder
 
     @property
