@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_is_none_and_never_zero():
     missing = {name for name, value in quality.items() if value is None}
     # No held-out image: no floor. Three images: no three neighbours. No labels: no histograms.
     assert missing == {
-        "fd_floor", "fd_at_floor", "precision", "recall", "class_histogram", "class_histogram_data",
+        "fd_floor", "fd_at_floor", "precision", "recall", "held_out", "class_histogram", "class_histogram_data",
     }  # fmt: skip
     assert quality["m"] == 0
 
@@ -73,3 +73,32 @@ def test_an_encoder_without_classes_leaves_only_the_data_s_histogram():
     quality = score(split(20, 2).images, split(30, 0), split(10, 1), pixel_encoder())
     assert quality.class_histogram is None
     assert sum(quality.class_histogram_data) == 30
+
+
+def test_a_generator_that_repeats_its_training_images_is_best_by_these_and_at_the_floor_by_unseen_ones():
+    train, test = split(80, 0), split(40, 1)
+    order = np.argsort(train.labels, kind="stable")
+    repeats, fresh = train.images[order], split(80, 2).images
+    encoder, labels = pixel_encoder(3), train.labels[order]
+    of_repeats, of_fresh = (score(images, train, test, encoder, labels) for images in (repeats, fresh))
+    assert of_repeats.fd == pytest.approx(0.0, abs=1e-4) and of_fresh.fd > 100
+    assert of_repeats.held_out.fd == pytest.approx(of_repeats.held_out.floor, rel=1e-9)
+    unseen, made = encoder.features(test.images), encoder.features(repeats)
+    assert of_repeats.held_out.fd == pytest.approx(frechet_distance(unseen, made), rel=1e-9)
+    assert (of_repeats.held_out.images, of_repeats.held_out.samples) == (40, 80)
+
+
+def test_the_floor_of_held_out_images_is_of_as_many_training_images_of_each_class_as_are_compared():
+    # 90 are drawn for class 0, of which the training split has 30: 30 are compared with 30.
+    encoder, test = pixel_encoder(3), split(40, 1)
+    train = Split(split(80, 0).images, np.repeat([0, 1], [30, 50]))
+    found = score(split(90, 2).images, train, test, encoder, np.zeros(90, np.int64)).held_out
+    assert found.samples == 30
+    unseen = encoder.features(test.images)
+    assert found.floor == frechet_distance(unseen, encoder.features(train.images[:30]))
+
+
+def test_what_is_too_little_against_held_out_images_is_none():
+    found = score(split(20, 2).images, split(30, 0), split(1, 1), pixel_encoder()).held_out
+    assert (found.images, found.samples) == (1, 20)
+    assert (found.fd, found.kid, found.precision, found.recall, found.floor) == (None,) * 5

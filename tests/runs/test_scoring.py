@@ -24,7 +24,9 @@ def rows_of(images: np.ndarray, whole: np.ndarray) -> set[int]:
     return {known[image.tobytes()] for image in images}
 
 
-def test_the_encoder_and_the_reference_see_only_what_clients_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_and_the_reference_see_only_what_clients_train_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(encoders, "get", lambda dataset, name: seen.append(dataset))
     prepared = study("data.holdout=0.25")
@@ -47,3 +49,15 @@ def test_without_a_holdout_the_encoder_is_that_of_the_whole_training_split(
     prepared = study()
     assert Scoring(prepared, None).encoder is None
     assert seen[0].train is prepared.dataset.train
+
+
+def test_held_out_are_the_test_split_and_what_clients_keep() -> None:
+    prepared = study("data.holdout=0.25")
+    held_out = Scoring(prepared, None).held_out
+    test = prepared.dataset.test
+    kept = {int(i) for h in prepared.holdings for i in h.own_test}
+    assert np.array_equal(held_out.images[: len(test)], test.images)
+    assert rows_of(held_out.images[len(test) :], prepared.dataset.train.images) == kept
+    assert len(held_out.labels) == len(test) + len(kept)
+    without = study()
+    assert Scoring(without, None).held_out is without.dataset.test

@@ -18,6 +18,31 @@ NEIGHBOURS = 3  # of precision and recall, as in arXiv:1904.06991
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Scores against real images that nobody trained on; None where there was too little to measure with.
+
+    The reference of the other scores is what was trained on, so a generator that repeats its training images is
+    best by them. Here it is no better than the training images themselves, which is the floor.
+
+    Args:
+        fd, kid, precision, recall: of `samples` generated images against `images` held-out ones; precision and
+            recall at equally many of each class.
+        images: held-out images.
+        floor: FD of training images against the held-out images, as many of each class as were generated.
+        samples: of each class as many generated images as the training images can match; all, where there are
+            enough of these.
+    """
+
+    fd: float | None
+    kid: float | None
+    precision: float | None
+    recall: float | None
+    images: int
+    floor: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
 class Quality:
     """Scores of generated images; None where there was too little to measure with.
 
@@ -30,6 +55,7 @@ class Quality:
             the floor.
         m: of each class as many images as the pool and the held-out images both have; without labels
             min(num_samples, held-out images).
+        held_out: the same pool against the held-out images; None without any.
         class_histogram: generated images of each class, as the encoder sees them, [num_classes].
         class_histogram_data: training images of each class, [num_classes].
     """
@@ -42,6 +68,7 @@ class Quality:
     fd_floor: float | None
     fd_at_floor: float | None
     m: int
+    held_out: HeldOut | None
     class_histogram: list[int] | None
     class_histogram_data: list[int] | None
 
@@ -62,15 +89,18 @@ class Yardstick:
         self, reference: Split, held_out: Split, encoder: Encoder, labels: np.ndarray | None, samples: int
     ) -> None:
         self.reference, self.held_out, self.encoder = reference, held_out, encoder
-        self.labels, self.samples = labels, samples
         self.real = encoder.features_once(reference.images)
         self._statistics = FeatureStatistics.of(self.real)
-        self._at_floor, unseen = alike(labels, held_out.labels, samples, len(held_out))
-        self._floor = None
-        if min(len(unseen), len(self.real)) >= 2:
-            found = encoder.features_once(held_out.images)
-            self._floor = frechet(self._statistics, FeatureStatistics.of(found[unseen]))
-        self._same, self._real_same = alike(labels, reference.labels, samples, len(reference))
+        # Positions in the pool, and beside them those of real images, as many of each class.
+        self._seen = alike(labels, reference.labels, samples, len(reference))
+        self._unseen = alike(labels, held_out.labels, samples, len(held_out))
+        self._floor = self._held_out_floor = self._held_out = None
+        if len(held_out):
+            unseen = encoder.features_once(held_out.images)
+            statistics = FeatureStatistics.of(unseen)
+            self._held_out = (unseen, statistics)
+            self._floor = _distance(self._statistics, unseen[self._unseen[1]])
+            self._held_out_floor = _distance(statistics, self.real[self._seen[1]])
 
     def score(self, made: np.ndarray) -> Quality:
         """Every score of one pool; the same input gives the same figures.
@@ -78,16 +108,9 @@ class Yardstick:
         Args:
             made: features of the generated images, in the order of the labels, [samples, D].
         """
-        at_floor = fd = kid = precision = recall = None
-        if self._floor is not None:
-            at_floor = frechet(self._statistics, FeatureStatistics.of(made[self._at_floor]))
-        # Under two images there is no covariance, and no k-th neighbour without k others: None, never a
-        # made-up number.
-        if min(len(made), len(self.real)) >= 2:
-            fd = frechet(self._statistics, FeatureStatistics.of(made))
-            kid = kernel_distance(self.real, made)
-        if len(self._same) > NEIGHBOURS:
-            precision, recall = precision_recall(self.real[self._real_same], made[self._same], NEIGHBOURS)
+        fd, kid = _distances(self.real, self._statistics, made)
+        precision, recall = _shares(self.real, made, self._seen)
+        at_floor = None if self._floor is None else _distance(self._statistics, made[self._unseen[0]])
         shown, data = _histograms(made, self.reference, self.encoder)
         return Quality(
             num_samples=len(made),
@@ -97,10 +120,43 @@ class Yardstick:
             recall=recall,
             fd_floor=self._floor,
             fd_at_floor=at_floor,
-            m=len(self._at_floor),
+            m=len(self._unseen[0]),
+            held_out=self._against_held_out(made),
             class_histogram=shown,
             class_histogram_data=data,
         )
+
+    def _against_held_out(self, made: np.ndarray) -> HeldOut | None:
+        """Scores of the pool's features [samples, D] against the held-out images'."""
+        if self._held_out is None:
+            return None
+        unseen, statistics = self._held_out
+        compared = made[self._seen[0]]
+        fd, kid = _distances(unseen, statistics, compared)
+        precision, recall = _shares(unseen, made, self._unseen)
+        return HeldOut(fd, kid, precision, recall, len(unseen), self._held_out_floor, len(compared))
+
+
+def _distance(real: FeatureStatistics, made: np.ndarray) -> float | None:
+    """FD; None under two images on a side, as there is no covariance: never a made-up number."""
+    return frechet(real, FeatureStatistics.of(made)) if min(real.count, len(made)) >= 2 else None
+
+
+def _distances(
+    real: np.ndarray, statistics: FeatureStatistics, made: np.ndarray
+) -> tuple[float | None, float | None]:
+    """FD and KID of features [N, D] against real ones [M, D]; None under two images on a side."""
+    fd = _distance(statistics, made)
+    return fd, None if fd is None else kernel_distance(real, made)
+
+
+def _shares(
+    real: np.ndarray, made: np.ndarray, alike: tuple[np.ndarray, np.ndarray]
+) -> tuple[float | None, float | None]:
+    """Precision and recall at these positions of `made` and `real`; None where no image has enough neighbours."""
+    if len(alike[0]) <= NEIGHBOURS:
+        return None, None
+    return precision_recall(real[alike[1]], made[alike[0]], NEIGHBOURS)
 
 
 def score(

@@ -34,6 +34,7 @@ NOT_WITHOUT_GLOBAL_MODEL = (
     "fd_floor",
     "fd_at_floor",
     "floor_samples",
+    "held_out",
     "class_histogram",
     "class_histogram_data",
 )
@@ -50,6 +51,7 @@ class Scoring:
         self._models: list[torch.nn.Module] = []
         self._encoder: encoders.Encoder | None = None
         self._reference: Split | None = None
+        self._held_out: Split | None = None
         self._yardstick: Yardstick | None = None
 
     @property
@@ -149,8 +151,7 @@ class Scoring:
     def _measure(self, images: np.ndarray, labels: np.ndarray | None, nfe: int) -> dict[str, Any]:
         """Scores of one pool under the summary's names."""
         if self._yardstick is None:
-            held_out = self.study.dataset.test
-            self._yardstick = Yardstick(self.reference, held_out, self.encoder, labels, len(images))
+            self._yardstick = Yardstick(self.reference, self.held_out, self.encoder, labels, len(images))
         measured = self._yardstick.score(self.encoder.features(images))
         found: dict[str, Any] = {
             "fd": measured.fd,
@@ -160,6 +161,7 @@ class Scoring:
             "fd_floor": measured.fd_floor,
             "fd_at_floor": measured.fd_at_floor,
             "floor_samples": measured.m,
+            "held_out": None if measured.held_out is None else dataclasses.asdict(measured.held_out),
             "class_histogram": measured.class_histogram,
             "class_histogram_data": measured.class_histogram_data,
         }
@@ -182,17 +184,21 @@ class Scoring:
     @property
     def reference(self) -> Split:
         """All images that clients train on, [N, H, W, C]; a copy only where the data set has others too."""
-        # In the order of the data set: the reference is then the same for any split of it.
-        rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
-        train = self.study.dataset.train
         if self._reference is None:
-            same = len(rows) == len(train)
-            self._reference = (
-                train
-                if same
-                else Split(train.images[rows], None if train.labels is None else train.labels[rows])
-            )
+            # In the order of the data set: the reference is then the same for any split of it.
+            rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
+            train = self.study.dataset.train
+            self._reference = train if len(rows) == len(train) else _part(train, rows)
         return self._reference
+
+    @property
+    def held_out(self) -> Split:
+        """Real images that nobody trains on, [K, H, W, C]: the test split, and what clients keep for their own test."""
+        if self._held_out is None:
+            test = self.study.dataset.test
+            rows = np.sort(np.concatenate([h.own_test for h in self.study.holdings]))
+            self._held_out = test if not len(rows) else _joined(test, _part(self.study.dataset.train, rows))
+        return self._held_out
 
     def _per_client(
         self,
@@ -235,6 +241,17 @@ class Scoring:
             self.run.samples / f"{name}.png",
             pictures.grid(images[picked], GRID_COLUMNS, scale=scale, row_labels=rows),
         )
+
+
+def _part(split: Split, rows: np.ndarray) -> Split:
+    """The images at these positions, int64 [n], with their labels."""
+    return Split(split.images[rows], None if split.labels is None else split.labels[rows])
+
+
+def _joined(a: Split, b: Split) -> Split:
+    """The images of both, with their labels where both have them."""
+    labels = None if a.labels is None or b.labels is None else np.concatenate([a.labels, b.labels])
+    return Split(np.concatenate([a.images, b.images]), labels)
 
 
 def _as_uint8(images: np.ndarray) -> np.ndarray:

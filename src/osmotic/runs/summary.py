@@ -90,6 +90,7 @@ QUALITY = (
     "fd_floor",
     "fd_at_floor",
     "floor_samples",
+    "held_out",
     "class_histogram",
     "class_histogram_data",
     "mean",
