@@ -216,7 +216,7 @@ HINTS = [
     (["plan", "--epochs=2"], "No such option '--epochs'. Did you mean --set training.local_epochs=2?"),
     (["run", "--every", "3"], "Did you mean --set score.every=3 or --set checkpoint.every=3?"),
     (["plan", "--seed"], "Did you mean --set seed=...?"),
-    (["resume", "x", "--rounds", "3"], "No such option '--rounds'."),  # takes no keys
+    (["report", "x", "--batch-size", "3"], "No such option '--batch-size'."),  # takes no keys
 ]
 
 

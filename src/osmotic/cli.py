@@ -101,13 +101,23 @@ def run(
 
 
 @app.command()
-def resume(directory: RunArg, plugin: PluginOpt = [], json: JsonOpt = False) -> None:  # noqa: B006
-    """Go on with the run in folder DIR after a crash, a power cut or Ctrl-C."""
+def resume(
+    directory: RunArg,
+    sets: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="training.rounds=N makes the run longer; else only free keys."
+        ),
+    ] = [],  # noqa: B006
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Go on with the run in folder DIR after a crash, a power cut or Ctrl-C, or for more rounds."""
     from osmotic.storage.folder import RunDir
 
     _plug(plugin)
     RunDir.existing(directory)
-    _train(lambda: session.go_on(directory, quiet=json), directory, json)
+    _train(lambda: session.go_on(directory, quiet=json, sets=sets), directory, json)
 
 
 def _train(train: Callable[[], RunDir], folder: Path, json: bool) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.config.schema import refuse_changes, to_dict
+from osmotic.config.schema import to_dict
 from osmotic.errors import ConfigError
-from osmotic.federation import bookkeeping, ledger, own_models
+from osmotic.federation import bookkeeping, extension, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
 from osmotic.federation.exchange import Exchange
@@ -368,30 +368,44 @@ class Server:
         self.exchange.checkpoints[state.step] = dict(state.counted)
         self.exchange.checkpoints = {step: c for step, c in self.exchange.checkpoints.items() if step in left}
 
-    def restore(self) -> None:
-        """Goes back to the newest whole checkpoint and cuts the run's files back to it.
+    def restore(self, agreed: Callable[[], None] = lambda: None) -> None:
+        """Goes back to the newest whole checkpoint that this run can go on from, and cuts the run's files back to it.
 
+        Args:
+            agreed: called once all was found in order, before anything is changed.
         Raises: ConfigError for another network, process, image shape or configuration.
         """
         folder = self.run_dir.checkpoints
         if not checkpoint.steps(folder) and not checkpoint.damaged(folder):
+            agreed()
             return  # stopped before its first checkpoint: nothing was trained yet
-        step, tensors, notes = checkpoint.load_latest(folder)
+        step, tensors, notes = checkpoint.load_latest(folder, usable=self._leads_on)
         if notes["contract"] != self.contract:
             raise ConfigError(
                 str(self.run_dir.path),
                 None,
                 "was started with another network, process or image shape; nothing was changed",
             )
-        refuse_changes(notes["config"], to_dict(self.config))
         if notes["versions"] != versions():
             warnings.warn(
                 f"resumed with {versions()}, begun with {notes['versions']}: bits may differ", stacklevel=2
             )
+        agreed()
         self.state.from_checkpoint(step, tensors, notes)
+        if step < len(self.phases):
+            self.run_dir.reopen(
+                self.phases[step - 1].server_round if step else self.phases[0].server_round - 1
+            )
         self.run_dir.cut(notes["files"])
+        checkpoint.drop_after(folder, step)
         self.exchange.checkpoints = checkpoint.counted(folder)  # decides what clients may delete
         self._clock = time.perf_counter()
+
+    def _leads_on(self, step: int, notes: Mapping[str, Any]) -> bool:
+        """Whether this run can go on from a checkpoint. Raises ConfigError for a configuration that can go on from none."""
+        begun = notes["config"]
+        extension.check(begun, self.config, self.method, self.chain)
+        return step <= extension.shared_phases(begun, self.config, self.method, self.chain)
 
 
 def versions() -> dict[str, str]:

@@ -47,6 +47,10 @@ class Method(ABC):
         for r in range(1, rounds + 1):
             yield Phase(TRAIN, r)
 
+    def tied_to(self, rounds: int) -> str | None:
+        """Why round 1 to `rounds` would have been otherwise in a longer run, which this one then cannot become; or None."""
+        return None
+
     @abstractmethod
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         """A task per client; clients come sorted by name.

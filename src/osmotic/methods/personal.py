@@ -41,6 +41,11 @@ class PersonalParts(FedAvg):
         yield from super().phases(rounds)
         yield Phase(MERGE, rounds + 1, totals=False, everybody=True)
 
+    def tied_to(self, rounds: int) -> str | None:
+        """A reason where the encoder would be averaged in round `rounds` if it were not the last."""
+        averages = self.encoder_every and rounds % self.encoder_every == 0
+        return f"the encoder would have been averaged in round {rounds}" if averages else None
+
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         """All weights down to a newcomer, else the shared parts; the changes of the shared parts back."""
         if phase.name == MERGE:

@@ -63,6 +63,10 @@ class Piece:
         """Phases of its own, numbered below 0 (before the rounds) or above `rounds` (after them)."""
         return iter(())
 
+    def tied_to(self, rounds: int) -> str | None:
+        """Why round 1 to `rounds` would have been otherwise in a longer run, which this one then cannot become; or None."""
+        return None
+
     def server_start(self, view: View) -> Tensors:
         """Its state before the first phase, name -> array [...]."""
         return {}

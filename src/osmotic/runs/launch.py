@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from osmotic import plugins
+from osmotic import methods, pieces, plugins
 from osmotic.config import toml
-from osmotic.config.schema import Config
+from osmotic.config.schema import Config, to_dict
 from osmotic.data.dataset import Dataset
 from osmotic.engines import ENGINES
 from osmotic.errors import ConfigError
+from osmotic.federation import extension
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.interfaces import Engine, Observer
 from osmotic.federation.server import Server
@@ -54,19 +56,38 @@ def start(
 
 
 def resume(
-    path: Path, observer: Callable[[RunDir, Config], Observer], dataset: Dataset | None = None
+    path: Path,
+    observer: Callable[[RunDir, Config], Observer],
+    dataset: Dataset | None = None,
+    sets: Sequence[str] = (),
+    keys: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """Goes on from the newest whole checkpoint; a finished run is only summed up again.
+    """Goes on from the newest whole checkpoint; a finished run is only summed up again, unless it is given more rounds.
 
     Args:
         dataset: where the run was begun with images of the caller's own, the same ones.
+        sets, keys: what is to change from here on, as `resolve.load` takes them.
+    Raises: ConfigError for a change that would not leave the bits of a run begun with it (`federation/extension.py`).
     """
     run = RunDir.existing(path)
-    study = prepare(resolve.load(run.config, own_data=dataset is not None), dataset)
+    own = dataset is not None
+    config = resolve.load(run.config, sets=sets, keys=keys, own_data=own)
+    method = methods.make(config.method.name, dict(config.method.options))
+    before = to_dict(resolve.load(run.config, own_data=own))
+    extension.check(before, config, method, pieces.make(config))
+    study = prepare(config, dataset)
     if not run.partition.exists():  # stopped between the two files
         write_text(run.partition, json.dumps(describe_partition(study)))
     refuse_other_images(run, study)
-    return _run(study, run, observer(run, study.config), resume=True)
+
+    def record() -> None:
+        # Before anything else changes: killed after this, a plain `resume` goes on as it was told here.
+        if to_dict(study.config) != before:
+            told = run.config.read_text(encoding="utf-8").splitlines(keepends=True)
+            notes = "".join(line for line in told if line.startswith("#"))
+            write_text(run.config, notes + toml.to_toml(study.config))
+
+    return _run(study, run, observer(run, study.config), resume=True, agreed=record)
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
@@ -81,12 +102,14 @@ def refuse_other_images(run: RunDir, study: Study) -> None:
         )
 
 
-def _run(study: Study, run: RunDir, observer: Observer, resume: bool) -> RunDir:
+def _run(
+    study: Study, run: RunDir, observer: Observer, resume: bool, agreed: Callable[[], None] = lambda: None
+) -> RunDir:
     make_deterministic(study)
     server, _ = make_server(study, run, observer)
     try:
         if resume:
-            server.restore()
+            server.restore(agreed)
         server.run()
         write_summary(study, server, run)
     finally:

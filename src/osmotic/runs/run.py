@@ -157,9 +157,17 @@ class Run:
             return commands.evaluate(self.path, (), ema, self._dataset(data), given)
 
     def resume(
-        self, callbacks: Callback | Iterable[Callback] = (), data: Any = None, *, quiet: bool = True
+        self,
+        callbacks: Callback | Iterable[Callback] = (),
+        data: Any = None,
+        *,
+        keys: Mapping[str, Any] | None = None,
+        quiet: bool = True,
     ) -> Run:
         """Goes on where the run was stopped, to the bits that it would have had unbroken; a finished one is summed up again.
+
+        With more rounds, as in `keys={"training.rounds": 40}`, stopped and finished runs are extended, to the bits of
+        one begun with so many.
 
         >>> osmotic.load(finished).resume().finished
         True
@@ -167,14 +175,15 @@ class Run:
         Args:
             callbacks, quiet: as of `run`.
             data: where the run was begun with images handed over in Python, the same ones.
+            keys: a larger `training.rounds`, and keys that leave the result as it is (`engine.workers`, `track.`, `checkpoint.`).
         Returns: this run.
-        Raises: ConfigError for other images, or what is registered no more; as `run`.
+        Raises: ConfigError for other images, any other key, or what is registered no more; as `run`.
         """
         from osmotic.runs.callbacks import gathered
 
         told = gathered(callbacks)
         with torch_as_found():
-            go_on(self.path, self._dataset(data), told, quiet)
+            go_on(self.path, self._dataset(data), told, quiet, keys=native(keys or {}))
             return concluded(self.path, told, quiet)
 
     def report(self) -> Path:

@@ -52,14 +52,18 @@ def start(
 
 
 def go_on(
-    folder: Path, dataset: Dataset | None = None, callbacks: Sequence[Callback] = (), quiet: bool = True
+    folder: Path,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = True,
+    sets: Sequence[str] = (),
+    keys: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """Resumes the run in a folder, as `start` ends it."""
+    """Resumes the run in a folder, as `start` ends it; `sets` and `keys` change what `launch.resume` lets them."""
     from osmotic.runs import launch
 
-    more = () if dataset is None else (dataset,)
     with _observed(callbacks, quiet) as observer:
-        return launch.resume(folder, observer, *more)
+        return launch.resume(folder, observer, dataset, sets, keys)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,22 @@ def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
         raise StateLost(f"{path_of(folder, step).name} holds no state") from None
 
 
-def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, dict[str, Any]]:
-    """The newest checkpoint that is whole: (step, tensors [...] by name, state).
+def load_latest(
+    folder: Path,
+    mark_damaged: bool = True,
+    usable: Callable[[int, Mapping[str, Any]], bool] = lambda step, state: True,
+) -> tuple[int, Tensors, dict[str, Any]]:
+    """The newest checkpoint that is whole and `usable`: (step, tensors [...] by name, state).
 
     A torn or altered file is passed over with a warning.
 
     Args:
         mark_damaged: rename such a file to `.damaged`, so that nothing mistakes it for a good one; False for
             readers that must not change a run.
+        usable: given step and state, whether the run can go on from there.
     Raises: ConfigError if none is left.
     """
-    found = steps(folder)
+    found, whole = steps(folder), False
     for step in reversed(found):
         path = path_of(folder, step)
         try:
@@ -94,9 +99,20 @@ def load_latest(folder: Path, mark_damaged: bool = True) -> tuple[int, Tensors, 
             if mark_damaged:
                 path.rename(path.with_suffix(".damaged"))
             continue
-        return step, tensors, state
+        if usable(step, state):
+            return step, tensors, state
+        whole = True
     reason = "holds no checkpoint" if not found else "holds no undamaged checkpoint"
+    if whole:
+        reason = "holds no checkpoint that the run can go on from, only later ones"
     raise ConfigError(str(folder), None, f"{reason}; start the run anew in another folder")
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Deletes the checkpoints after `step`: the run goes on from there, and they are not of its future."""
+    for later in steps(folder):
+        if later > step:
+            path_of(folder, later).unlink()
 
 
 def damaged(folder: Path) -> bool:

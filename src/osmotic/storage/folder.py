@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ class RunDir:
             # Before the checkpoint that counts these bytes: it may never promise more than is on disk.
             file.flush()
             os.fsync(file.fileno())
+
+    def reopen(self, server_round: int) -> None:
+        """The run goes on after this round: what is of its end, or of later rounds, is taken away."""
+        self.summary.unlink(missing_ok=True)  # or it would say that the run is finished
+        for grid in self.samples.glob("round-*.png"):
+            number = re.match(r"round-(-?\d+)", grid.name)
+            if number and int(number[1]) > server_round:
+                grid.unlink()
 
     def sizes(self) -> dict[str, int]:
         """Lengths of the logs in bytes, for the checkpoint; 0 for one that is not there yet."""
