@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from metric_stand_ins import frechet_distance, pixel_encoder
 
-from osmotic.metrics.federated import ClientImages, aggregate, matching, score_clients
+from osmotic.metrics.federated import ClientImages, OwnYardstick, aggregate, matching
 
 
 def images(count: int, seed: int) -> np.ndarray:
@@ -30,54 +30,73 @@ def test_a_class_the_pool_has_none_of_is_left_out_of_the_mix():
     assert matching(np.array([0, 0, 1]), np.array([5])).tolist() == []
 
 
-def test_one_pool_gives_all_clients_one_fd_all_and_own_scores_only_from_fifty_images():
-    encoder, pool, reference = pixel_encoder(), images(120, 0), images(200, 1)
-    clients = [
-        ClientImages("client-000", 0, images(49, 2), None),
-        ClientImages("client-001", 1, images(50, 3), None),
-    ]
-    few, enough = score_clients(pool, None, encoder, encoder.features(reference), clients, stage="before")
-    assert few["fd_all"] == enough["fd_all"]
-    assert few["kid_all"] == enough["kid_all"]
-    assert (few["fd_own"], few["kid_own"]) == (None, None)
-    # Without labels the whole pool is compared.
-    assert enough["fd_own"] == frechet_distance(encoder.features(clients[1].images), encoder.features(pool))
+def yardstick(
+    own: np.ndarray,
+    labels: np.ndarray | None,
+    pool_labels: np.ndarray | None,
+    samples: int,
+    others: np.ndarray | None = None,
+    others_labels: np.ndarray | None = None,
+) -> OwnYardstick:
+    """Of client 1, which trains on 80 images and is compared with `own`; features are the first four pixels."""
+    client = ClientImages("client-001", 1, 80, labels, features(own))
+    rest = np.empty((0, 4), np.float32) if others is None else features(others)
+    return OwnYardstick(client, rest, others_labels, pool_labels, samples)
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    return pixel_encoder().features(images)
+
+
+def test_an_entry_has_the_scores_of_all_and_own_scores_only_from_fifty_images() -> None:
+    pool = images(120, 0)
+    few, enough = (
+        yardstick(images(count, 2), None, None, 120).score(features(pool), 1.5, 0.25, "before")
+        for count in (49, 50)
+    )
     assert list(enough) == [
         "client_id", "name", "num_examples", "stage", "fd_all", "fd_own", "kid_all", "kid_own",
+        "fd_own_floor", "own_images", "own_samples",
     ]  # fmt: skip
-    assert (enough["client_id"], enough["name"], enough["num_examples"]) == (1, "client-001", 50)
-    assert enough["stage"] == "before"
+    assert (few["fd_own"], few["kid_own"], few["own_images"], few["own_samples"]) == (None, None, 49, 120)
+    assert (enough["fd_all"], enough["kid_all"], enough["stage"]) == (1.5, 0.25, "before")
+    assert (enough["client_id"], enough["name"], enough["num_examples"]) == (1, "client-001", 80)
+    # Without labels the whole pool is compared.
+    assert enough["fd_own"] == frechet_distance(features(images(50, 2)), features(pool))
+    assert (enough["own_images"], enough["own_samples"]) == (50, 120)
 
 
-def test_own_scores_compare_only_pool_images_of_the_client_s_classes():
-    encoder, pool = pixel_encoder(), images(200, 0)
-    pool_labels = np.repeat([0, 1], 100)
-    own = images(60, 1)
-    client = ClientImages("client-000", 0, own, np.zeros(60, dtype=np.int64))
-    other = ClientImages("client-001", 1, images(60, 2), np.ones(60, dtype=np.int64))
-    entry = score_clients(pool, pool_labels, encoder, encoder.features(images(90, 3)), [client, other])[0]
-    assert entry["fd_own"] == frechet_distance(encoder.features(own), encoder.features(pool[:100]))
-    # Half the union is class 0, half class 1, as in the pool: all of it counts.
-    assert entry["fd_all"] == frechet_distance(encoder.features(images(90, 3)), encoder.features(pool))
+def test_fewer_than_fifty_generated_images_of_the_client_s_classes_are_no_score_either() -> None:
+    pool_labels = np.repeat([0, 1], [160, 40])
+    entry = yardstick(images(80, 1), np.ones(80, np.int64), pool_labels, 200).score(
+        features(images(200, 0)), 1.0, 0.0, "after"
+    )
+    assert (entry["fd_own"], entry["own_samples"], entry["own_images"]) == (None, 40, 80)
 
 
-def test_a_client_scored_alone_keeps_the_label_mix_of_all_for_fd_all():
-    encoder, pool, reference = pixel_encoder(), images(100, 0), images(90, 3)
-    client = ClientImages("client-000", 0, images(60, 1), np.zeros(60, dtype=np.int64))
-    args = (pool, np.repeat([0, 1], 50), encoder, encoder.features(reference), [client])
-    (entry,) = score_clients(*args, union_labels=np.array([0, 1]))
-    assert entry["fd_all"] == frechet_distance(encoder.features(reference), encoder.features(pool))
-    (alone,) = score_clients(*args)
-    assert alone["fd_all"] == frechet_distance(encoder.features(reference), encoder.features(pool[:50]))
+def test_own_scores_compare_only_pool_images_of_the_client_s_classes() -> None:
+    pool, own = images(200, 0), images(60, 1)
+    measured = yardstick(own, np.zeros(60, np.int64), np.repeat([0, 1], 100), 200)
+    entry = measured.score(features(pool), None, None, "after")
+    assert entry["fd_own"] == frechet_distance(features(own), features(pool[:100]))
+    assert entry["own_samples"] == 100
 
 
-def test_a_client_s_held_out_images_come_before_its_training_images():
-    encoder, pool = pixel_encoder(), images(100, 0)
-    test = images(55, 1)
-    client = ClientImages("client-000", 0, images(80, 2), None, own_test=test)
-    (entry,) = score_clients(pool, None, encoder, encoder.features(pool), [client])
-    assert entry["fd_own"] == frechet_distance(encoder.features(test), encoder.features(pool))
-    assert entry["num_examples"] == 80
+def test_the_floor_of_own_scores_is_of_others_images_at_the_same_count_and_class_mix() -> None:
+    # The client has class 0 alone, so 100 are compared: others' images of class 0, 100 of them, whatever else is there.
+    own, others = images(60, 1), images(150, 4)
+    pool_labels, mine = np.repeat([0, 1], 100), np.zeros(60, np.int64)
+    exactly = yardstick(own, mine, pool_labels, 200, others, np.repeat([1, 0], [50, 100]))
+    made = features(images(200, 0))
+    floor = exactly.score(made, None, None, "after")["fd_own_floor"]
+    assert floor == frechet_distance(features(own), features(others[50:]))
+    too_few = yardstick(own, mine, pool_labels, 200, others, np.repeat([1, 0], [51, 99]))
+    assert too_few.score(made, None, None, "after")["fd_own_floor"] is None
+
+
+def test_a_client_without_own_scores_has_no_floor() -> None:
+    measured = yardstick(images(49, 1), None, None, 100, images(300, 2))
+    assert measured.score(features(images(100, 0)), 1.0, 0.0, "after")["fd_own_floor"] is None
 
 
 def test_aggregates_leave_out_what_was_not_measured():
@@ -98,5 +117,15 @@ def test_aggregates_leave_out_what_was_not_measured():
     assert out["weighted"]["fd_all"] == pytest.approx(1.0)
 
 
+def test_aggregates_say_how_many_clients_stand_behind_own_scores():
+    entries = [
+        {"num_examples": 10, "fd_all": 1.0, "fd_own": own, "kid_all": 0.5, "kid_own": None}
+        for own in (2.0, None, None)
+    ]
+    for figures in aggregate(entries).values():
+        assert (figures["clients_own"], figures["clients"]) == (1, 3)
+
+
 def test_no_clients_measure_nothing():
-    assert aggregate([])["mean"] == {"fd_all": None, "fd_own": None, "kid_all": None, "kid_own": None}
+    scores = {"fd_all": None, "fd_own": None, "kid_all": None, "kid_own": None}
+    assert aggregate([])["mean"] == scores | {"clients": 0, "clients_own": 0}

@@ -8,106 +8,109 @@ rank models wrongly, averaging KID cannot (arXiv:2310.11714), so both are given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from osmotic.metrics.features import Encoder
+from osmotic.metrics.alike import alike
 from osmotic.metrics.frechet import FeatureStatistics, frechet
 from osmotic.metrics.kid import kernel_distance
 
-__all__ = ["ClientImages", "FeatureStatistics", "aggregate", "frechet", "matching", "score_clients"]
+__all__ = ["ClientImages", "FeatureStatistics", "OwnYardstick", "aggregate", "frechet", "matching"]
+
+Stage = Literal["before", "after"]
 
 # With fewer images FD is mostly bias and KID mostly noise.
 MIN_OWN = 50
 SCORES = ("fd_all", "fd_own", "kid_all", "kid_own")
 
 
-class ClientImages(NamedTuple):
-    """One client's real images.
+@dataclass(frozen=True, eq=False)
+class ClientImages:
+    """One client's real images, as features.
 
     Args:
         name: as the run calls it, e.g. "client-003".
         client_id: >= 0.
-        images: those it trains on, uint8 or float32 in [0, 1], [N, H, W, C].
-        labels: their classes if known, int64 [N].
-        own_test: its own held-out images if it has any, [K, H, W, C].
+        num_examples: images it trains on.
+        labels: the classes of these if known, int64 [num_examples].
+        own: features of what its models are compared with, [K, D]: its own held-out images where it has any,
+            else those it trains on. Held-out ones come first, as a model that repeats its training images would
+            score well against them.
     """
 
     name: str
     client_id: int
-    images: np.ndarray
+    num_examples: int
     labels: np.ndarray | None
-    own_test: np.ndarray | None = None
+    own: np.ndarray
 
 
-def score_clients(
-    pool: np.ndarray,
-    pool_labels: np.ndarray | None,
-    encoder: Encoder,
-    reference: np.ndarray,
-    clients: Sequence[ClientImages],
-    stage: Literal["before", "after"] = "after",
-    union_labels: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    """One entry of `summary.quality.per_client` for each client, all from one pool of generated images.
+class OwnYardstick:
+    """What the own scores of one client need of the real images: it hangs on the pool's labels alone.
 
-    `fd_all`, `kid_all`: pool images in the label mix of all clients together, against `reference`; the same
-    for all clients of one pool. `fd_own`, `kid_own`: pool images in the client's label mix, against its own
-    held-out images where given, else its own images; None if either side has under 50.
     Args:
-        pool: generated images, uint8 [M, H, W, C].
-        pool_labels: the class each was generated for, int64 [M]; None takes the whole pool for every client.
-        encoder: gives the features, [M, D].
-        reference: features of the training split, [N, D].
-        clients: those to score, in the order of the entries.
-        stage: whether personal models are scored before or after the last average of shared parts is merged.
-        union_labels: classes of the images of all clients, int64 [K], where `clients` are only some of them
-            (one pool each).
-    Raises: ValueError if the pool or a client's images are empty.
+        client: its real images.
+        others: features of all other real images there are, [L, D]: of other clients and of the test split.
+        others_labels: their classes if known, int64 [L].
+        pool_labels: the class each image of a pool is generated for, int64 [samples]; None takes the whole pool.
+        samples: images of a pool.
     """
-    # The pool's features once for all clients: the network is the dear part, picking rows of features costs
-    # nothing.
-    made = encoder.features(pool)
 
-    def mixed_as(labels: Sequence[np.ndarray | None]) -> np.ndarray:
-        """Features of the pool's images in the label mix of `labels`, [some, D]."""
-        known = [some for some in labels if some is not None]
-        if pool_labels is None or len(known) < len(labels) or not known:
-            return made
-        return made[matching(pool_labels, np.concatenate(known))]
+    def __init__(
+        self,
+        client: ClientImages,
+        others: np.ndarray,
+        others_labels: np.ndarray | None,
+        pool_labels: np.ndarray | None,
+        samples: int,
+    ) -> None:
+        self.client = client
+        self._rows = np.arange(samples)
+        if pool_labels is not None and client.labels is not None:
+            self._rows = matching(pool_labels, client.labels)
+        self._floor = None
+        if min(len(client.own), len(self._rows)) >= MIN_OWN:
+            mix = None if pool_labels is None else pool_labels[self._rows]
+            found = alike(mix, others_labels, len(self._rows), len(others))[1]
+            # Fewer than were generated, or another mix, is no floor: FD hangs on both.
+            if len(found) == len(self._rows):
+                self._floor = _distance(client.own, others[found])
 
-    union = [client.labels for client in clients] if union_labels is None else [union_labels]
-    fd_all, kid_all = _distances(reference, mixed_as(union), least=2)
-    entries = []
-    for client in clients:
-        # Held-out before training images: a model that repeats its training images would score well against
-        # them.
-        real = client.images if client.own_test is None or not len(client.own_test) else client.own_test
-        fd_own = kid_own = None
-        if len(real) >= MIN_OWN:
-            own = mixed_as([client.labels])
-            fd_own, kid_own = _distances(encoder.features(real), own, least=MIN_OWN)
-        entries.append(
-            {
-                "client_id": client.client_id,
-                "name": client.name,
-                "num_examples": len(client.images),
-                "stage": stage,
-                "fd_all": fd_all,
-                "fd_own": fd_own,
-                "kid_all": kid_all,
-                "kid_own": kid_own,
-            }
-        )
-    return entries
+    def score(
+        self, made: np.ndarray, fd_all: float | None, kid_all: float | None, stage: Stage
+    ) -> dict[str, Any]:
+        """The client's entry of `summary.quality.per_client`.
+
+        `fd_own`, `kid_own`: pool images in the client's label mix, `own_samples` of them, against `own_images`
+        real ones of the client; None if either side has under 50. `fd_own_floor`: FD of real images of others, as
+        many of each class as `own_samples`, against the same; None where others have too few of a class.
+        Args:
+            made: features of the pool, [samples, D].
+            fd_all, kid_all: of the whole pool against the images that all clients train on.
+            stage: whether personal models are scored before or after the last average of shared parts is merged.
+        """
+        own, picked = self.client.own, made[self._rows]
+        enough = min(len(own), len(picked)) >= MIN_OWN
+        return {
+            "client_id": self.client.client_id,
+            "name": self.client.name,
+            "num_examples": self.client.num_examples,
+            "stage": stage,
+            "fd_all": fd_all,
+            "fd_own": _distance(own, picked) if enough else None,
+            "kid_all": kid_all,
+            "kid_own": kernel_distance(own, picked) if enough else None,
+            "fd_own_floor": self._floor,
+            "own_images": len(own),
+            "own_samples": len(picked),
+        }
 
 
-def _distances(real: np.ndarray, made: np.ndarray, least: int) -> tuple[float | None, float | None]:
-    """FD and KID; None for both where one side has fewer images than `least`."""
-    if min(len(real), len(made)) < least:
-        return None, None
-    return frechet(FeatureStatistics.of(real), FeatureStatistics.of(made)), kernel_distance(real, made)
+def _distance(real: np.ndarray, made: np.ndarray) -> float:
+    """FD of features [N, D] and [M, D]."""
+    return frechet(FeatureStatistics.of(real), FeatureStatistics.of(made))
 
 
 def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -135,14 +138,15 @@ def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(parts)) if parts else np.arange(0)
 
 
-def aggregate(per_client: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+def aggregate(per_client: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Mean, mean weighted by `num_examples`, and worst (largest) of each score over the clients that have it.
 
     Args:
-        per_client: entries of `score_clients`.
-    Returns: {"mean" | "weighted" | "worst": {score: value}}; a score that no client has is None.
+        per_client: entries as `OwnYardstick.score` gives them.
+    Returns: {"mean" | "weighted" | "worst": {score: value}}; a score that no client has is None. In each also
+        "clients", how many there are, and "clients_own", how many of them have own scores.
     """
-    out: dict[str, dict[str, float | None]] = {"mean": {}, "weighted": {}, "worst": {}}
+    out: dict[str, dict[str, Any]] = {"mean": {}, "weighted": {}, "worst": {}}
     for key in SCORES:
         have = [entry for entry in per_client if entry[key] is not None]
         values = np.array([entry[key] for entry in have], dtype=np.float64)
@@ -151,4 +155,11 @@ def aggregate(per_client: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
         out["mean"][key] = float(values.mean()) if have else None
         out["weighted"][key] = float(np.average(values, weights=weights)) if weights.sum() > 0 else None
         out["worst"][key] = float(values.max()) if have else None
+    # A mean of one client in ten reads like one of all: so the counts stand beside it.
+    counts = {
+        "clients": len(per_client),
+        "clients_own": sum(entry["fd_own"] is not None for entry in per_client),
+    }
+    for figures in out.values():
+        figures.update(counts)
     return out

@@ -88,19 +88,18 @@ class Yardstick:
     def __init__(
         self, reference: Split, held_out: Split, encoder: Encoder, labels: np.ndarray | None, samples: int
     ) -> None:
-        self.reference, self.held_out, self.encoder = reference, held_out, encoder
+        self.reference, self.encoder = reference, encoder
         self.real = encoder.features_once(reference.images)
         self._statistics = FeatureStatistics.of(self.real)
         # Positions in the pool, and beside them those of real images, as many of each class.
         self._seen = alike(labels, reference.labels, samples, len(reference))
         self._unseen = alike(labels, held_out.labels, samples, len(held_out))
-        self._floor = self._held_out_floor = self._held_out = None
-        if len(held_out):
-            unseen = encoder.features_once(held_out.images)
-            statistics = FeatureStatistics.of(unseen)
-            self._held_out = (unseen, statistics)
-            self._floor = _distance(self._statistics, unseen[self._unseen[1]])
-            self._held_out_floor = _distance(statistics, self.real[self._seen[1]])
+        # The network is asked for nothing where there is nothing.
+        nobody = np.empty((0, self.real.shape[1]), np.float32)
+        self.unseen = encoder.features_once(held_out.images) if len(held_out) else nobody
+        self._unseen_statistics = FeatureStatistics.of(self.unseen)
+        self._floor = _distance(self._statistics, self.unseen[self._unseen[1]])
+        self._held_out_floor = _distance(self._unseen_statistics, self.real[self._seen[1]])
 
     def score(self, made: np.ndarray) -> Quality:
         """Every score of one pool; the same input gives the same figures.
@@ -108,9 +107,9 @@ class Yardstick:
         Args:
             made: features of the generated images, in the order of the labels, [samples, D].
         """
-        fd, kid = _distances(self.real, self._statistics, made)
+        fd, kid = self.distances(made)
         precision, recall = _shares(self.real, made, self._seen)
-        at_floor = None if self._floor is None else _distance(self._statistics, made[self._unseen[0]])
+        at_floor = _distance(self._statistics, made[self._unseen[0]])
         shown, data = _histograms(made, self.reference, self.encoder)
         return Quality(
             num_samples=len(made),
@@ -126,15 +125,18 @@ class Yardstick:
             class_histogram_data=data,
         )
 
+    def distances(self, made: np.ndarray) -> tuple[float | None, float | None]:
+        """FD and KID of one pool's features [samples, D] against the reference."""
+        return _distances(self.real, self._statistics, made)
+
     def _against_held_out(self, made: np.ndarray) -> HeldOut | None:
         """Scores of the pool's features [samples, D] against the held-out images'."""
-        if self._held_out is None:
+        if not len(self.unseen):
             return None
-        unseen, statistics = self._held_out
         compared = made[self._seen[0]]
-        fd, kid = _distances(unseen, statistics, compared)
-        precision, recall = _shares(unseen, made, self._unseen)
-        return HeldOut(fd, kid, precision, recall, len(unseen), self._held_out_floor, len(compared))
+        fd, kid = _distances(self.unseen, self._unseen_statistics, compared)
+        precision, recall = _shares(self.unseen, made, self._unseen)
+        return HeldOut(fd, kid, precision, recall, len(self.unseen), self._held_out_floor, len(compared))
 
 
 def _distance(real: FeatureStatistics, made: np.ndarray) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,9 +51,7 @@ class Scoring:
         self.study, self.run = study, run
         self._models: list[torch.nn.Module] = []
         self._encoder: encoders.Encoder | None = None
-        self._reference: Split | None = None
-        self._held_out: Split | None = None
-        self._yardstick: Yardstick | None = None
+        self._owns: dict[str, federated.OwnYardstick] = {}
 
     @property
     def encoder(self) -> encoders.Encoder:
@@ -103,9 +102,12 @@ class Scoring:
         labels = self.labels()
         images, nfe = self.draw(weights, labels, self.samples)
         self.save_grid(images, labels, f"round-{server_round:04d}")
-        quality = self._measure(images, labels, nfe)
+        made = self.encoder.features(images)
+        quality = self._measure(images, made, nfe)
         # One pool for all clients: the same images, each time against the images of another.
-        per_client = self._per_client(images, labels, self.study.holdings, "after")
+        per_client = [
+            self._own(h).score(made, quality["fd"], quality["kid"], "after") for h in self.study.holdings
+        ]
         return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
@@ -134,7 +136,8 @@ class Scoring:
         for holding in self.study.holdings:
             name = holding.client.name
             if name in pools:
-                per_client += self._per_client(pools[name], labels, [holding], stage)
+                made = self.encoder.features(pools[name])
+                per_client.append(self._own(holding).score(made, *self.yardstick.distances(made), stage))
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         # Null, not absent: every summary has the same fields.
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
@@ -148,11 +151,9 @@ class Scoring:
         merged = {key: after[key] for key in ("mean", "weighted", "worst")}
         return {**before, "after": merged, "per_client": [*before["per_client"], *after["per_client"]]}
 
-    def _measure(self, images: np.ndarray, labels: np.ndarray | None, nfe: int) -> dict[str, Any]:
-        """Scores of one pool under the summary's names."""
-        if self._yardstick is None:
-            self._yardstick = Yardstick(self.reference, self.held_out, self.encoder, labels, len(images))
-        measured = self._yardstick.score(self.encoder.features(images))
+    def _measure(self, images: np.ndarray, made: np.ndarray, nfe: int) -> dict[str, Any]:
+        """Scores of one pool [samples, H, W, C] and its features [samples, D], under the summary's names."""
+        measured = self.yardstick.score(made)
         found: dict[str, Any] = {
             "fd": measured.fd,
             "kid": measured.kid,
@@ -181,49 +182,58 @@ class Scoring:
             "nfe": nfe,
         }
 
-    @property
+    @cached_property
     def reference(self) -> Split:
         """All images that clients train on, [N, H, W, C]; a copy only where the data set has others too."""
-        if self._reference is None:
-            # In the order of the data set: the reference is then the same for any split of it.
-            rows = np.sort(np.concatenate([h.train for h in self.study.holdings]))
-            train = self.study.dataset.train
-            self._reference = train if len(rows) == len(train) else _part(train, rows)
-        return self._reference
+        rows, train = self._rows("train"), self.study.dataset.train
+        return train if len(rows) == len(train) else _part(train, rows)
 
-    @property
+    @cached_property
     def held_out(self) -> Split:
         """Real images that nobody trains on, [K, H, W, C]: the test split, and what clients keep for their own test."""
-        if self._held_out is None:
-            test = self.study.dataset.test
-            rows = np.sort(np.concatenate([h.own_test for h in self.study.holdings]))
-            self._held_out = test if not len(rows) else _joined(test, _part(self.study.dataset.train, rows))
-        return self._held_out
+        rows, test = self._rows("own_test"), self.study.dataset.test
+        if not len(rows):
+            return test
+        kept = _part(self.study.dataset.train, rows)
+        return Split(np.concatenate([test.images, kept.images]), _labels(test, kept))
 
-    def _per_client(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | None,
-        holdings: Sequence[Holding],
-        stage: Stage,
-    ) -> list[dict[str, Any]]:
-        train = self.study.dataset.train
-        clients = [
-            federated.ClientImages(
-                h.client.name,
-                h.client.client_id,
-                train.images[h.train],
-                None if train.labels is None else train.labels[h.train],
-                train.images[h.own_test] if len(h.own_test) else None,
-            )
-            for h in holdings
-        ]
-        # The same object every time, so that its features are computed once for all rounds and clients.
-        features = self.encoder.features_once(self.reference.images)
-        union = self.reference.labels
-        return federated.score_clients(
-            images, labels, self.encoder, features, clients, stage, union_labels=union
+    def _rows(self, what: Literal["train", "own_test"]) -> np.ndarray:
+        """Positions of all clients' images in the training split, int64 [N]."""
+        # In the order of the data set: the reference is then the same for any split of it.
+        return np.sort(np.concatenate([getattr(h, what) for h in self.study.holdings]))
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """What all pools of this run are held against: they are drawn for the same labels."""
+        return Yardstick(self.reference, self.held_out, self.encoder, self.labels(), self.samples)
+
+    def _own(self, holding: Holding) -> federated.OwnYardstick:
+        """What the models of one client are held against, made once, of features that are there already."""
+        if (name := holding.client.name) in self._owns:
+            return self._owns[name]
+        # First the images that clients train on, then the test split, then what clients keep.
+        everybody = np.concatenate([self.yardstick.real, self.yardstick.unseen])
+        rows = np.searchsorted(self._rows("train"), holding.train)
+        if len(holding.own_test):
+            before = len(self.reference) + len(self.study.dataset.test)
+            rows = before + np.searchsorted(self._rows("own_test"), holding.own_test)
+        others = np.setdiff1d(np.arange(len(everybody)), rows)
+        known, labels = self.study.dataset.train.labels, _labels(self.reference, self.held_out)
+        client = federated.ClientImages(
+            name,
+            holding.client.client_id,
+            len(holding.train),
+            None if known is None else known[holding.train],
+            everybody[rows],
         )
+        self._owns[name] = federated.OwnYardstick(
+            client,
+            everybody[others],
+            None if labels is None else labels[others],
+            self.labels(),
+            self.samples,
+        )
+        return self._owns[name]
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
         """PNG grid of the first images of each class, or of the first hundred.
@@ -248,10 +258,9 @@ def _part(split: Split, rows: np.ndarray) -> Split:
     return Split(split.images[rows], None if split.labels is None else split.labels[rows])
 
 
-def _joined(a: Split, b: Split) -> Split:
-    """The images of both, with their labels where both have them."""
-    labels = None if a.labels is None or b.labels is None else np.concatenate([a.labels, b.labels])
-    return Split(np.concatenate([a.images, b.images]), labels)
+def _labels(a: Split, b: Split) -> np.ndarray | None:
+    """The labels of both, one after the other; None where one has none."""
+    return None if a.labels is None or b.labels is None else np.concatenate([a.labels, b.labels])
 
 
 def _as_uint8(images: np.ndarray) -> np.ndarray:
