@@ -113,9 +113,13 @@ def test_the_cosine_schedule_is_that_of_the_paper() -> None:
         np.testing.assert_allclose(found[:990], wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_the_linear_schedule_runs_from_1e_4_to_0_02() -> None:
-    found = pipeline.scheduler(discrete("epsilon", "linear", 500), stock=True)
-    np.testing.assert_allclose(found.betas.numpy(), np.linspace(1e-4, 0.02, 500), rtol=1e-5)
+@pytest.mark.parametrize("timesteps, scale", [(1000, 1), (500, 2)])
+def test_the_linear_schedule_runs_from_1e_4_to_0_02_times_1000_over_its_length(
+    timesteps: int, scale: int
+) -> None:
+    found = pipeline.scheduler(discrete("epsilon", "linear", timesteps), stock=True)
+    wanted = np.linspace(1e-4 * scale, 0.02 * scale, timesteps)
+    np.testing.assert_allclose(found.betas.numpy(), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("target,name", [("epsilon", "epsilon"), ("v", "v_prediction"), ("sample", "sample")])

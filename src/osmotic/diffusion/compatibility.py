@@ -6,7 +6,7 @@ from osmotic.diffusion.schedule import SCHEDULES
 from osmotic.diffusion.solvers import SAMPLERS
 from osmotic.diffusion.target import TARGETS
 
-__all__ = ["SAMPLERS", "SCHEDULES", "TARGETS", "compatible", "nfe", "steps_fit"]
+__all__ = ["SAMPLERS", "SCHEDULES", "TARGETS", "compatible", "nfe", "steps_fit", "timesteps_fit"]
 
 
 def compatible(target: str, sampler: str) -> str | None:
@@ -21,6 +21,12 @@ def compatible(target: str, sampler: str) -> str | None:
         fitting = ", ".join(name for name, entry in SAMPLERS.items() if entry.edm == edm)
         return f"sampler {sampler} cannot use target {target}: use one of {fitting}"
     return None
+
+
+def timesteps_fit(schedule: str, timesteps: int) -> str | None:
+    """None if the schedule, a key of `SCHEDULES`, can have so few timesteps, else the reason why not."""
+    fewest = SCHEDULES[schedule].fewest
+    return None if timesteps >= fewest else f"schedule {schedule} takes {fewest} timesteps or more"
 
 
 def steps_fit(sampler: str, steps: int, timesteps: int) -> str | None:

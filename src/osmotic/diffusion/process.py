@@ -31,12 +31,12 @@ class Process:
     Args:
         target: a key of `target.TARGETS`.
         schedule: a key of `schedule.SCHEDULES`; not used by "edm".
-        timesteps: length of the schedule, >= 1; not used by "edm".
+        timesteps: length of the schedule, >= its `fewest`; not used by "edm".
         num_classes: 0 is unconditional; else label `num_classes` means "no label".
         distance: a key of `loss.DISTANCES`.
         min_snr: gamma of the min-SNR weight, >= 0, 0 is off; "edm" has its own weight.
         label_dropout: share of labels replaced by "no label" in training, in [0, 1].
-    Raises: ValueError for an unknown target or schedule, or no timestep.
+    Raises: ValueError for an unknown target or schedule, or too few timesteps for it.
     """
 
     target: str

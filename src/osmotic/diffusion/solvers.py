@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Starting where log(alpha / sigma) is below this multiplies the network's error by more than 160 and changes the
 # images by less than 1 %; it is diffusers' advice for the cosine schedule, and the linear one ends just above it.
 SMALLEST_LAMBDA = -5.1
+# Signal power that the first stop may hold: every schedule ends below it.
+LARGEST_START = 1e-3
 # Of 1, 1.25, 1.5, 1.75, 2 and 2.5 the best compromise with the ideal denoiser of the digits at 10, 20 and 40 steps:
 # 0.3 to 1.2 of the error of even spacing (1).
 SPACING_POWER = 1.5
@@ -35,11 +37,12 @@ def scheduler_arguments(target: str, schedule: str, timesteps: int) -> dict[str,
 
     Args: keys of `TARGETS` and `schedule.SCHEDULES`, not checked here; length of the schedule.
     """
+    beta_start, beta_end = schedules.linear_ends(timesteps)  # the cosine schedule does not look at them
     return {
         "num_train_timesteps": timesteps,
         "beta_schedule": schedules.SCHEDULES[schedule].diffusers_name,
-        "beta_start": schedules.BETA_START,
-        "beta_end": schedules.BETA_END,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
         "prediction_type": TARGETS[target].prediction_type,
     }
 
@@ -222,7 +225,9 @@ def usable_timesteps(process: Process, at_least: int) -> int:
     """Length of the schedule without the end where the network's error is blown up; `at_least` are kept."""
     # lambda = log(alpha / sigma) is half the log SNR (arXiv:2211.01095, sec. 2).
     usable = int((schedules.snr(process.alpha_bar).log() / 2 >= SMALLEST_LAMBDA).sum())
-    return max(usable, at_least)
+    # In a short schedule the timestep before the end may still hold signal, and sampling starts from noise alone.
+    noise = int((process.alpha_bar >= LARGEST_START).sum()) + 1
+    return min(max(usable, noise, at_least), process.timesteps)
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from osmotic.diffusion.schedule import snr
+from osmotic.diffusion.schedule import LINEAR_TIMESTEPS, linear_ends, snr
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +122,11 @@ class ScheduledTarget(ABC):
 
     def contract(self, schedule: str, timesteps: int) -> Contract:
         """As `Target.contract`: schedule and timesteps, no sigma."""
-        sigmas = dict.fromkeys(("sigma_data", "sigma_min", "sigma_max"))
-        return {"schedule": schedule, "timesteps": timesteps, **sigmas}
+        found: Contract = dict.fromkeys(("sigma_data", "sigma_min", "sigma_max"))
+        if schedule == "linear" and timesteps != LINEAR_TIMESTEPS:
+            # Earlier versions did not scale the betas: what they began must not go on with others.
+            found["beta_end"] = linear_ends(timesteps)[1]
+        return {"schedule": schedule, "timesteps": timesteps, **found}
 
 
 class Epsilon(ScheduledTarget):

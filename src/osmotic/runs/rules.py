@@ -197,6 +197,8 @@ def _process(config: Config) -> None:
             raise ConfigError("recipe.loss", config.recipe.loss, rule)
     if reason := names.compatible(target, sampler):
         raise ConfigError("score.sampler", sampler, reason)
+    if reason := names.timesteps_fit(config.model.schedule, config.model.timesteps):
+        raise ConfigError("model.timesteps", config.model.timesteps, reason)
     if reason := names.steps_fit(sampler, steps, config.model.timesteps):
         raise ConfigError("score.steps", steps, reason)
     if config.score.guidance not in (1.0, "auto") and config.model.conditional is False:
