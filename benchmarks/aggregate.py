@@ -218,6 +218,9 @@ class Silent:
     def answered(self, client: str) -> None:
         """Not of interest."""
 
+    def worked(self, work: str, amount: float) -> None:
+        """Not of interest."""
+
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """Not of interest."""
         if line["num_counted"] == 0 or line["num_failed"]:

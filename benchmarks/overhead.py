@@ -107,6 +107,9 @@ class Clock:
     def answered(self, client: str) -> None:
         """Not of interest."""
 
+    def worked(self, work: str, amount: float) -> None:
+        """Not of interest."""
+
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """Stops the clock."""
         self.done = time.perf_counter()

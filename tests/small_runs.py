@@ -49,6 +49,8 @@ class Silent:
     def answered(self, client: str) -> None:
         self.at("answered", client)
 
+    def worked(self, work: Any, amount: float) -> None: ...
+
     def phase_done(self, line: Mapping[str, Any]) -> None:
         self.lines.append(line)
         self.at("done", line)

@@ -20,10 +20,7 @@ from PIL import Image
 import osmotic.runs
 from osmotic import cli, engines
 from osmotic.config import presets, schema, toml
-from osmotic.protocol.messages import Phase
 from osmotic.runs import commands, plan, resolve
-from osmotic.runs.progress import Progress
-from osmotic.storage.folder import RunDir
 
 
 @dataclass
@@ -104,13 +101,6 @@ def test_the_version_is_printed(osm: Command):
 def test_help_says_that_clients_are_simulated(osm: Command, arguments: tuple[str, ...]):
     told = " ".join(osm(*arguments).out.split())
     assert "simulated in one process" in told and "cannot be joined yet" in told
-
-
-def test_a_run_says_at_its_start_that_it_is_a_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = resolve.load(sets=["track.backends=[]"])
-    for quiet, told in ((False, "osmotic: a simulation: all clients share one process"), (True, "")):
-        Progress(RunDir(tmp_path), config, quiet).phase_started(Phase("train", 1), 0, 1)
-        assert capsys.readouterr().err.startswith(told) and bool(told) is not quiet
 
 
 def test_every_engine_says_where_its_clients_are():

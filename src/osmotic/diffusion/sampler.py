@@ -76,6 +76,7 @@ class Sampling:
         *,
         batch_size: int = BATCH_SIZE,
         device: torch.device | str = "cpu",
+        drawn: Callable[[float], object] = lambda images: None,
     ) -> Tensor:
         """Generated images in the bounds of the space, [N, C, H, W], float32, on the CPU.
 
@@ -88,12 +89,13 @@ class Sampling:
             seed: non-negative integers for `np.random.SeedSequence`; the image's index is appended.
             batch_size: images side by side, fewer where images are very large.
             device: where the network is.
+            drawn: told after every sampler step how many images' worth of work it was; all steps of an image make 1.
         Raises: ValueError if labels, guidance and `num_images` do not fit each other or the process.
         """
         given = self._labels(labels, num_images)
         with _evaluating([model]):
             chunks = _chunks((num_images, *self.space.shape), batch_size)
-            return torch.cat([self._chunk(model, given, indices, seed, device) for indices in chunks])
+            return torch.cat([self._chunk(model, given, indices, seed, device, drawn) for indices in chunks])
 
     def draw_chunks(
         self,
@@ -105,6 +107,7 @@ class Sampling:
         chunk_size: int = CHUNK_SIZE,
         threads: int = 1,
         device: torch.device | str = "cpu",
+        drawn: Callable[[float], object] = lambda images: None,
     ) -> Tensor:
         """As `draw`, [N, C, H, W], with one worker thread per model; the same bits for any number of models.
 
@@ -113,6 +116,7 @@ class Sampling:
         Args:
             models: replicas of one network, one per worker; they may not share buffers that a forward pass writes.
             labels, num_images, seed, device: as `draw`.
+            drawn: as `draw`, from any of the workers' threads.
             chunk_size: images side by side in a worker; results depend on it in the last bits.
             threads: operator threads of each worker.
         Raises: ValueError as `draw`, and if there is no model.
@@ -129,7 +133,7 @@ class Sampling:
             torch.set_num_threads(threads)
             model = idle.get()
             try:
-                return self._chunk(model, given, indices, seed, device)
+                return self._chunk(model, given, indices, seed, device, drawn)
             finally:
                 idle.put(model)
 
@@ -172,6 +176,7 @@ class Sampling:
         indices: range,
         seed: Seed,
         device: torch.device | str,
+        drawn: Callable[[float], object],
     ) -> Tensor:
         """The images of these indices, [len(indices), C, H, W]."""
         entry, bounds = SAMPLERS[self.sampler], self.space.range
@@ -191,6 +196,7 @@ class Sampling:
             for timestep in scheduler.timesteps:
                 output = predict(scheduler.scale_model_input(x, timestep), timestep)
                 x = scheduler.step(output, timestep, x, return_dict=False, **extra)[0]
+                drawn(len(indices) / len(scheduler.timesteps))
         # The EDM samplers have clipped nothing yet, and the others' last step may round past the end.
         return (x if bounds is None else x.clamp(*bounds)).cpu()
 

@@ -5,7 +5,7 @@ Network, diffusion process, space, exchange, pieces, codecs, and the contract th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,20 +141,28 @@ class Blueprint:
         samples: int,
         seed: int,
         guidance: float | None = None,
+        drawn: Callable[[float], object] = lambda images: None,
     ) -> tuple[np.ndarray, int]:
         """Images of one network, uint8 [samples, H, W, C], and network evaluations per image.
 
         Args:
             labels: int64 [samples], or None for no class.
+            drawn: as `Sampling.draw`.
         Raises: ValueError as `Sampling.draw`.
         """
         sampling = self.sampling(guidance)
         device = next(model.parameters()).device
         given = None if labels is None else torch.from_numpy(labels)
-        return self.space.decode(sampling.draw(model, given, samples, seed, device=device)), sampling.nfe
+        images = sampling.draw(model, given, samples, seed, device=device, drawn=drawn)
+        return self.space.decode(images), sampling.nfe
 
     def draw_chunks(
-        self, networks: Sequence[torch.nn.Module], labels: np.ndarray | None, samples: int, seed: int
+        self,
+        networks: Sequence[torch.nn.Module],
+        labels: np.ndarray | None,
+        samples: int,
+        seed: int,
+        drawn: Callable[[float], object] = lambda images: None,
     ) -> tuple[np.ndarray, int]:
         """As `draw`, uint8 [samples, H, W, C], by any number of replicas side by side: the same bits."""
         sampling = self.sampling()
@@ -165,5 +173,6 @@ class Blueprint:
             seed,
             threads=self.config.engine.threads,
             device=next(networks[0].parameters()).device,
+            drawn=drawn,
         )
         return self.space.decode(images), sampling.nfe

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from osmotic.codecs import EXACT, BadPacket, Codec
 from osmotic.diffusion.ema import Ema
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import held, receive
+from osmotic.federation.interfaces import Work
 from osmotic.federation.memory import ClientState
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain
@@ -82,6 +84,7 @@ class Worker:
         initial: the run's initial weights, name -> float32 [...]; everybody can draw them from the seed.
         contract: hash that a packet must carry.
         stop: set when the run is being stopped.
+        worked: is told of every batch that is trained on or drawn (`interfaces.Observer`).
     """
 
     def __init__(
@@ -91,9 +94,11 @@ class Worker:
         initial: Tensors,
         contract: str,
         stop: threading.Event | None = None,
+        worked: Callable[[Work, float], object] = lambda work, amount: None,
     ) -> None:
         self.blueprint, self.config, self.model = blueprint, blueprint.config, model
         self.initial, self.contract, self.stop = initial, contract, stop or threading.Event()
+        self.worked = worked
         # Exchange and pieces of this worker's own: a hook on a client can then not read what the server's have seen.
         self.method, self.chain = blueprint.method(), blueprint.chain()
         self.named = dict(model.named_parameters())  # walking the modules takes a millisecond
@@ -197,6 +202,7 @@ class Worker:
             rule=rule,
             moments=moments,
             stop=self.stop.is_set,
+            stepped=partial(self.worked, "train", 1),
         )
         change = {
             n: (self.named[n].detach() - step.received[n]).cpu().contiguous().numpy()
@@ -240,7 +246,12 @@ class Worker:
         asked = opened.header["control"]["score"]
         labels = None if asked.get("labels") is None else np.array(asked["labels"], np.int64)
         images, nfe = self.blueprint.draw(
-            self.model, labels, int(asked["samples"]), int(asked["seed"]), float(asked["guidance"])
+            self.model,
+            labels,
+            int(asked["samples"]),
+            int(asked["seed"]),
+            float(asked["guidance"]),
+            drawn=partial(self.worked, "draw"),
         )
         return Result(exact={"image/samples": images}, metrics={"nfe": nfe})
 

@@ -10,6 +10,9 @@ import numpy as np
 from osmotic.protocol.messages import Answer, Client, Phase, Sent
 from osmotic.tensors import Tensors
 
+# What takes a run's time, and its unit: optimiser steps of clients, images drawn for a score, optimiser steps of the
+# encoder, images that it has looked at.
+Work = Literal["train", "draw", "encoder", "score"]
 Stage = Literal["before", "after"]  # personal models: without the last average of shared parts, or with it
 
 
@@ -83,6 +86,9 @@ class Observer(Protocol):
 
     def answered(self, client: str) -> None:
         """A client has answered, well or not; in any order."""
+
+    def worked(self, work: Work, amount: float) -> None:
+        """So much of one kind of work is done; called for every batch, from any thread, so it must be quick."""
 
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """A phase is closed; `line` is its line of metrics.jsonl, already written."""

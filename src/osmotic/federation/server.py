@@ -33,7 +33,7 @@ from osmotic.federation.lab import ServerLab
 from osmotic.federation.state import ServerState
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task
-from osmotic.protocol.participation import choose, learning_rate
+from osmotic.protocol.participation import choose, learning_rate, score_due
 from osmotic.protocol.view import View
 from osmotic.storage import checkpoint
 from osmotic.storage.folder import RunDir
@@ -225,7 +225,11 @@ class Server:
     def _finish(self, phase: Phase, started: float) -> None:
         """Steps 8 and 9: the score, if one is due, and the line that closes the phase."""
         state = self.state
-        quality, latest = self._score(phase) if self._due(phase) else (None, state.last_quality)
+        quality, latest = (
+            self._score(phase)
+            if score_due(self.config, self.phases, state.step - 1)
+            else (None, state.last_quality)
+        )
         with self.interrupts.held():
             assert state.pending is not None
             seconds = round(time.perf_counter() - started, 3)
@@ -267,12 +271,6 @@ class Server:
         self.run_dir.append_text("ledger", ledger.lines(tally.entries))
 
     # --- scores, and models of the clients' own ---
-
-    def _due(self, phase: Phase) -> bool:
-        every, rounds = int(self.config.score.every), self.config.training.rounds
-        of_round = every > 0 and phase.server_round % every == 0
-        last = phase.server_round == rounds or self.state.step == len(self.phases)
-        return last or (phase.name == TRAIN and of_round)
 
     def _score(self, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scores the models that there are after this phase: (for the metrics line, for the summary)."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,20 +33,26 @@ _SEED = 20_231_014
 _BATCH = 500  # images, when the test accuracy is taken
 
 
-def get(dataset: Dataset, cache: bool, threads: int, device: str) -> Encoder:
+def get(
+    dataset: Dataset,
+    cache: bool,
+    threads: int,
+    device: str,
+    stepped: Callable[[], object] = lambda: None,
+) -> Encoder:
     """The classifier of this data set, from the cache or trained now.
 
     Args:
         dataset: train and held-out images, [N, H, W, C] each; without labels rotations are learnt.
-        cache, threads, device: as `encoder.get`.
+        cache, threads, device, stepped: as `encoder.get`.
     Raises: ValueError without training images.
     """
     if len(dataset.train.images) == 0:
         raise ValueError("train.images must hold at least one image to train an encoder on")
-    path = cache_folder() / "encoders" / f"{_cache_key(dataset, threads)}.safetensors"
+    path = _cached(dataset, threads)
     trained = _read(path) if cache else None
     if trained is None:
-        trained = _train(dataset, threads)
+        trained = _train(dataset, threads, stepped)
         if cache:
             _write(path, trained)
     shape = dataset.train.images.shape[1:]  # [H, W, C]
@@ -65,6 +71,14 @@ def get(dataset: Dataset, cache: bool, threads: int, device: str) -> Encoder:
         threads=threads,
         device=device,
     )
+
+
+def steps_to_train(dataset: Dataset, threads: int) -> int:
+    """Optimiser steps that `get` will take: none where the cache has the encoder."""
+    if _cached(dataset, threads).with_suffix(".json").exists():
+        return 0
+    epochs, _, steps = _schedule(len(dataset.train.images))
+    return epochs * steps
 
 
 def build(channels: int, num_outputs: int, side: int) -> tuple[nn.Sequential, nn.Linear]:
@@ -143,16 +157,19 @@ def _side(images: np.ndarray) -> int:
     return min(max(images.shape[1:3]), MAX_SIDE)
 
 
-def _train(dataset: Dataset, threads: int) -> _Trained:
+def _schedule(num_images: int) -> tuple[int, int, int]:
+    """Passes, batch size, steps of a pass: few images are shown often, many three times or more; about the same work."""
+    batch_size = min(64 if num_images < 10_000 else 128, num_images)
+    return int(np.clip(round(240_000 / num_images), 3, 24)), batch_size, num_images // batch_size
+
+
+def _train(dataset: Dataset, threads: int, stepped: Callable[[], object]) -> _Trained:
     """Cross entropy, AdamW, one-cycle learning rate (arXiv:1708.07120), a few passes; one generator."""
     images, labels = dataset.train.images, dataset.train.labels
     side, channels = _side(images), images.shape[-1]
     # Names may outnumber the labels seen, and labels may come without names; cross entropy needs two outputs.
     num_outputs = 4 if labels is None else max(int(labels.max()) + 1, len(dataset.class_names), 2)
-    # Few images are shown often, many are shown three times or more: about the same work for all.
-    epochs = int(np.clip(round(240_000 / len(images)), 3, 24))
-    batch_size = min(64 if len(images) < 10_000 else 128, len(images))
-    steps = len(images) // batch_size
+    epochs, batch_size, steps = _schedule(len(images))
     generator = torch.Generator().manual_seed(_SEED)
     with op_threads(threads):
         network, head = build(channels, num_outputs, side)
@@ -175,6 +192,7 @@ def _train(dataset: Dataset, threads: int) -> _Trained:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                stepped()
         accuracy = _accuracy(model.eval(), dataset.test, rotations=labels is None)
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
     weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
@@ -221,6 +239,11 @@ def _load(trained: _Trained) -> tuple[nn.Sequential, nn.Linear]:
         module.load_state_dict({**state, **counters})
         module.eval().requires_grad_(False)
     return network, head
+
+
+def _cached(dataset: Dataset, threads: int) -> Path:
+    """Where this data set's encoder lies once it is trained."""
+    return cache_folder() / "encoders" / f"{_cache_key(dataset, threads)}.safetensors"
 
 
 def _cache_key(dataset: Dataset, threads: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from osmotic.data.dataset import Dataset
 from osmotic.metrics import classifier, pretrained
 from osmotic.metrics.features import THREADS, Encoder
 
-__all__ = ["Encoder", "get"]
+__all__ = ["Encoder", "get", "steps_to_train"]
 
 
 def get(
@@ -15,6 +17,7 @@ def get(
     cache: bool = True,
     threads: int = THREADS,
     device: str = "cpu",
+    stepped: Callable[[], object] = lambda: None,
 ) -> Encoder:
     """The encoder that `score.encoder` names, trained now if it is the data's own and not in the cache.
 
@@ -23,10 +26,16 @@ def get(
         name: "classifier", "inception-v3" or "dinov2".
         cache: look for a trained encoder in the cache folder and leave a new one there.
         threads: operator threads for training and features, >= 1; the bits depend on it.
+        stepped: called after every step, where an encoder is trained.
         device: where features are computed; training always runs on the CPU, so that the hash is one.
     Raises: ConfigError if there is no encoder of this name, or a pretrained one's weights are not on disk;
         ValueError without training images.
     """
     if name == "classifier":
-        return classifier.get(dataset, cache, threads, device)
+        return classifier.get(dataset, cache, threads, device, stepped)
     return pretrained.load(name, device, threads)
+
+
+def steps_to_train(dataset: Dataset, name: str, threads: int = THREADS) -> int:
+    """Optimiser steps that `get` will take: none for an encoder that lies in the cache, or was trained elsewhere."""
+    return classifier.steps_to_train(dataset, threads) if name == "classifier" else 0

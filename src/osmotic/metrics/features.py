@@ -35,6 +35,7 @@ class Encoder:
         batch_size: images per call of the network, >= 1; it moves features in their last bits.
         threads: operator threads, >= 1; the bits depend on it.
         device: where the network runs, as torch names it.
+        looked: told after every batch how many images it held.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Encoder:
     batch_size: int = 500
     threads: int = THREADS
     device: str = "cpu"
+    looked: Callable[[int], object] = lambda images: None
     _known: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list, repr=False)
 
     @property
@@ -67,7 +69,10 @@ class Encoder:
             network = self.network.eval().to(self.device)
             # float32 leaves the device batch by batch: N images of Inception would not fit beside the
             # generator.
-            batches = [network(x.to(self.device)).float().cpu().numpy() for x in self._batches(images)]
+            batches = []
+            for x in self._batches(images):
+                batches.append(network(x.to(self.device)).float().cpu().numpy())
+                self.looked(len(x))
         return np.concatenate(batches)  # [N, D]
 
     def features_once(self, images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from osmotic import seeds
 from osmotic.config.schema import Config, TrainingConfig
-from osmotic.protocol.messages import Client, Phase, Task
+from osmotic.protocol.messages import TRAIN, Client, Phase, Task
 
 
 def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
@@ -46,6 +46,13 @@ def images_planned(num_images: int, batch_size: int, epochs: float) -> int:
     """Images that the steps of `batch_plan` see, repeats counted: whole passes, then the first batches of another."""
     passes, rest = divmod(batch_plan(num_images, batch_size, epochs), math.ceil(num_images / batch_size))
     return passes * num_images + rest * batch_size
+
+
+def score_due(config: Config, phases: Sequence[Phase], index: int) -> bool:
+    """Whether models are scored after the phase at `index`: every few rounds, after the last one, and at the end."""
+    phase, every = phases[index], int(config.score.every)
+    last = phase.server_round == config.training.rounds or index == len(phases) - 1
+    return last or (phase.name == TRAIN and every > 0 and phase.server_round % every == 0)
 
 
 def learning_rate(training: TrainingConfig, server_round: int) -> float:

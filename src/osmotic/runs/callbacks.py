@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from osmotic.federation.interfaces import Observer, Work
 from osmotic.protocol.messages import Phase
 
 if TYPE_CHECKING:
-    from osmotic.federation.interfaces import Observer
+    from osmotic.runs.announce import Start
 
 
 class Callback:
@@ -28,6 +29,11 @@ class Callback:
     run can be resumed, and comes to the same bits as one that was never stopped.
     """
 
+    def run_started(self, start: Start) -> None:
+        """All is read and built, and the first phase is to come, or on resuming the next: `start` has the facts, and
+        `start.estimate().left()` is the seconds that the run will take, after some seconds of timing.
+        """
+
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
         """A phase (`name`, `server_round`) begins, as number `index` (from 0) of `count`."""
 
@@ -37,25 +43,57 @@ class Callback:
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """A phase has counted: its line of metrics.jsonl, scores under "quality" where there were any."""
 
+    def worked(self, work: Work, amount: float) -> None:
+        """So much of one kind of work is done: optimiser steps of clients ("train") or of the encoder ("encoder"), images
+        drawn ("draw", in fractions) or looked at ("score"). For every batch, from several threads at once: be quick.
+        """
+
     def run_done(self, run: Any) -> None:
         """All is written, the report too; `run` is the `osmotic.Run`. Not called where the run was stopped."""
+
+
+class RunObserver(Observer, Protocol):
+    """An observer of a run as a whole: what the server's loop tells, and the beginning."""
+
+    def run_started(self, start: Start) -> None:
+        """The first phase is to come, or on resuming the next."""
 
 
 class Observers:
     """Several observers as one, called in their order; the first that raises keeps it from those after it."""
 
-    def __init__(self, observers: Iterable[Observer]) -> None:
+    def __init__(self, observers: Iterable[RunObserver]) -> None:
         self.observers = tuple(observers)
+        self._raised: Exception | None = None
+
+    def run_started(self, start: Start) -> None:
+        for observer in self.observers:
+            observer.run_started(start)
 
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
         for observer in self.observers:
             observer.phase_started(phase, index, count)
 
     def answered(self, client: str) -> None:
+        self._raise()
         for observer in self.observers:
             observer.answered(client)
 
+    def worked(self, work: Work, amount: float) -> None:
+        try:
+            for observer in self.observers:
+                observer.worked(work, amount)
+        except (
+            Exception
+        ) as error:  # in a client's thread it would be that client's failure, and the run would go on
+            self._raised = self._raised or error
+
+    def _raise(self) -> None:
+        if self._raised is not None:
+            raise self._raised
+
     def phase_done(self, line: Mapping[str, Any]) -> None:
+        self._raise()
         for observer in self.observers:
             observer.phase_done(line)
 

@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import methods, pieces, plugins
+from osmotic import methods, models, pieces, plugins
 from osmotic.config import toml
 from osmotic.config.schema import Config, to_dict
 from osmotic.data.dataset import Dataset
-from osmotic.engines import ENGINES
+from osmotic.engines import ENGINES, WHERE
 from osmotic.errors import ConfigError
 from osmotic.federation import extension
 from osmotic.federation.client import Site, Worker
-from osmotic.federation.interfaces import Engine, Observer
+from osmotic.federation.interfaces import Engine, Observer, Work
 from osmotic.federation.server import Server
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import resolve
-from osmotic.runs.callbacks import Callback
+from osmotic.runs import quicker, resolve, timing
+from osmotic.runs.announce import LONG, Start
+from osmotic.runs.callbacks import Callback, RunObserver
+from osmotic.runs.estimate import Estimate
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
@@ -41,7 +43,7 @@ from osmotic.training.weights import copy_weights, weights_of
 def start(
     config: Config,
     out: Path,
-    observer: Callable[[RunDir, Config], Observer],
+    observer: Callable[[RunDir, Config], RunObserver],
     dataset: Dataset | None = None,
 ) -> RunDir:
     """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
@@ -57,7 +59,7 @@ def start(
 
 def resume(
     path: Path,
-    observer: Callable[[RunDir, Config], Observer],
+    observer: Callable[[RunDir, Config], RunObserver],
     dataset: Dataset | None = None,
     sets: Sequence[str] = (),
     keys: Mapping[str, Any] | None = None,
@@ -103,18 +105,48 @@ def refuse_other_images(run: RunDir, study: Study) -> None:
 
 
 def _run(
-    study: Study, run: RunDir, observer: Observer, resume: bool, agreed: Callable[[], None] = lambda: None
+    study: Study, run: RunDir, observer: RunObserver, resume: bool, agreed: Callable[[], None] = lambda: None
 ) -> RunDir:
     make_deterministic(study)
     server, _ = make_server(study, run, observer)
     try:
         if resume:
             server.restore(agreed)
+        observer.run_started(described(study, server))
         server.run()
         write_summary(study, server, run)
     finally:
         server.engine.close()
     return run
+
+
+def described(study: Study, server: Server) -> Start:
+    """The run as it is about to begin, or to go on."""
+
+    def estimate() -> Estimate:
+        phases, step = timing.workload(study), server.state.step
+        todo = phases[step:]
+        if server.state.pending is not None:  # stopped while it was being scored
+            todo.insert(0, {work: amount for work, amount in phases[step - 1].items() if work != "train"})
+        return Estimate(todo, timing.measure(study))
+
+    config, spec = study.config, study.spec
+    return Start(
+        where=WHERE[config.engine.name],
+        device=str(study.device),
+        network=spec.name,
+        parameters=models.count(study.blueprint.layout),
+        image_size=spec.image_size,
+        channels=spec.channels,
+        num_images=sum(len(h.train) for h in study.holdings),
+        num_classes=spec.num_classes,
+        num_clients=len(study.holdings),
+        rounds=config.training.rounds,
+        samples=int(config.score.samples),
+        every=int(config.score.every),
+        estimate=estimate,
+        quicker=lambda estimate: quicker.quicker(study, *estimate.todo(), enough=LONG),
+    )
 
 
 def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
@@ -136,8 +168,8 @@ def make_server(study: Study, run: RunDir, observer: Observer) -> tuple[Server, 
     """The server with its engine, clients and scorer."""
     initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
     study.blueprint.sampling().scheduler()  # imported here, before there are threads
-    make_worker, stop = worker_factory(study, initial, contract)
-    scoring = Scoring(study, run)
+    make_worker, stop = worker_factory(study, initial, contract, observer.worked)
+    scoring = Scoring(study, run, observer.worked)
     server = Server(
         study.blueprint,
         make_engine(study, run.path / "clients", make_worker, stop),
@@ -180,11 +212,14 @@ def make_sites(study: Study, folder: Path) -> list[Site]:
 
 
 def worker_factory(
-    study: Study, initial: Tensors, contract: str
+    study: Study,
+    initial: Tensors,
+    contract: str,
+    worked: Callable[[Work, float], object] = lambda work, amount: None,
 ) -> tuple[Callable[[], Worker], threading.Event]:
     """What makes one worker, with a network of its own; and the event that stops all of them."""
     stop = threading.Event()
-    return lambda: Worker(study.blueprint, study.model(), initial, contract, stop), stop
+    return lambda: Worker(study.blueprint, study.model(), initial, contract, stop, worked), stop
 
 
 class ServerTrainer:

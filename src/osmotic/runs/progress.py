@@ -1,16 +1,18 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere; trackers are told too."""
+"""What a person and the trackers are told while a run goes on."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from osmotic.protocol.messages import MERGE, Phase
+from osmotic.federation.interfaces import Work
+from osmotic.protocol.messages import MERGE, TRAIN, Phase
+from osmotic.runs.display import Display
 from osmotic.storage.folder import RunDir
 
 if TYPE_CHECKING:
     from osmotic.config.schema import Config
+    from osmotic.runs.announce import Start
     from osmotic.runs.trackers import Tracker
 
 
@@ -20,23 +22,34 @@ class Progress:
     Args:
         run: folder of the run, whose sample grids the trackers are shown.
         quiet: print nothing, for `--json`.
+        display: what is printed to; by default one of its own.
     """
 
-    def __init__(self, run: RunDir, config: Config, quiet: bool) -> None:
+    def __init__(self, run: RunDir, config: Config, quiet: bool, display: Display | None = None) -> None:
         self.run, self.config, self.quiet = run, config, quiet
+        self.display = display or Display(quiet)
         self._tracker: Tracker | None = None
         self._before: Mapping[str, Any] | None = None  # the line of the phase before
-        self._bar: Any = None
-        self._task: Any = None
-        self._terminal = not quiet and sys.stderr.isatty()
+
+    def run_started(self, start: Start) -> None:
+        """Says what runs where, times a few steps, and says how long all of it will take."""
+        if self.quiet:
+            return
+        from osmotic.runs import announce
+
+        for line in announce.lines(start):
+            self.display.say(line)
+        self.display.at("timing a few steps")
+        estimate = start.estimate()
+        for line in announce.time_lines(start, estimate):
+            self.display.say(line)
+        self.display.at("")
+        self.display.estimate = estimate
+        estimate.begin()
 
     def phase_started(self, phase: Phase, index: int, count: int) -> None:
-        """Says where clients run, and opens bar and trackers, when the first phase starts."""
+        """Opens the trackers when the first phase starts."""
         if self._tracker is None:
-            if not self.quiet:
-                from osmotic.engines import WHERE
-
-                print(f"osmotic: {WHERE[self.config.engine.name]}", file=sys.stderr, flush=True)
             from osmotic.config.schema import to_dict
             from osmotic.runs import tracked, trackers
 
@@ -44,57 +57,33 @@ class Progress:
             self._tracker = trackers.open_trackers(
                 self.config.track.backends, self.run.path, to_dict(self.config), from_step=phase.server_round
             )
-        if self._terminal and self._bar is None:
-            self._open_bar(index, count)
-        if self._bar is not None:
-            self._bar.update(self._task, description=f"{phase.name} {phase.server_round}", clients=0)
+        rounds = f" of {self.config.training.rounds}" if phase.name == TRAIN else ""
+        self.display.at(f"{phase.name} {phase.server_round}{rounds}")
 
     def answered(self, client: str) -> None:
         """One more client of this phase has answered."""
-        if self._bar is not None:
-            self._bar.update(self._task, clients=self._bar.tasks[self._task].fields["clients"] + 1)
+        self.display.tick()
+
+    def worked(self, work: Work, amount: float) -> None:
+        """So much of one kind of work is done."""
+        if self.display.estimate is not None:
+            self.display.estimate.worked(work, amount)
+            self.display.tick()
 
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """One line per phase, to the terminal and to the trackers."""
+        if self.display.estimate is not None:
+            self.display.estimate.phase_done()
         text = describe(line)
-        if self._bar is not None:
-            self._bar.update(self._task, advance=1, note=text)
-        elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        self.display.say(text, note=text)
         if self._tracker is not None:
             self._tell(self._tracker, line)
 
     def close(self) -> None:
         """Closes bar and trackers."""
-        if self._bar is not None:
-            self._bar.stop()
+        self.display.close()
         if self._tracker is not None:
             self._tracker.close()
-
-    def _open_bar(self, index: int, count: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[clients]} clients"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bar = Bar(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task("", total=count, completed=index, clients=0, note="")
-        self._bar.start()
 
     def _tell(self, tracker: Tracker, line: Mapping[str, Any]) -> None:
         from osmotic.runs import tracked

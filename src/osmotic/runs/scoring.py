@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from osmotic import seeds
-from osmotic.data.dataset import Split
+from osmotic.data.dataset import Dataset, Split
 from osmotic.diffusion import compatibility
-from osmotic.federation.interfaces import Stage
+from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated
 from osmotic.metrics.registry import measure
@@ -47,8 +47,13 @@ class Scoring:
     The noise is the same in every round, so that grids and scores of different rounds differ by the weights alone.
     """
 
-    def __init__(self, study: Study, run: RunDir | None) -> None:
-        self.study, self.run = study, run
+    def __init__(
+        self,
+        study: Study,
+        run: RunDir | None,
+        worked: Callable[[Work, float], object] = lambda work, amount: None,
+    ) -> None:
+        self.study, self.run, self.worked = study, run, worked
         self._models: list[torch.nn.Module] = []
         self._encoder: encoders.Encoder | None = None
         self._owns: dict[str, federated.OwnYardstick] = {}
@@ -57,10 +62,26 @@ class Scoring:
     def encoder(self) -> encoders.Encoder:
         """The feature network the configuration names, trained or read once."""
         if self._encoder is None:
-            # Not on images of `data.holdout`: their features would look familiar, and they are a yardstick.
-            seen = dataclasses.replace(self.study.dataset, train=self.reference)
-            self._encoder = encoders.get(seen, self.study.config.score.encoder)
+            self._encoder = encoders.get(
+                self.seen,
+                self.study.config.score.encoder,
+                stepped=partial(self.worked, "encoder", 1),
+            )
+            self._encoder.looked = partial(self.worked, "score")
         return self._encoder
+
+    @property
+    def encoder_steps(self) -> int:
+        """Optimiser steps until there is an encoder; 0 where it need not be trained."""
+        if self._encoder is not None:
+            return 0
+        return encoders.steps_to_train(self.seen, self.study.config.score.encoder)
+
+    @property
+    def seen(self) -> Dataset:
+        """What an encoder may learn from."""
+        # Not images of `data.holdout`: their features would look familiar, and they are a yardstick.
+        return dataclasses.replace(self.study.dataset, train=self.reference)
 
     @property
     def samples(self) -> int:
@@ -91,7 +112,8 @@ class Scoring:
             self._models.append(self.study.model())
         for model in self._models:
             copy_weights(dict(model.named_parameters()), weights)
-        return self.study.blueprint.draw_chunks(self._models, labels, samples, self.seed)
+        drawn = partial(self.worked, "draw")
+        return self.study.blueprint.draw_chunks(self._models, labels, samples, self.seed, drawn)
 
     def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
         """Quality of the global model, with one entry per client, and the round's sample grid.

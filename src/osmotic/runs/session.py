@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from osmotic.config.schema import Config
     from osmotic.data.dataset import Dataset
-    from osmotic.federation.interfaces import Observer
-    from osmotic.runs.callbacks import Callback
+    from osmotic.runs.callbacks import Callback, RunObserver
     from osmotic.storage.folder import RunDir
 
 
@@ -45,9 +44,9 @@ def start(
     RunDir.refuse_used(folder)
     more = () if dataset is None else (dataset,)
     planning.network(config, *more)
-    from osmotic.runs import launch
-
     with _observed(callbacks, quiet) as observer:
+        from osmotic.runs import launch
+
         return launch.start(config, folder, observer, *more)
 
 
@@ -60,27 +59,33 @@ def go_on(
     keys: Mapping[str, Any] | None = None,
 ) -> RunDir:
     """Resumes the run in a folder, as `start` ends it; `sets` and `keys` change what `launch.resume` lets them."""
-    from osmotic.runs import launch
-
     with _observed(callbacks, quiet) as observer:
+        from osmotic.runs import launch
+
         return launch.resume(folder, observer, dataset, sets, keys)
 
 
 @contextmanager
-def _observed(callbacks: Sequence[Callback], quiet: bool) -> Iterator[Callable[[RunDir, Config], Observer]]:
+def _observed(
+    callbacks: Sequence[Callback], quiet: bool
+) -> Iterator[Callable[[RunDir, Config], RunObserver]]:
     """What makes the observer of a run: its progress and trackers, then the callbacks."""
     from osmotic.runs.callbacks import Observers
+    from osmotic.runs.display import Display
     from osmotic.runs.progress import Progress
 
     opened: list[Progress] = []
+    display = Display(quiet)
 
-    def observe(run_dir: RunDir, config: Config) -> Observer:
-        opened.append(Progress(run_dir, config, quiet=quiet))
+    def observe(run_dir: RunDir, config: Config) -> RunObserver:
+        opened.append(Progress(run_dir, config, quiet, display))
         return Observers([*opened, *callbacks])
 
+    display.at("reading images")  # before the seconds that imports take
     try:
         yield observe
     finally:
+        display.close()
         for progress in opened:
             progress.close()
 

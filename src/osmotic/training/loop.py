@@ -51,6 +51,7 @@ def fit(
     rule: Rule | None = None,
     moments: Tensors | None = None,
     stop: Callable[[], bool] = lambda: False,
+    stepped: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
     """Takes `steps` optimiser steps on the network's denoising loss.
 
@@ -62,6 +63,7 @@ def fit(
         moments: optimiser state to start from, "NAME|SLOT" -> float32 [...]; the state at the end comes over
             it in place. None: start fresh, keep nothing.
         stop: asked before every step.
+        stepped: called after every step.
     Returns: (mean loss over steps, images seen, repeats counted).
     Raises: Cancelled if `stop` says so.
     """
@@ -95,6 +97,7 @@ def fit(
             rule.stepped()
         loss_sum += loss.detach()  # read once at the end: a read per step would wait for the GPU
         seen += len(index)
+        stepped()
     if moments is not None:  # those of parts that were frozen this time stay
         moments.update(moments_of(optimizer, named))
     return float(loss_sum) / steps, seen
