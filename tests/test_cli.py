@@ -67,7 +67,7 @@ def is_refused(done: Done, *words: str) -> None:
         assert word in done.lines[0]
 
 
-COMMANDS = ["run", "resume", "sample", "evaluate", "compare", "report", "methods", "plan", "split"]
+COMMANDS = ["run", "resume", "sample", "evaluate", "compare", "report", "methods", "plan", "leaves", "split"]
 
 
 def test_the_commands_are_those_of_the_contract():
@@ -136,6 +136,16 @@ def test_plan_reads_a_file_and_says_it_in_words(osm: Command):
     assert done.code == 0
     assert "3 rounds" in done.out
     assert "codec int8 up" in done.out
+
+
+def test_leaves_prints_one_document_or_tells_a_person(osm: Command):
+    done = osm("leaves", "--json", "--preset", "udec", "--set", "codec.up=int8")
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    # 385,441 weights of the decoder, a byte each, and no more than a twentieth of that in scales and header.
+    [up] = {tuple(e["from_site"]["bytes"]) for e in told["exchanges"] if e["action"] == "train"}
+    assert 385_441 < up[0] == up[1] < 1.05 * 385_441
+    assert "no differential privacy" in osm("leaves").out
 
 
 BAD = {

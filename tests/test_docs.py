@@ -77,6 +77,11 @@ def test_the_configuration_page_is_what_the_script_makes() -> None:
     assert (DOCS / "configuration.md").read_text() == script.page(), "run docs/make_configuration.py"
 
 
+def test_the_page_of_what_leaves_a_site_is_what_the_script_makes() -> None:
+    script = load("make_what_leaves", DOCS / "make_what_leaves.py")
+    assert (DOCS / "what-leaves-a-site.md").read_text() == script.page(), "run docs/make_what_leaves.py"
+
+
 def test_the_configuration_page_names_every_key() -> None:
     text = (DOCS / "configuration.md").read_text()
     missing = [key for key in schema.valid_keys() if f"| `{key}` |" not in text]
@@ -115,7 +120,7 @@ def test_commands_in_the_pages_parse_and_their_keys_are_valid(page: str, line: s
         return
     context = group.commands[name].make_context(name, words, parent=click.Context(group, info_name="osmotic"))
     given = context.params
-    if name in ("run", "plan", "split") and given["config"] is None:
+    if name in ("run", "plan", "leaves", "split") and given["config"] is None:
         resolve.load(None, preset=given["preset"], data=given["data"], sets=given["sets"])
     elif given.get("sets"):  # on top of a file that is not here: names, types and ranges alone
         schema.build(dict(resolve.parse_set(text) for text in given["sets"]))

@@ -258,6 +258,22 @@ def plan(
 
 
 @app.command()
+def leaves(
+    config: ConfigArg = None,
+    preset: PresetOpt = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Say what would leave a site and what the server could learn from it, before anything runs. CONFIG is a TOML file."""
+    from osmotic.runs import leaves as leaving
+
+    told = leaving.leaves(_load(config, preset, data, sets, plugin))
+    _say(told, json, leaving.text(told))
+
+
+@app.command()
 def split(
     config: ConfigArg = None,
     preset: PresetOpt = None,

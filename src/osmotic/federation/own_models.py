@@ -14,6 +14,27 @@ from osmotic.tensors import Tensors, group
 # Asks clients, beside the phases: (phase, tasks, what takes a reply, weights to send instead of the global ones).
 Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Tensors | None], None]
 
+# What the server learns from either, for a site that decides whether to join.
+REVEALS = (
+    "images drawn from a model that was trained on one site's images can be near-copies of them, and its weights hold what it "
+    "has memorised (arXiv 2301.13188)"
+)
+
+
+def sample_task(
+    client: Client, send: tuple[str, ...], wanted: Mapping[str, Any], shape: tuple[int, int, int, int]
+) -> Task:
+    """Asks for images drawn from the client's own model, "image/samples" uint8 of this shape [N, H, W, C]."""
+    expects = {"image/samples": Spec(shape, "uint8")}
+    return Task(client, "sample", send=send, control={"score": wanted}, expects=expects)
+
+
+def model_task(client: Client, layout: Mapping[str, tuple[int, ...]]) -> Task:
+    """Asks for the client's own model, "own/NAME" float32 [...]."""
+    # Any finite value: a personal model is not summed, so no range has to hold it.
+    expects = {f"own/{n}": Spec(s, counts=True, max_abs=np.inf) for n, s in layout.items()}
+    return Task(client, "model", expects=expects)
+
 
 def score(
     ask: Ask,
@@ -37,16 +58,8 @@ def score(
     """
     merging = phase.name == MERGE
     pools: dict[str, np.ndarray] = {}
-    tasks = [
-        Task(
-            client,
-            "sample",
-            send=shared if merging else (),
-            control={"score": scorer.wanted(client)},
-            expects={"image/samples": Spec((samples, *image), "uint8")},
-        )
-        for client in clients
-    ]
+    send = shared if merging else ()
+    tasks = [sample_task(client, send, scorer.wanted(client), (samples, *image)) for client in clients]
 
     def keep(reply: Reply) -> None:
         # A copy: the reply is a view of its packet.
@@ -69,12 +82,10 @@ def fetch(
         server_round: a number above all phases, under which the traffic is booked as "models".
     """
     found: dict[str, Tensors] = {}
-    # Any finite value: a personal model is not summed, so no range has to hold it.
-    wanted = {f"own/{n}": Spec(s, counts=True, max_abs=np.inf) for n, s in layout.items()}
 
     def keep(reply: Reply) -> None:
         found[reply.task.client.name] = {n: t.copy() for n, t in group(reply.tensors, "own").items()}
 
-    tasks = [Task(client, "model", expects=wanted) for client in clients]
+    tasks = [model_task(client, layout) for client in clients]
     ask(Phase("models", server_round, totals=False, everybody=True), tasks, keep, None)
     return {name: found[name] for name in sorted(found)}

@@ -38,6 +38,11 @@ class Method(ABC):
         "stayed where they were."
     )
     left: ClassVar[str] = "The images never left the clients."  # opens the card's "What left the clients"
+    # What a curious server can learn from what comes back, for a site that decides whether to join.
+    reveals: ClassVar[str] = (
+        "a change of weights is computed from one site's images alone: images can be reconstructed from it, the better the "
+        "fewer images and steps it holds (arXiv 1906.08935, 2003.14053), and so can whether an image was among them"
+    )
     paper: ClassVar[str] = ""  # arXiv id, or ""
     exchanges: ClassVar[str] = "all weights down, all changes up, every round"  # what travels, in a few words
 

@@ -25,4 +25,5 @@ class Central(FedAvg):
     left: ClassVar[str] = (
         "This is the centralised baseline: one trainer held all images. Nothing about this run was federated."
     )
+    reveals: ClassVar[str] = "everything: the trainer holds all images"
     exchanges: ClassVar[str] = "nothing: one trainer holds all images (upper baseline)"

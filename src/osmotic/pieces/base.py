@@ -54,6 +54,8 @@ class Piece:
         NOT_STATED  # what it makes leave a site besides the exchange's changes; "" for nothing
     )
 
+    reveals: ClassVar[str] = NOT_STATED  # what a curious server can learn from that
+
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
         return None

@@ -34,6 +34,10 @@ class Personalise(Piece):
         "images that the client's own model draws, for the scores, and at the end that model itself"
     )
 
+    reveals: ClassVar[str] = (
+        "the site's own model was last trained on its images alone, and can hold more of them than the global one"
+    )
+
     epochs: float = key(2.0, "passes over a client's own images after the rounds", 0, 10_000, above=True)
 
     def misfit(self, method: Method) -> str | None:

@@ -53,6 +53,11 @@ class Scaffold(Piece):
         "the change of the mean gradient of each weight (control variate), as large as the weights"
     )
 
+    reveals: ClassVar[str] = (
+        "a variate is the mean gradient over one site's images: what holds of changes of weights holds of it, without an "
+        "optimiser in between"
+    )
+
     def misfit(self, method: Method) -> str | None:
         """None for every exchange whose clients return something."""
         return None if method.shared else "clients return nothing, so there is no drift between them"

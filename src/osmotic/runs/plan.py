@@ -6,7 +6,7 @@ size formulas. No image is read, no network built, torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from osmotic.federation.downlink import DownLink, Stream
 from osmotic.methods import Method
 from osmotic.pieces import Chain, Piece
 from osmotic.protocol.gate import Expectation, Gate
-from osmotic.protocol.messages import TRAIN, Client, Spec
+from osmotic.protocol.messages import TRAIN, Client, Phase, Spec, Task
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
 from osmotic.runs.settle import settle
@@ -119,16 +119,10 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
         what is only an upper bound.
     Raises: ConfigError as `osmotic run` would.
     """
-    spec, shape = network(config, dataset)
-    config = settle(config, shape.num_train, shape.num_classes)
-    layout = models.layout(spec)
-    method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
-    count = 1 if method.pools_data else num_clients(config, dataset)
-    names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
-    # Even shares, as who has which images is not known: packets are as long for any.
-    clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
-    sites = rehearse(config, method, chain, layout, spec.part_names(), clients)
-    parameters = models.count(layout)
+    config, shape, cast = assemble(config, dataset)
+    method, chain, layout, _, clients = cast
+    sites = rehearse(config, *cast)
+    count, parameters = len(clients), models.count(layout)
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
     # Only where everybody trains on everything are the images seen known without looking at them.
     full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
@@ -173,6 +167,23 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
         ]
         + ["a client that fails or is refused changes its own figures"],
     }
+
+
+Cast = tuple[
+    Method, Chain, Mapping[str, tuple[int, ...]], Mapping[str, list[str]], list[Client]
+]  # exchange, pieces, parameter -> shape, part -> parameters, clients
+
+
+def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Shape, Cast]:
+    """Who takes part in a run, and with what, as far as it is known without reading images; and the settled configuration."""
+    spec, shape = network(config, dataset)
+    config = settle(config, shape.num_train, shape.num_classes)
+    method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
+    count = 1 if method.pools_data else num_clients(config, dataset)
+    names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
+    # Even shares, as who has which images is not known: packets are as long for any.
+    clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
+    return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients)
 
 
 def network(config: Config, dataset: Dataset | None = None) -> tuple[models.NetworkSpec, Shape]:
@@ -228,7 +239,25 @@ def rehearse(
     part_names: Mapping[str, list[str]],
     clients: list[Client],
 ) -> dict[str, Cost]:
-    """Cost of every site over all phases that count in the totals, from the server's own decisions.
+    """Cost of every site over all phases that count in the totals."""
+    sites = {c.name: Cost() for c in clients}
+    for phase, task, cost in replay(config, method, chain, layout, part_names, clients):
+        if phase.totals and method.travels:
+            sites[task.client.name].add(
+                cost.parameters_down, cost.parameters_up, cost.bytes_down, cost.bytes_up
+            )
+    return sites
+
+
+def replay(
+    config: Config,
+    method: Method,
+    chain: Chain,
+    layout: Mapping[str, tuple[int, ...]],
+    part_names: Mapping[str, list[str]],
+    clients: list[Client],
+) -> Iterator[tuple[Phase, Task, Cost]]:
+    """Every task of a run, phase by phase, from the server's own decisions: with the parts really sent, and what it costs.
 
     Args:
         layout: parameter name -> shape; the weights are zeros [...] without memory.
@@ -239,7 +268,6 @@ def rehearse(
     # No seed: codecs are asked for lengths only, and draw nothing.
     link = SizedDownLink(down, part_names, config.codec.changed_only)
     link.sizes = sizes
-    sites = {c.name: Cost() for c in clients}
     weights = {n: np.broadcast_to(np.float32(0), s) for n, s in layout.items()}  # no memory behind them
     counted: dict[str, int] = {}
     changed: dict[str, int] = {}
@@ -256,9 +284,6 @@ def rehearse(
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
             _, blobs = link.message(task.client.name, task.send, phase.server_round, weights)
-            # After `message`, whose chain must move in every phase.
-            if not (phase.totals and method.travels):
-                continue
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
             kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
             if kind not in conveyed:
@@ -273,13 +298,12 @@ def rehearse(
             sent_weights, back_weights, extra_bytes = conveyed[kind]
             down_bytes = sum(len(b) for b in blobs) + extra_bytes
             back = sizes.once(("answer", kind), lambda: 0)
-            sites[task.client.name].add(sent_weights, back_weights, down_bytes, back)
+            yield phase, task, Cost(back_weights, sent_weights, back, down_bytes)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)
         if phase.name == TRAIN:  # what comes back in a piece's own phase is for the piece, and moves nothing
             changed |= {part: phase.server_round for t in asked for part in t.returns}
         counted |= {t.client.name: phase.server_round for t in asked}
-    return sites
 
 
 def reply_bytes(codec: codecs.Codec, expected: Expectation) -> int:

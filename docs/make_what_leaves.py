@@ -1,0 +1,114 @@
+"""Writes what-leaves-a-site.md from the declarations of exchanges, pieces and packets, so that the page cannot drift from the code.
+
+python docs/make_what_leaves.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import osmotic
+from osmotic.runs import resolve
+from osmotic.runs.leaves import leaves, side
+
+TARGET = Path(__file__).with_name("what-leaves-a-site.md")
+DATA = {"feddiffuse": "fashion-mnist"}  # what FedDiffuse's presets are made for
+
+HEAD = """\
+# What leaves a site
+
+This page is made by `docs/make_what_leaves.py` from the code; change the code, then run the script. `tests/runs/test_leaves.py` holds it against the packets of
+real runs of every preset.
+
+A data steward who is asked to join wants to know what the site would send, to whom, when, and what could be learnt from it. This command tells it for the very
+configuration in question, before anything runs; `--json` gives it to a script:
+
+```sh
+osmotic leaves config.toml
+osmotic leaves --preset udec --set codec.up=int8
+```
+
+**Today there are no sites.** The only engine is {where}. What is told
+here are the packets between the simulated clients and the server. They are those that an engine for real sites would carry; a site would then trust the
+transport too, which is not there yet.
+
+Images and labels are in no packet. That is not the same as privacy: what can be learnt from packets is told below, and nothing here prevents it:
+"""
+
+AFTER = """\
+Bytes are of the encoded tensors; headers are small JSON values on top. `osmotic plan` has the sums over a run. Figures of the presets are for their defaults, with
+`digits` ({feddiffuse} for `feddiffuse-*`). The numbers depend on the network; `osmotic leaves` has those of any configuration.
+"""
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list in Markdown."""
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def headers(told: Mapping[str, Mapping[str, str]]) -> str:
+    """The entries of the headers, both ways."""
+    parts = (
+        ("Beside every answer: figures", "metrics"),
+        ("Beside every answer: the rest", "from_site"),
+        ("Beside every task, to the site", "to_site"),
+    )
+    return "\n".join(
+        f"### {title}\n\n" + table(("entry", "what it says"), ((f"`{n}`", w) for n, w in told[name].items()))
+        for title, name in parts
+    )
+
+
+def preset(name: str) -> str:
+    """The section of one preset."""
+    source = next((data for start, data in DATA.items() if name.startswith(start)), "digits")
+    told = leaves(resolve.load(preset=name, data=source))
+    rows = [(row["when"], side(row["to_site"]), side(row["from_site"])) for row in told["exchanges"]]
+    exchanged = (
+        table(("when", "to the site", "from the site"), rows) if rows else NOTHING[bool(told["stays"])]
+    )
+    pieces = bullets(f"`{piece}` sends {left}" for piece, left in told["pieces_send"].items())
+    parts = [f"## {name}\n", exchanged]
+    if pieces:
+        parts.append(pieces)
+    if told["stays"]:
+        parts.append("Stays: " + "; ".join(told["stays"]) + ".\n")
+    parts.append("Can be learnt:\n")
+    parts.append(bullets(f"{of}: {words}" for of, words in told["reveals"].items()))
+    return "\n".join(parts)
+
+
+NOTHING = {
+    True: "Nothing but the figures of the headers.\n",
+    False: "There is no site: one trainer holds all images.\n",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    told: dict[str, Any] = leaves(resolve.load())
+    names = [row["preset"] for row in osmotic.list_presets()]
+    parts = [
+        HEAD.format(where=told["engine"]),
+        bullets(told["missing"]),
+        "And in a simulation:\n",
+        bullets(told["in_a_simulation"]),
+        AFTER.format(feddiffuse=f"`{DATA['feddiffuse']}`"),
+        "## In every packet\n",
+        headers(told["headers"]),
+        *(preset(name) for name in names),
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page())
