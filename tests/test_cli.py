@@ -306,11 +306,6 @@ def mixed_sizes(folder: Path) -> None:
         picture(folder / "a" / f"{i}.png", *((8, 8) if i < 4 else (16, 16)))
 
 
-def mixed_channels(folder: Path) -> None:
-    for i in range(8):
-        picture(folder / "a" / f"{i}.png", *((8, 8) if i < 4 else (8, 8, 3)))
-
-
 def mixed_pair(folder: Path) -> None:
     picture(folder / "a" / "1.png", 8, 8)
     picture(folder / "a" / "2.png", 16, 16)
@@ -320,7 +315,6 @@ FOLDERS = [
     (broken, ["2.png"]),
     (empty, ["pictures"]),
     (mixed_sizes, [".png", "same size", "data.image_size"]),
-    (mixed_channels, [".png", "same channels", "data.channels"]),
     (mixed_pair, [".png", "same size"]),
 ]
 
@@ -328,7 +322,8 @@ FOLDERS = [
 @pytest.mark.parametrize(("make", "words"), FOLDERS)
 def test_bad_images_are_told_with_file_and_rule(osm: Command, make: Any, words: list[str]):
     make(osm.folder / "pictures")
-    is_refused(osm("split", "--data", "folder:pictures", "--set", "data.clients=2", "--out", "o"), *words)
+    keys = ("--set", "data.clients=2", "--set", "data.fit=refuse")
+    is_refused(osm("split", "--data", "folder:pictures", *keys, "--out", "o"), *words)
     assert not (osm.folder / "o").exists()
 
 

@@ -355,8 +355,8 @@ def _given(option: str) -> str:
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(
-        f"osmotic: warning: {message}", file=sys.stderr
+    warnings.showwarning = lambda message, category, *_args, **_kwargs: print(
+        f"osmotic: {'note' if category.__name__ == 'Converted' else 'warning'}: {message}", file=sys.stderr
     )
     from click.exceptions import Abort, ClickException
 

@@ -93,7 +93,7 @@ OK: dict[str, Any] = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labe
         (OK | {"train_images": np.full((6, 4, 4), np.nan, np.float32)}, r"float32 images must lie in \[0, 1\]"),
         (OK | {"train_images": np.zeros((6, 16), np.uint8)}, r"\[6, 16\]: must be \[N, H, W\]"),
         (OK | {"train_images": np.zeros((0, 4, 4), np.uint8)}, "with N >= 1"),
-        (OK | {"train_images": np.zeros((6, 4, 5), np.uint8)}, "= '5x4': images must be square"),
+        (OK | {"train_images": np.zeros((6, 4, 5), np.uint8)}, "= '5x4': images must be square .data.fit = crop or pad"),
         (OK | {"train_images": np.zeros((6, 4, 4, 4), np.uint8)}, "'4 channels': images must have 1 or 3 channels"),
         (OK | {"train_labels": np.zeros(5, int)}, r"\[train_labels\] = 5: there must be one label for each of the 6"),
         (OK | {"train_labels": np.zeros(6)}, "'float64 .6.': labels must be whole numbers"),
@@ -107,14 +107,14 @@ OK: dict[str, Any] = {"train_images": np.zeros((6, 4, 4), np.uint8), "train_labe
         (OK | {"train_site": np.arange(4)}, r"\[train_site\] = .4,.: a column must have one row for each of the 6"),
         (OK | {"train_site": np.array([None] * 6)}, r"\[train_site\]: holds pickled objects, which are never loaded"),
         (OK | {"test_images": np.zeros((2, 5, 5), np.uint8), "test_labels": np.zeros(2, int)},
-         "test_images\\] = '5x5': all images must have the same size .*the training split is 4x4"),
+         "test_images\\] = '5x5': all images must have the same size .*train_images\\] is 4x4"),
     ],
 )  # fmt: skip
 def test_bad_archives_are_told_in_one_line(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     with pytest.raises(ConfigError, match=message) as caught:
-        sources.load(DataConfig(source=f"npz:{path}"))
+        sources.load(DataConfig(source=f"npz:{path}", fit="refuse"))
     assert "a.npz" in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -233,7 +233,7 @@ def test_images_of_several_sizes_are_resized_on_request():
     mixed = [Image.fromarray(np.full((side, side), 9, np.uint8)) for side in (4, 8, 6, 4, 4)]
     assert from_python(mixed, config=DataConfig(image_size=4)).train.images.tolist() == np.full((4, 4, 4, 1), 9).tolist()  # fmt: skip
     with pytest.raises(ConfigError, match=r"data\[\d\] = '\dx\d': all images must have the same size"):
-        from_python(mixed)
+        from_python(mixed, config=DataConfig(fit="refuse"))
 
 
 @pytest.mark.parametrize("data", [ARRAYS, (GREY, LABELS), Items(BYTES)], ids=["dict", "pair", "items"])
@@ -268,17 +268,14 @@ SIX = np.zeros(6, np.int64)
         (GREY[0], r"data = \[4, 4\]: must be \[N, H, W\] or \[N, H, W, C\] with N >= 1"),
         (GREY[:, :3], "data = '4x3': images must be square"),
         (np.zeros((6, 4, 4, 4), np.uint8), "data = '4 channels': images must have 1 or 3 channels"),
-        (np.zeros((6, 0, 0), np.float32), "data = '0x0': images must be square"),
+        (np.zeros((6, 0, 0), np.float32), "data = '0x0': images must have pixels"),
         (COLOUR.transpose(0, 3, 1, 2), r"data = \[20, 3, 4, 4\]: an array of images must be \[N, H, W, C\]"),
         (torch.from_numpy(COLOUR), r"data = \[20, 4, 4, 3\]: a torch tensor of images must be \[N, C, H, W\]"),
         (Items([np.zeros((1, 4, 4), np.uint8)] * 3), r"data\[0\] = .1, 4, 4.: an array of images must be \[H, W, C\]"),
         (Items([torch.zeros(4, 4, 3)] * 3), r"a torch tensor of images must be \[C, H, W\]"),
         (Items([torch.zeros(2, 1, 4, 4)] * 3), r"data\[0\] = \[2, 1, 4, 4\]: an image must be \[H, W\] or"),
         (Items([torch.zeros(1, 4, 5)] * 3), r"data\[\d\] = '5x4': images must be square"),
-        (Items([torch.zeros(1, 4, 4)] * 3 + [torch.zeros(3, 4, 4)] * 9), r"'3 channels': all images must have the same"),
-        (Items([torch.zeros(1, 4, 4)] * 9 + [torch.zeros(1, 4, 4).byte()] * 9), "all images must have the same depth"),
         ([[1, 2, 3]] * 4, r"data\[0\] = '3 values': must be an image or \(image, label\)"),
-        (ARRAYS | {"test_images": GREY[:6]}, r"data\[test_images\] = '1 channels': all images must have the same channels"),
         # values
         (GREY.astype(int), "data = 'int64': must be uint8, uint16, or float32"),
         (GREY > 9, "data = 'bool': must be uint8, uint16, or float32"),
@@ -289,7 +286,7 @@ SIX = np.zeros(6, np.int64)
         (list(with_pixel(np.nan)), r"data\[5\]: float32 images must lie in \[0, 1\]"),
         (Items(list(torch.from_numpy(with_pixel(1.5)))), r"data\[5\]: float32 images must lie in \[0, 1\]"),
         (Items([torch.zeros(1, 4, 4, dtype=torch.int64)] * 3), r"data\[0\] = 'int64': must be uint8, uint16"),
-        ([Image.new("RGBA", (4, 4))] * 3, r"data\[0\] = 'RGBA': images must have no alpha channel"),
+        ([Image.new("LAB", (4, 4))] * 3, r"data\[0\] = 'LAB': images must be grey, RGB, CMYK"),
         (np.array([None] * 4), "data = 'object': must hold numbers"),
         # labels and lengths
         ((GREY, LABELS[:5]), r"data\[1\] = 5: there must be one label for each of the 20 images"),
@@ -311,7 +308,7 @@ SIX = np.zeros(6, np.int64)
 )  # fmt: skip
 def test_bad_data_is_told_in_one_line(data: Any, message: str):
     with pytest.raises(ConfigError, match=message) as caught:
-        from_python(data)
+        from_python(data, config=DataConfig(fit="refuse"))
     assert caught.value.key.startswith("data") and "\n" not in str(caught.value)
 
 

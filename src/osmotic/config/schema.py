@@ -27,8 +27,26 @@ class DataConfig:
         0.5, "concentration of dirichlet, l-skew and q-skew; small means more skewed", 0, above=True
     )
     clients: int = key(10, "number of clients", 1, 100_000)
-    image_size: int = key(0, "side in pixels to resize to; 0 keeps the native size", 0, 1024)
-    channels: int = key(0, "1 grey, 3 colour; 0 keeps the native channels", 0, 3)
+    image_size: int = key(
+        0,
+        "side in pixels to resize to; 0 keeps the native size, or, where images are not all square and of one size, "
+        "takes 8, 16, 24 or 32: the largest within the median shorter side",
+        0,
+        1024,
+    )
+    fit: Literal["crop", "pad", "refuse"] = key(
+        "crop", "images that are not square: crop to the middle, pad with the background, or refuse"
+    )
+    channels: int = key(0, "1 grey, 3 colour; 0 keeps the native channels, colour where they are mixed", 0, 3)
+    background: str = key(
+        "white", "colour behind transparency and beside padded images: white, grey, black or #rrggbb"
+    )
+    value_range: tuple[float, ...] | Literal["full", "auto"] = key(
+        "full",
+        "values of the files that become black and white, e.g. [0, 4095] for 12 bits in files of 16; full is that of "
+        "their type, auto the quantiles 0.1 % and 99.9 % of the training images",
+    )
+    flip: bool = key(False, "training images are mirrored left to right at even odds")
     max_images: int = key(0, "use at most so many training images; 0 means all", 0)
     holdout: float = key(0.0, "share of each client's images kept for its own test", 0, 0.9)
     partition_seed: int = key(0, "seed of the split over clients", 0, 2**32 - 1)

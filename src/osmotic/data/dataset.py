@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from osmotic.data.image import Facts, Picture
 from osmotic.errors import ConfigError
+
+# Marks that turn the direction of writing: a name with them may read as another.
+TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images in memory.
+    """Images in memory, or mapped from a file where they are many.
 
     Args:
-        images: [N, H, W, C]; uint8, or float32 in [0, 1] where the source has 16 bits.
+        images: [N, H, W, C]; uint8, or float32 in [0, 1] where the source has 16 bits. Mapped ones are a np.memmap.
         labels: int64 [N] in 0..num_classes-1, or None for an unlabelled source.
         columns: further values per image, [N] each, for `data.partition = "by:COLUMN"`.
     """
@@ -37,12 +43,16 @@ class Dataset:
         train: [N, H, W, C].
         test: never trained on, [K, H, W, C], of the same size, channels and dtype as `train`.
         class_names: [num_classes]; () where there are no labels.
+        settled: keys of `[data]` whose value followed from the images, e.g. {"image_size": 32}.
+        notes: what was done to the images that no key asked for, a line each.
     """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,14 @@ class Shape:
         channels: 1 or 3.
         num_classes: 0 if unlabelled.
         num_train: training images.
+        notes: as those of `Dataset`.
     """
 
     image_size: int
     channels: int
     num_classes: int
     num_train: int
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +82,8 @@ class StoredSplit:
         size: number of images, N.
         labels: int64 [N], checked, or None.
         columns: further values per image, [N] each.
-        peek: where the first image lies, and its (height, width, channels).
-        read: yields, for each position asked for, int64 [n], where the image lies and the image [H, W, C]:
-            uint8, or float32 in [0, 1].
+        facts: yields, for each position asked for, int64 [n], where the image lies and what its header says.
+        read: yields, for each position asked for, int64 [n], where the image lies and the image.
     """
 
     # Labels are in memory and images on disk, because subsets and splits are drawn by label before any image
@@ -81,8 +92,8 @@ class StoredSplit:
     size: int
     labels: np.ndarray | None
     columns: dict[str, np.ndarray]
-    peek: Callable[[], tuple[str, tuple[int, int, int]]]
-    read: Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
+    facts: Callable[[np.ndarray], Iterator[tuple[str, Facts]]]
+    read: Callable[[np.ndarray], Iterator[tuple[str, Picture]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +111,30 @@ class Source:
     class_names: tuple[str, ...]
     train: StoredSplit
     test: StoredSplit | None
+
+
+def checked_names(where: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as they are.
+
+    Args:
+        where: what an error names.
+    Raises: ConfigError for a name that is empty, stands twice, is longer than 200 characters, or holds what cannot be
+        printed: control characters, half of a surrogate pair, marks that turn the direction of writing.
+    """
+    seen: set[str] = set()
+    for name in names:
+        told = name[:50]
+        if not name.strip():
+            raise ConfigError(where, told, "class names must not be empty")
+        if len(name) > 200:
+            raise ConfigError(where, f"{told}...", "class names must have at most 200 characters")
+        # They go into files, pages and terminals: what the eye cannot tell apart, or what a terminal obeys, is no name.
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in TURNS for c in name):
+            raise ConfigError(where, told, "class names must hold printable characters only")
+        if name in seen:
+            raise ConfigError(where, told, "class names must differ")
+        seen.add(name)
+    return tuple(names)
 
 
 def checked_labels(where: str, labels: np.ndarray, size: int, num_classes: int | None) -> np.ndarray:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from osmotic.config.keys import nearest
-from osmotic.data import image
-from osmotic.data.dataset import Source, StoredSplit
+from osmotic.data import dicom, image
+from osmotic.data.dataset import Source, StoredSplit, checked_names
+from osmotic.data.image import Facts, Picture
 from osmotic.errors import ConfigError
 
 # By suffix, not by content: opening every file to see what it is would take minutes on a large folder.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", dicom.SUFFIX)
 KINDS = ", ".join(suffix[1:] for suffix in SUFFIXES)
 
 
@@ -27,39 +29,69 @@ def open_folder(path: Path) -> Source:
     Args:
         path: a folder as the head of this file says.
     Returns: a source whose images are decoded one by one as they are asked for, [H, W, C] each.
-    Raises: ConfigError naming the folder that is missing, empty, or mixes images with sub-folders.
+    Raises: ConfigError naming the folder that is missing, empty, or mixes images with sub-folders; a link that leads
+        out of `path`, a file that is no regular one, a name that no class can have.
     """
-    if not path.is_dir():
-        raise ConfigError(str(path), None, "is not a folder" if path.exists() else "no such folder")
+    try:
+        path = path.expanduser()
+        found, there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a home of nobody, a NUL
+        raise ConfigError(
+            str(path), None, f"is no folder ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    if not found:
+        raise ConfigError(str(path), None, "is not a folder" if there else "no such folder")
+    path = path.resolve()
     # Only exactly these names are splits: "train" beside "healthy" is a class like any other.
-    folders, _ = _listing(path)
+    folders, _ = _listing(path, path)
     names = {folder.name for folder in folders}
     if names not in ({"train"}, {"train", "test"}):
-        classes, train = _classes(path)
-        return Source(path.resolve().name, classes, train, None)
-    classes, train = _classes(path / "train")
+        classes, train = _classes(path, path)
+        return Source(path.name, classes, train, None)
+    classes, train = _classes(path, path / "train")
     # By the training classes' numbers, not by its own order: a test split may lack a class.
-    test = _classes(path / "test", classes)[1] if "test" in names else None
-    return Source(path.resolve().name, classes, train, test)
+    test = _classes(path, path / "test", classes)[1] if "test" in names else None
+    return Source(path.name, classes, train, test)
 
 
-def _listing(path: Path) -> tuple[list[Path], list[Path]]:
-    """Sub-folders and image files of `path`, each sorted by name."""
+def _listing(root: Path, path: Path) -> tuple[list[Path], list[Path]]:
+    """Sub-folders and image files of `path`, each sorted by name; none of them lies outside `root`."""
     # Sorted, as the file system's own order differs between machines, and positions must mean the same images
     # on all. "__MACOSX" is what macOS adds to zip archives: a folder of files that end in .png and are none.
     try:
         entries = sorted(e for e in path.iterdir() if not e.name.startswith((".", "__MACOSX")))
     except OSError as error:
         raise ConfigError(str(path), None, f"cannot be read ({error.strerror})") from None
-    return (
-        [e for e in entries if e.is_dir()],
-        [e for e in entries if e.suffix.lower() in SUFFIXES and not e.is_dir()],
-    )
+    folders, files = [], []
+    for entry in entries:
+        kept = entry.suffix.lower() in SUFFIXES
+        if entry.is_symlink() and (kept or entry.is_dir()):
+            _refuse_outside(root, entry)
+        if entry.is_dir():
+            folders.append(entry)
+        elif kept:
+            # A pipe would keep a reader waiting for ever.
+            if not entry.is_file():
+                raise ConfigError(str(entry), None, "is no regular file")
+            files.append(entry)
+    return folders, files
 
 
-def _classes(path: Path, known: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], StoredSplit]:
+def _refuse_outside(root: Path, link: Path) -> None:
+    # A data set from elsewhere could otherwise make any image of this machine part of the training.
+    try:
+        inside = link.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # leads nowhere, or in a circle
+        raise ConfigError(str(link), None, "is a link that leads nowhere") from None
+    if not inside:
+        raise ConfigError(str(link), None, "is a link that leads out of the folder, which is not followed")
+
+
+def _classes(
+    root: Path, path: Path, known: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], StoredSplit]:
     """Class names and files of one split; `known` are the training classes if this is the test split."""
-    folders, files = _listing(path)
+    folders, files = _listing(root, path)
     if folders and files:
         raise ConfigError(str(files[0]), None, "images must lie inside class folders where there are any")
     if not folders:
@@ -68,22 +100,22 @@ def _classes(path: Path, known: tuple[str, ...] | None = None) -> tuple[tuple[st
         if not files:
             raise ConfigError(str(path), None, f"empty folder: holds no images ({KINDS})")
         return (), _stored(files, None)
-    names = tuple(folder.name for folder in folders) if known is None else known
+    names = checked_names(str(path), [folder.name for folder in folders]) if known is None else known
     files, labels = [], []
     for folder in folders:
         if folder.name not in names:
             raise ConfigError(
                 str(folder), None, "is no class of the training images", nearest(folder.name, names)
             )
-        own = _class_files(folder)
+        own = _class_files(root, folder)
         files += own
         labels += [names.index(folder.name)] * len(own)
     return names, _stored(files, np.array(labels, np.int64))
 
 
-def _class_files(folder: Path) -> list[Path]:
+def _class_files(root: Path, folder: Path) -> list[Path]:
     """Image files of one class."""
-    deeper, files = _listing(folder)
+    deeper, files = _listing(root, folder)
     if deeper:
         raise ConfigError(str(deeper[0]), None, "a class folder must hold images, not folders")
     if not files:
@@ -94,13 +126,17 @@ def _class_files(folder: Path) -> list[Path]:
 def _stored(files: list[Path], labels: np.ndarray | None) -> StoredSplit:
     """The split of these files, [N], and their labels, int64 [N]."""
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
         for i in positions:
-            yield str(files[i]), image.decode(str(files[i]), files[i])
+            yield str(files[i]), _reader(files[i]).header(str(files[i]), files[i])
 
-    def peek() -> tuple[str, tuple[int, int, int]]:
-        where, first = next(read(np.array([0])))
-        height, width, channels = first.shape
-        return where, (height, width, channels)
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
+        for i in positions:
+            yield str(files[i]), _reader(files[i]).decode(str(files[i]), files[i])
 
-    return StoredSplit(len(files), labels, {}, peek, read)
+    return StoredSplit(len(files), labels, {}, facts, read)
+
+
+def _reader(file: Path) -> ModuleType:
+    """What reads a file of this kind: `header` and `decode`."""
+    return dicom if file.suffix.lower() == dicom.SUFFIX else image

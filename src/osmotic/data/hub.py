@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from osmotic.data import image
-from osmotic.data.dataset import Source, StoredSplit, checked_labels
+from osmotic.data.dataset import Source, StoredSplit, checked_labels, checked_names
+from osmotic.data.image import Facts, Picture
 from osmotic.errors import ConfigError
 
 LABEL_COLUMNS = ("label", "labels")
@@ -54,7 +55,7 @@ def open_splits(key: str, where: str, splits: Mapping[str, Any], name: str) -> S
     train = splits.get("train") or next(iter(splits.values()))
     images = _image_column(key, train.features)
     label = _label_column(train.features)
-    names = _class_names(train, label) if label else ()
+    names = checked_names(f"{where} train[{label}]", _class_names(train, label)) if label else ()
     stored = _stored(f"{where} train", train, images, label, names)
     test = splits.get("test") if len(splits) > 1 else None
     if test is not None and test.features != train.features:
@@ -155,18 +156,19 @@ def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[
     # frames.
     encoded = rows.select_columns([images]).cast_column(images, datasets.Image(decode=False))
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def files(positions: np.ndarray) -> Iterator[tuple[str, bytes | Path]]:
         for i in positions:
             one = encoded[int(i)][images]
             told = f"{where}[{i}]"
             if one is None:
                 raise ConfigError(told, None, "broken image: the row is empty")
-            yield told, image.decode(told, one["bytes"] if one["bytes"] is not None else Path(one["path"]))
+            yield told, one["bytes"] if one["bytes"] is not None else Path(one["path"])
 
-    def peek() -> tuple[str, tuple[int, int, int]]:
-        told, first = next(read(np.array([0])))
-        height, width, channels = first.shape
-        return told, (height, width, channels)
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
+        return ((told, image.header(told, file)) for told, file in files(positions))
+
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
+        return ((told, image.decode(told, file)) for told, file in files(positions))
 
     labels = None
     if label:
@@ -176,7 +178,7 @@ def _stored(where: str, rows: Any, images: str, label: str | None, names: tuple[
             index = {text: i for i, text in enumerate(names)}
             values = np.array([index.get(text, -1) for text in values.tolist()], np.int64)
         labels = checked_labels(f"{where}[{label}]", values, len(rows), len(names))
-    return StoredSplit(len(rows), labels, _columns(rows, (images, label)), peek, read)
+    return StoredSplit(len(rows), labels, _columns(rows, (images, label)), facts, read)
 
 
 def _columns(rows: Any, taken: tuple[str | None, ...]) -> dict[str, np.ndarray]:

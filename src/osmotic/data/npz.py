@@ -7,19 +7,23 @@ for `test_`; `class_names`. Any other `train_COLUMN` with N values is a column t
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
 from osmotic.config.keys import nearest
 from osmotic.data import image
-from osmotic.data.dataset import Source, StoredSplit, checked_labels
+from osmotic.data.dataset import Source, StoredSplit, checked_labels, checked_names
+from osmotic.data.image import Facts, Picture
 from osmotic.errors import ConfigError
 
+BROKEN = (zipfile.BadZipFile, OSError, ValueError, EOFError, zlib.error, NotImplementedError)
+CHUNK_BYTES = 2**20
 # What a column may not be called, as these arrays have a meaning.
 KEYS = ("images", "jpeg", "offsets", "labels")
 
@@ -39,6 +43,9 @@ class Arrays(Protocol):
 
     def load(self, array: str) -> np.ndarray:
         """The array itself. Raises ConfigError as `header`."""
+
+    def chunks(self, array: str) -> Iterator[np.ndarray]:
+        """The array in pieces along its first axis, in order. Raises ConfigError as `header`."""
 
 
 def open_npz(path: Path) -> Source:
@@ -83,9 +90,14 @@ class _Archive:
     """One `.npz` file: its keys, and array headers and arrays on demand."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise ConfigError(str(path), None, "is not a file" if path.exists() else "no such file")
+        try:
+            self.path = path = path.expanduser()
+            if not path.is_file():
+                raise ConfigError(str(path), None, "is not a file" if path.exists() else "no such file")
+        except (OSError, RuntimeError) as error:  # too long, a home of nobody
+            raise ConfigError(
+                str(path), None, f"is no file ({getattr(error, 'strerror', None) or error})"
+            ) from None
         try:
             with zipfile.ZipFile(path) as archive:
                 self.keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
@@ -100,14 +112,15 @@ class _Archive:
         # `osmotic plan` needs no more than this, and an archive of gigabytes then answers at once.
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{array}.npy") as file:
-                version = np.lib.format.read_magic(file)
-                reader = np.lib.format
-                read = reader.read_array_header_1_0 if version == (1, 0) else reader.read_array_header_2_0
-                shape, _, dtype = read(file)
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+                shape, _, dtype = _npy_header(file)
+                held = archive.getinfo(f"{array}.npy").file_size
+        except BROKEN as error:
             raise _error(self, array, f"broken array ({error})") from None
         if dtype.hasobject:
             raise _error(self, array, "holds pickled objects, which are never loaded")
+        # Before anything is allocated by a header that promises more than there is.
+        if math.prod(shape) * dtype.itemsize > held:
+            raise _error(self, array, f"broken array (shorter than its shape {list(shape)})")
         return shape, dtype
 
     def load(self, array: str) -> np.ndarray:
@@ -116,8 +129,37 @@ class _Archive:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[array]
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError, zlib.error) as error:
+        except BROKEN as error:
             raise _error(self, array, f"broken array ({error})") from None
+
+    def chunks(self, array: str) -> Iterator[np.ndarray]:
+        """The array [N, ...] in pieces of about a megabyte, so that it may be larger than memory."""
+        self.header(array)
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{array}.npy") as file:
+                shape, fortran, dtype = _npy_header(file)
+                if fortran and len(shape) > 1:  # its first axis runs fastest: no image lies in one piece
+                    yield self.load(array)
+                    return
+                row = math.prod(shape[1:]) * dtype.itemsize
+                rows = max(1, CHUNK_BYTES // max(row, 1))
+                for start in range(0, shape[0], rows):
+                    count = min(rows, shape[0] - start)
+                    data = file.read(count * row)
+                    if len(data) != count * row:
+                        raise EOFError("it ends early")
+                    yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
+        except BROKEN as error:
+            raise _error(self, array, f"broken array ({error})") from None
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype, from the first bytes of an array."""
+    reader = np.lib.format
+    version = reader.read_magic(file)
+    read = reader.read_array_header_1_0 if version == (1, 0) else reader.read_array_header_2_0
+    found: tuple[tuple[int, ...], bool, np.dtype] = read(file)
+    return found
 
 
 def _error(
@@ -133,15 +175,19 @@ def _class_names(archive: Arrays) -> tuple[str, ...]:
     names = archive.load("class_names")
     if names.dtype.kind not in "US" or names.ndim != 1:
         raise _error(archive, "class_names", "must be a list of texts", f"{names.dtype} {list(names.shape)}")
-    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist())
+    try:
+        texts = [n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()]
+    except UnicodeDecodeError as error:
+        raise _error(archive, "class_names", "must be texts in UTF-8", error.object[:50]) from None
+    return checked_names(archive.where("class_names"), texts)
 
 
 def _split(archive: Arrays, prefix: str, num_classes: int | None) -> StoredSplit:
     """The split "train" or "test", its labels as int64 [N]."""
     if f"{prefix}_images" in archive.keys:
-        size, peek, read = _pixels(archive, f"{prefix}_images")
+        size, facts, read = _pixels(archive, f"{prefix}_images")
     elif f"{prefix}_jpeg" in archive.keys:
-        size, peek, read = _jpegs(archive, prefix)
+        size, facts, read = _jpegs(archive, prefix)
     else:
         hint = nearest(f"{prefix}_images", archive.keys)
         found = f" (nearest array found: {hint})" if hint else ""
@@ -150,7 +196,7 @@ def _split(archive: Arrays, prefix: str, num_classes: int | None) -> StoredSplit
     if f"{prefix}_labels" in archive.keys:
         array = f"{prefix}_labels"
         labels = checked_labels(archive.where(array), archive.load(array), size, num_classes)
-    return StoredSplit(size, labels, _columns(archive, prefix, size), peek, read)
+    return StoredSplit(size, labels, _columns(archive, prefix, size), facts, read)
 
 
 def _columns(archive: Arrays, prefix: str, size: int) -> dict[str, np.ndarray]:
@@ -174,7 +220,7 @@ def _columns(archive: Arrays, prefix: str, size: int) -> dict[str, np.ndarray]:
 
 
 def _pixels(archive: Arrays, array: str) -> tuple:
-    """Size, peek and read of an array of pixels."""
+    """Size, facts and read of an array of pixels."""
     shape, dtype = archive.header(array)
     if dtype not in (np.uint8, np.uint16, np.float32):
         raise _error(archive, array, "must be uint8, uint16, or float32 in [0, 1]", str(dtype))
@@ -182,25 +228,27 @@ def _pixels(archive: Arrays, array: str) -> tuple:
         raise _error(archive, array, "must be [N, H, W] or [N, H, W, C] with N >= 1", list(shape))
     channels = shape[3] if len(shape) == 4 else 1
 
-    def peek() -> tuple[str, tuple[int, int, int]]:
-        return archive.where(array), (shape[1], shape[2], channels)
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
+        told = archive.where(array), Facts(shape[2], shape[1], channels, dtype.name)
+        return (told for _ in positions)
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        images = archive.load(array).reshape(shape[0], shape[1], shape[2], channels)
-        if (
-            dtype == np.float32 and images.size and not (images.min() >= 0 and images.max() <= 1)
-        ):  # false for NaN too
-            raise _error(archive, array, "float32 images must lie in [0, 1]")
-        # 16 bits are divided image by image: the whole array as float32 would be twice the memory at once.
-        for i in positions:
-            one = images[i]
-            yield archive.where(array), one / np.float32(65535) if dtype == np.uint16 else one
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
+        # In the order of the file, which rows are asked for in: a compressed array is unpacked once, and none is whole
+        # in memory.
+        start, asked = 0, iter(positions.tolist())
+        wanted = next(asked, None)
+        for piece in archive.chunks(array):
+            while wanted is not None and wanted < start + len(piece):
+                pixels = piece[wanted - start].reshape(shape[1], shape[2], channels)
+                yield archive.where(array), Picture(pixels)
+                wanted = next(asked, None)
+            start += len(piece)
 
-    return shape[0], peek, read
+    return shape[0], facts, read
 
 
 def _jpegs(archive: Arrays, prefix: str) -> tuple:
-    """Size, peek and read of concatenated JPEG files."""
+    """Size, facts and read of concatenated JPEG files."""
     if f"{prefix}_offsets" not in archive.keys:
         raise _error(archive, f"{prefix}_offsets", f"missing array, though there is {prefix}_jpeg")
     (length, *more), dtype = archive.header(f"{prefix}_jpeg")
@@ -213,15 +261,18 @@ def _jpegs(archive: Arrays, prefix: str) -> tuple:
     if offsets[0] != 0 or offsets[-1] != length or (np.diff(offsets) <= 0).any():
         raise _error(archive, f"{prefix}_offsets", f"must rise from 0 to the {length} bytes of {prefix}_jpeg")
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        data = archive.load(f"{prefix}_jpeg")
+    data: list[np.ndarray] = []  # unpacked once, for headers and for pixels
+
+    def files(positions: np.ndarray) -> Iterator[tuple[str, bytes]]:
+        data[:] = data or [archive.load(f"{prefix}_jpeg")]
         for i in positions:
             where = f"{archive.where(f'{prefix}_jpeg')} image {i}"
-            yield where, image.decode(where, data[offsets[i] : offsets[i + 1]].tobytes())
+            yield where, data[0][offsets[i] : offsets[i + 1]].tobytes()
 
-    def peek() -> tuple[str, tuple[int, int, int]]:
-        where, first = next(read(np.array([0])))
-        height, width, channels = first.shape
-        return where, (height, width, channels)
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
+        return ((where, image.header(where, file)) for where, file in files(positions))
 
-    return len(offsets) - 1, peek, read
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
+        return ((where, image.decode(where, file)) for where, file in files(positions))
+
+    return len(offsets) - 1, facts, read

@@ -20,8 +20,9 @@ import numpy as np
 from osmotic.config.keys import nearest
 from osmotic.config.schema import DataConfig
 from osmotic.data import image, sources
-from osmotic.data.dataset import Dataset, Source, StoredSplit, checked_labels
+from osmotic.data.dataset import Dataset, Source, StoredSplit, checked_labels, checked_names
 from osmotic.data.hub import open_splits
+from osmotic.data.image import Facts, Picture
 from osmotic.data.npz import open_arrays
 from osmotic.errors import ConfigError
 
@@ -150,6 +151,9 @@ class _InMemory:
             )
         return self._converted[array]
 
+    def chunks(self, array: str) -> Iterator[np.ndarray]:
+        yield self.load(array)
+
 
 def _array(where: str, value: Any) -> np.ndarray:
     """An array, tensor or list as an array of numbers or texts."""
@@ -203,18 +207,17 @@ def _items(data: Any, name: str) -> Source:
     checked = _labels(labels)
     names = () if checked is None else _names(data, checked)
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
+        return ((f"data[{i}]", images[i].facts) for i in positions)
+
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
         return ((f"data[{i}]", images[i]) for i in positions)
 
-    def peek() -> tuple[str, tuple[int, int, int]]:
-        height, width, channels = images[0].shape
-        return "data[0]", (height, width, channels)
-
-    return Source(name, names, StoredSplit(len(images), checked, {}, peek, read), None)
+    return Source(name, names, StoredSplit(len(images), checked, {}, facts, read), None)
 
 
-def _image(where: str, value: Any) -> np.ndarray:
-    """One item's image as [H, W, C], uint8, or float32 in [0, 1]."""
+def _image(where: str, value: Any) -> Picture:
+    """One item's image, uint8, uint16 or float32."""
     if _is_a(value, "PIL.Image", "Image"):
         return image.from_pil(where, value)
     found = _pixels(where, value, 3)
@@ -223,15 +226,9 @@ def _image(where: str, value: Any) -> np.ndarray:
         raise ConfigError(
             where, list(found.shape), "an image must be [H, W] or [H, W, C], as a tensor [C, H, W]"
         )
-    if found.dtype == np.uint16:
-        return found / np.float32(65535)
-    if found.dtype not in (np.uint8, np.float32):
+    if found.dtype not in (np.uint8, np.uint16, np.float32):
         raise ConfigError(where, str(found.dtype), DTYPES)
-    if (
-        found.dtype == np.float32 and found.size and not (found.min() >= 0 and found.max() <= 1)
-    ):  # false for NaN too
-        raise ConfigError(where, None, "float32 images must lie in [0, 1]")
-    return found.copy()  # a data set may hand out the same buffer again
+    return Picture(found.copy())  # a data set may hand out the same buffer again
 
 
 def _labels(labels: Sequence[Any]) -> np.ndarray | None:
@@ -252,6 +249,12 @@ def _names(data: Any, labels: np.ndarray) -> tuple[str, ...]:
     names = getattr(data, "classes", None)
     # Another `classes` is somebody's own affair, and a target transform may have made other labels than it
     # names.
-    if isinstance(names, list | tuple) and len(names) >= count and all(isinstance(n, str) for n in names):
-        return tuple(names)
-    return tuple(map(str, range(count)))
+    numbers = tuple(map(str, range(count)))
+    if not (
+        isinstance(names, list | tuple) and len(names) >= count and all(isinstance(n, str) for n in names)
+    ):
+        return numbers
+    try:
+        return checked_names("data.classes", names)
+    except ConfigError:  # two of ImageNet's thousand are called "crane"
+        return numbers

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from osmotic.config.keys import nearest
 from osmotic.config.schema import DataConfig
-from osmotic.data import image, strata
+from osmotic.data import census, convert, strata
+from osmotic.data.convert import Conversion
 from osmotic.data.dataset import Dataset, Shape, Source, Split, StoredSplit
 from osmotic.data.folder import open_folder
 from osmotic.data.hub import open_hub
+from osmotic.data.image import Facts, Picture
 from osmotic.data.npz import open_npz
 from osmotic.errors import ConfigError
+from osmotic.storage import cache
 
 # Built in, so that `osmotic plan` and a wrong key answer without a download.
 NAMED = {
@@ -39,6 +45,13 @@ HUB = {
 PREFIXES = {"npz": open_npz, "folder": open_folder}
 # The test split and the subset must not move when only the split over clients does, so their seeds are fixed.
 TEST_SEED, SUBSET_SEED = 1797, 1798
+# From so many bytes on a split lies in a file instead of in memory: above all of the named sets, below what a laptop has.
+MAPPED_FROM = 2**29
+RANGE_IMAGES = 500  # are looked at for `data.value_range = "auto"`
+
+
+class Converted(UserWarning):
+    """Images were made alike in a way that no key asked for; the command prints it as a note."""
 
 
 def load(cfg: DataConfig) -> Dataset:
@@ -51,37 +64,49 @@ def load(cfg: DataConfig) -> Dataset:
 
 
 def finish(cfg: DataConfig, source: Source) -> Dataset:
-    """The images of an opened source in memory, converted if asked, those for training cut to `max_images`.
+    """The images of an opened source, made alike as `census.choose` says, those for training cut to `max_images`.
 
     The cut is drawn at random, by a fixed seed. A source without a test split gives a fifth of its images
-    (rounded up) to it, stratified by label, by a fixed seed too.
+    (rounded up) to it, stratified by label, by a fixed seed too. A split of MAPPED_FROM bytes or more lies in a file
+    without a name and is mapped. What was done that no key asked for is warned of, a line each, as `Converted`.
 
     Args:
-        cfg: `image_size`, `channels` and `max_images` are read, `source` is not.
+        cfg: `source` and what divides the images are not read.
         source: opened by `load`, or by `own.open_python`.
     Returns: images [N, H, W, C], uint8, or float32 in [0, 1]; labels int64 [N] or None.
-    Raises: ConfigError naming what is at fault: an image that is not square, of another size or depth than
-        the first, or float32 outside [0, 1]; a source of one image; `data.channels`.
+    Raises: ConfigError naming what is at fault: an image that `data.fit = "refuse"` refuses, float32 outside [0, 1],
+        a source of one image, a key; OSError if the disk has no room for the file.
     """
-    _check_channels(cfg)
-    train_rows, test_rows = _rows(source)
-    if cfg.max_images and cfg.max_images < len(train_rows):
-        # Rows are drawn before any image is read: a subset of a large folder decodes its own files alone.
-        rng = np.random.default_rng(SUBSET_SEED)
-        train_rows = np.sort(rng.choice(train_rows, cfg.max_images, replace=False))
-    train = _read(source.train, train_rows, cfg)
+    convert.check_keys(cfg)
+    train_rows, test_rows = _rows(source, cfg.max_images)
+    found = _census(source, train_rows, test_rows)
+    settled: dict[str, Any] = {}
+    conversion, notes = census.choose(cfg, found)
+    if cfg.value_range == "auto":
+        some = train_rows[census.spread(len(train_rows), RANGE_IMAGES)]
+        settled["value_range"] = census.ends_of(source.train.read(some))
+        conversion, notes = census.choose(dataclasses.replace(cfg, **settled), found)
+    if not cfg.image_size and not found.alike:
+        settled["image_size"] = conversion.side
+    train = _read(source.train, train_rows, conversion)
     # The test split stays whole, whatever `max_images` is: scores of small and large runs share their floor.
-    test = _read(source.test or source.train, test_rows, cfg, like=train.images)
-    return Dataset(source.name, train, test, source.class_names)
+    test = _read(source.test or source.train, test_rows, conversion)
+    for note in notes:
+        warnings.warn(note, Converted, stacklevel=2)
+    if cfg.value_range == "full":
+        sliver = census.sliver(train.images, census.full_of(list(found.dtypes)))
+        if sliver:
+            warnings.warn(sliver, stacklevel=2)
+    return Dataset(source.name, train, test, source.class_names, settled, notes)
 
 
 def describe(cfg: DataConfig) -> Shape:
-    """What `load` would give, without decoding more than one image.
+    """What `load` would give, without decoding an image.
 
     Named sets are answered from built-in figures, or from the file in OSMOTIC_DATA; `npz:` from array headers
-    and labels; `folder:` from the list of files and one image.
+    and labels; `folder:` from the headers of the files.
 
-    Raises: ConfigError as `load`, as far as it can be known without reading the images.
+    Raises: ConfigError as `load`, as far as it can be known without decoding the images.
     """
     check(cfg)
     if cfg.source in NAMED and _local(cfg.source) is None:
@@ -94,30 +119,24 @@ def describe(cfg: DataConfig) -> Shape:
 
 
 def shape_of(cfg: DataConfig, source: Source) -> Shape:
-    """What `finish` would give of an opened source, from its labels and one image.
+    """What `finish` would give of an opened source, from its labels and the headers of its images.
 
     Args:
         cfg, source: as `finish`.
-    Raises: ConfigError as `finish`, as far as one image can tell.
+    Raises: ConfigError as `finish`, as far as headers can tell.
     """
-    _check_channels(cfg)
-    where, shape = source.train.peek()
-    side, channels = image.fitted_shape(where, shape, cfg.image_size, cfg.channels)
-    num_train = len(_rows(source)[0])
-    return Shape(side, channels, len(source.class_names), min(num_train, cfg.max_images or num_train))
-
-
-def _check_channels(cfg: DataConfig) -> None:
-    if cfg.channels not in (0, 1, 3):
-        raise ConfigError("data.channels", cfg.channels, "must be 0 (native), 1 (grey) or 3 (colour)")
+    convert.check_keys(cfg)
+    train_rows, test_rows = _rows(source, cfg.max_images)
+    to, notes = census.choose(cfg, _census(source, train_rows, test_rows))
+    return Shape(to.side, to.channels, len(source.class_names), len(train_rows), notes)
 
 
 def check(cfg: DataConfig) -> None:
-    """Refuses a source's name or channels that there are none of; reads nothing.
+    """Refuses a source's name, channels, background or value range that there are none of; reads nothing.
 
-    Raises: ConfigError naming `data.source`, with the nearest valid one, or `data.channels`.
+    Raises: ConfigError naming `data.source`, with the nearest valid one, or the other key.
     """
-    _check_channels(cfg)
+    convert.check_keys(cfg)
     kind, colon, rest = cfg.source.partition(":")
     if cfg.source in NAMED or (kind in (*PREFIXES, "hf") and rest):
         return
@@ -128,7 +147,7 @@ def check(cfg: DataConfig) -> None:
         raise ConfigError("data.source", cfg.source, "must name what comes after the colon")
     if cfg.source.endswith(".npz") and not colon:
         raise ConfigError("data.source", cfg.source, rule, f"npz:{cfg.source}")
-    if cfg.source and Path(cfg.source).is_dir():
+    if cfg.source and os.path.isdir(cfg.source):  # unlike Path.is_dir false for a name that is too long
         raise ConfigError("data.source", cfg.source, rule, f"folder:{cfg.source}")
     close = nearest(kind, ("npz", "folder", "hf")) if colon else nearest(cfg.source, NAMED)
     raise ConfigError("data.source", cfg.source, rule, f"{close}:{rest}" if colon and close else close)
@@ -140,7 +159,7 @@ def _open(name: str) -> Source:
         return _digits()
     if name in NAMED:
         return dataclasses.replace(_named(name), name=name)
-    return open_hub(rest) if kind == "hf" else PREFIXES[kind](Path(rest).expanduser())
+    return open_hub(rest) if kind == "hf" else PREFIXES[kind](Path(rest))
 
 
 def _local(name: str) -> Path | None:
@@ -176,16 +195,29 @@ def _digits() -> Source:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
 
-    def read(positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        return (("digits", images[i]) for i in positions)
+    def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
+        return (("digits", Facts(8, 8, 1, "uint8")) for _ in positions)
+
+    def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
+        return (("digits", Picture(images[i])) for i in positions)
 
     labels = digits.target.astype(np.int64)
-    train = StoredSplit(len(images), labels, {}, lambda: ("digits", (8, 8, 1)), read)
+    train = StoredSplit(len(images), labels, {}, facts, read)
     return Source("digits", tuple(map(str, range(10))), train, None)
 
 
-def _rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the test images in their stored splits."""
+def _rows(source: Source, max_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training images, `max_images` at most, and of the test images in their stored splits; sorted."""
+    train, test = _all_rows(source)
+    if max_images and max_images < len(train):
+        # Rows are drawn before any image is read: a subset of a large folder decodes its own files alone.
+        rng = np.random.default_rng(SUBSET_SEED)
+        train = np.sort(rng.choice(train, max_images, replace=False))
+    return train, test
+
+
+def _all_rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of all training and test images in their stored splits."""
     size = source.train.size
     if source.test is not None:
         return np.arange(size), np.arange(source.test.size)
@@ -197,8 +229,19 @@ def _rows(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(size), test), test
 
 
-def _read(stored: StoredSplit, rows: np.ndarray, cfg: DataConfig, like: np.ndarray | None = None) -> Split:
-    """The images [n, H, W, C] at positions `rows`, int64 [n], with their labels and columns."""
-    images = image.stack(stored.read(rows), len(rows), cfg.image_size, cfg.channels, like)
+def _census(source: Source, train: np.ndarray, test: np.ndarray) -> census.Census:
+    """What the headers of these rows say."""
+    found = census.Census().add(source.train.facts(train))
+    return found.add((source.test or source.train).facts(test))
+
+
+def _read(stored: StoredSplit, rows: np.ndarray, to: Conversion) -> Split:
+    """The images [n, side, side, channels] at positions `rows`, int64 [n], with their labels and columns."""
+    shape = (len(rows), to.side, to.side, to.channels)
+    # Filled in place: a list of all images would need twice the memory.
+    mapped = math.prod(shape) * to.dtype.itemsize >= MAPPED_FROM
+    images = cache.nameless(shape, to.dtype) if mapped else np.empty(shape, to.dtype)
+    for i, (where, picture) in enumerate(stored.read(rows)):
+        images[i] = to(where, picture)
     labels = None if stored.labels is None else stored.labels[rows]
     return Split(images, labels, {name: column[rows] for name, column in stored.columns.items()})

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from osmotic.data.dataset import Dataset, Split
 from osmotic.metrics.features import Encoder, op_threads, to_unit, weights_sha256
-from osmotic.metrics.weights import cache_folder
 from osmotic.storage import atomic
+from osmotic.storage.cache import cache_folder
 
 # Part of the cache key: raise it whenever anything below changes what is learnt.
 RECIPE = "cnn-2"

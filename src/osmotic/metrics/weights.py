@@ -1,4 +1,4 @@
-"""Where encoders lie on disk: the cache folder, and the files of pretrained ones. Imports no torch."""
+"""Where encoders lie on disk: the files of pretrained ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from osmotic.errors import ConfigError
+from osmotic.storage.cache import cache_folder
 
 INCEPTION_FILE = "inception-v3.safetensors"
 DINOV2_FOLDER = "dinov2"
@@ -32,15 +33,6 @@ _FILES = {
     "inception-v3": (INCEPTION_FILE,),
     "dinov2": (f"{DINOV2_FOLDER}/config.json", f"{DINOV2_FOLDER}/model.safetensors"),
 }
-
-
-def cache_folder() -> Path:
-    """$OSMOTIC_CACHE, else $XDG_CACHE_HOME/osmotic, else ~/.cache/osmotic; it need not exist."""
-    # Asked at every call and not once at import, so that a test or a notebook may set them later.
-    if own := os.environ.get("OSMOTIC_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "osmotic"
 
 
 def weights_folder() -> Path:

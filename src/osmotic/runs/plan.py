@@ -165,6 +165,7 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
             f"piece {name} may train on the server: parts then move that are counted as unmoved"
             for name in trains
         ]
+        + list(shape.notes)
         + ["a client that fails or is refused changes its own figures"],
     }
 
@@ -205,7 +206,7 @@ def network(config: Config, dataset: Dataset | None = None) -> tuple[models.Netw
 
 def _shape(dataset: Dataset) -> Shape:
     count, side, _, channels = dataset.train.images.shape
-    return Shape(side, channels, len(dataset.class_names), count)
+    return Shape(side, channels, len(dataset.class_names), count, dataset.notes)
 
 
 def classes(config: Config, num_classes: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from osmotic.methods import Method
 from osmotic.models import NetworkSpec
 from osmotic.protocol.messages import Client
 from osmotic.runs.settle import settle
+
+HASHED_BYTES = 2**22  # at once
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def prepare(config: Config, dataset: Dataset | None = None) -> Study:
     Raises: ConfigError for data that do not fit the configuration.
     """
     dataset = dataset or sources.load(config.data)
+    # The images' own values of keys first: a run records them, so that its file repeats it.
+    config = replace(config, data=replace(config.data, **dataset.settled))
     config = settle(config, len(dataset.train), len(dataset.class_names))
     conditional = is_conditional(config, len(dataset.class_names))
     num_classes = len(dataset.class_names) if conditional else 0
@@ -133,7 +137,10 @@ def data_sha256(study: Study) -> str:
 
 def _hash(split: Split) -> Any:
     """SHA-256, still open, of a split's images and labels."""
-    total = hashlib.sha256(np.ascontiguousarray(split.images).data)
+    total, images = hashlib.sha256(), split.images
+    rows = max(1, HASHED_BYTES // max(images[0].nbytes, 1))
+    for start in range(0, len(images), rows):  # piece by piece: mapped images may be larger than memory
+        total.update(np.ascontiguousarray(images[start : start + rows]).data)
     if split.labels is not None:
         total.update(np.ascontiguousarray(split.labels, "<i8").data)
     return total
