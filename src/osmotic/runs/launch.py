@@ -200,10 +200,12 @@ def make_sites(study: Study, folder: Path) -> list[Site]:
         Site(
             h.client,
             Images.of(
-                images[h.train],
-                labels[h.train] if conditional and labels is not None else None,
+                images,
+                labels if conditional else None,
                 study.device,
                 study.blueprint.space,
+                rows=h.train,
+                flip=study.config.data.flip,
             ),
             Store(folder / h.client.name),
         )
@@ -243,7 +245,7 @@ class ServerTrainer:
         given = labels if blueprint.spec.num_classes else None
         fit(
             worker.model,
-            Images.of(images, given, self.study.device, blueprint.space),
+            Images.of(images, given, self.study.device, blueprint.space, flip=blueprint.config.data.flip),
             blueprint.process,
             blueprint.config.training,
             steps=steps,

@@ -18,6 +18,8 @@ from osmotic.tensors import Tensors
 from osmotic.training.images import Images
 from osmotic.training.optimizers import load_moments, make_optimizer, moments_of
 
+FLIPS = 1  # purpose of a stream beside that of the noise
+
 
 class Cancelled(RuntimeError):
     """The run is being stopped; the step is dropped and will be repeated."""
@@ -69,7 +71,10 @@ def fit(
     """
     device, size = images.pixels.device, training.batch_size
     # One generator on the CPU for all noise: the same draws on every device and memory layout.
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    seed = int(rng.integers(2**62))
+    generator = torch.Generator().manual_seed(seed)
+    # A stream of its own: mirroring moves neither the order of the images nor their noise.
+    coins = np.random.default_rng([seed, FLIPS]) if images.flip else None
     named = _trained(model, rule.trainable() if rule else None)
     optimizer = make_optimizer(list(named.values()), training.optimizer, learning_rate)
     if moments:
@@ -84,7 +89,7 @@ def fit(
         if len(order) == 0:
             order = torch.from_numpy(rng.permutation(len(images)))
         index, order = order[:size].to(device), order[size:]
-        x, y = images.batch(index)  # [B, C, H, W], [B]
+        x, y = images.batch(index, coins)  # [B, C, H, W], [B]
         loss = process.loss(model, x, y, generator)
         optimizer.zero_grad(set_to_none=True)
         (rule.objective(loss, model) if rule else loss).backward()
