@@ -196,6 +196,8 @@ def sliver(images: np.ndarray, full: float) -> str | None:
     if high - low >= SLIVER:
         return None
     found = f"images use {100 * (high - low):.1f} % of the value range, {low * full:.4g} to {high * full:.4g} of {full:g}"
+    if low == high:
+        return found  # one value: nothing to spread
     # 10, 12 and 14 bits are what cameras and scanners put into files of 16.
     bits = next((b for b in (8, 10, 12, 14) if high * full < 2**b < full), None)
     helps = f"[0, {2**bits - 1}] or auto" if bits and low * full < 2**bits / 16 else "auto"
