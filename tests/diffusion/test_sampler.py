@@ -294,6 +294,28 @@ def test_guidance_moves_images_away_from_the_unlabelled_mean() -> None:
     assert images.mean().item() == pytest.approx(0.0, abs=0.0125)  # four standard errors, as above
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("target", "name"), PAIRS)
+def test_an_image_that_is_not_finite_is_told_and_not_drawn_black(
+    target: str, name: str, value: float
+) -> None:
+    process = Process(target=target)
+    network = ideal(process)
+
+    def broken(x: Tensor, t: Tensor, **kwargs: Any) -> tuple[Tensor]:
+        output = network(x, t, **kwargs)[0]
+        output[1, 0, 2, 3] = value
+        return (output,)
+
+    # Where the sampler clips its estimate of x0, an infinite answer may still be an image: then it must be one.
+    try:
+        images, _ = sampler.sample(broken, process, None, (3, 1, 4, 4), name, 5, SEED)
+    except sampler.NotFinite as error:
+        assert str(error) == "1 of 3 images drawn by the model hold values that are not finite"
+    else:
+        assert value == float("inf") and images.isfinite().all()
+
+
 def test_without_labels_a_conditional_network_is_asked_for_no_label() -> None:
     process, seen = Process(target="v", num_classes=4), []
 

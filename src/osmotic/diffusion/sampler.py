@@ -31,6 +31,10 @@ LARGEST_CHUNK_VALUES = 16_000_000
 Seed = int | Sequence[int]
 
 
+class NotFinite(ArithmeticError):
+    """A network drew what is no image: values that are not finite numbers, which would be shown as black."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How images [N, C, H, W] are drawn from networks of one process: what stays the same from pool to pool.
@@ -90,7 +94,8 @@ class Sampling:
             batch_size: images side by side, fewer where images are very large.
             device: where the network is.
             drawn: told after every sampler step how many images' worth of work it was; all steps of an image make 1.
-        Raises: ValueError if labels, guidance and `num_images` do not fit each other or the process.
+        Raises: ValueError if labels, guidance and `num_images` do not fit each other or the process; NotFinite if an
+            image holds a value that is not finite.
         """
         given = self._labels(labels, num_images)
         with _evaluating([model]):
@@ -119,7 +124,7 @@ class Sampling:
             drawn: as `draw`, from any of the workers' threads.
             chunk_size: images side by side in a worker; results depend on it in the last bits.
             threads: operator threads of each worker.
-        Raises: ValueError as `draw`, and if there is no model.
+        Raises: ValueError and NotFinite as `draw`, ValueError if there is no model.
         """
         if not models:
             raise ValueError("models must hold at least one network")
@@ -197,6 +202,9 @@ class Sampling:
                 output = predict(scheduler.scale_model_input(x, timestep), timestep)
                 x = scheduler.step(output, timestep, x, return_dict=False, **extra)[0]
                 drawn(len(indices) / len(scheduler.timesteps))
+        broken = int((~x.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            raise NotFinite(f"{broken} of {len(x)} images drawn by the model hold values that are not finite")
         # The EDM samplers have clipped nothing yet, and the others' last step may round past the end.
         return (x if bounds is None else x.clamp(*bounds)).cpu()
 

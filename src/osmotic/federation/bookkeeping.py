@@ -132,6 +132,7 @@ def line(
         "wall_seconds": None,
         **metrics,
         "quality": None,
+        "unscored": None,
     }
 
 

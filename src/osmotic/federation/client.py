@@ -21,6 +21,7 @@ import torch
 from osmotic import seeds
 from osmotic.codecs import EXACT, BadPacket, Codec
 from osmotic.diffusion.ema import Ema
+from osmotic.diffusion.sampler import NotFinite
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import held, receive
 from osmotic.federation.interfaces import Work
@@ -112,7 +113,7 @@ class Worker:
             return self._serve(site, packet)
         except Cancelled:
             raise
-        except (StateLost, BadPacket, PieceError) as error:
+        except (StateLost, BadPacket, PieceError, NotFinite) as error:
             reason = str(error)
         except Exception as error:  # whatever a site runs into must not stop the others
             log.warning("%s could not do its task", site.client.name, exc_info=True)

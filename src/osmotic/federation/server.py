@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from osmotic.config.schema import to_dict
+from osmotic.diffusion.sampler import NotFinite
 from osmotic.errors import ConfigError
 from osmotic.federation import bookkeeping, extension, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
@@ -225,15 +226,20 @@ class Server:
     def _finish(self, phase: Phase, started: float) -> None:
         """Steps 8 and 9: the score, if one is due, and the line that closes the phase."""
         state = self.state
-        quality, latest = (
-            self._score(phase)
-            if score_due(self.config, self.phases, state.step - 1)
-            else (None, state.last_quality)
-        )
+        unscored, quality, latest = None, None, state.last_quality
+        if score_due(self.config, self.phases, state.step - 1):
+            try:
+                quality, latest = self._score(phase)
+            except NotFinite as error:
+                # The round has counted, and later ones may mend what this one broke: the run goes on, and says it.
+                unscored, latest = str(error), None
+                warnings.warn(
+                    f"round {phase.server_round} is not scored: {error}; the run goes on", stacklevel=2
+                )
         with self.interrupts.held():
             assert state.pending is not None
             seconds = round(time.perf_counter() - started, 3)
-            line = state.pending | {"wall_seconds": seconds, "quality": quality}
+            line = state.pending | {"wall_seconds": seconds, "quality": quality, "unscored": unscored}
             state.last_quality, state.pending = latest, None
             self.run_dir.append("metrics", [line])
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,7 @@ def evaluate(
     kept = cfg.recipe.ema_half_lives
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
+    from osmotic.diffusion.sampler import NotFinite
     from osmotic.runs.launch import refuse_other_images
     from osmotic.runs.scoring import Scoring
     from osmotic.runs.study import make_deterministic, prepare
@@ -214,13 +216,17 @@ def evaluate(
     half_life = ema if ema is not None else (kept[0] if kept else 0)
     if study.blueprint.method().global_model:
         weights = _averaged(tensors, notes, kept, half_life)
-        quality = Scoring(study, None).score_global(weights, cfg.training.rounds)
+        score = partial(Scoring(study, None).score_global, weights, cfg.training.rounds)
     elif ema is not None:
         raise ConfigError(
             "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
         )
     else:
-        quality = _personal(study, run)
+        score = partial(_personal, study, run)
+    try:
+        quality = score()
+    except NotFinite as error:
+        raise ConfigError(str(directory), None, f"cannot be scored: {error}") from None
     return {"half_life": half_life, **quality}
 
 

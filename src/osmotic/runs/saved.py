@@ -115,7 +115,7 @@ def draw(
         guidance: classifier-free guidance scale, 1 is off; None takes that of the scores.
         seed: of the noise; image i is the same whatever `count` is.
         client: whose model, where clients have their own.
-    Raises: ConfigError for a label or client that there is none of, and as `load`.
+    Raises: ConfigError for a label or client that there is none of, for images that are not finite, and as `load`.
     """
     pipe = load(run, client)
     classes = getattr(pipe, "num_classes", 0)
@@ -131,8 +131,11 @@ def draw(
     options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
     if hasattr(pipe, "num_classes"):  # of our own class, which knows more than a stock one
         options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
-    images = pipe(batch_size=count, generator=generators, output_type="np", **options).images
-    pixels = np.round(np.asarray(images) * 255).astype(np.uint8)
+    images = np.asarray(pipe(batch_size=count, generator=generators, output_type="np", **options).images)
+    if not np.isfinite(images).all():
+        rule = "the model draws values that are not finite: no images can be made of them"
+        raise ConfigError(str(run.path), None, rule)
+    pixels = np.round(images * 255).astype(np.uint8)
     return (pixels[..., None] if pixels.ndim == 3 else pixels), labels
 
 
