@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,36 @@ def test_the_table_of_the_full_setting_reads_both_kinds_of_models(module: Any) -
     assert "| full | 2 | 3.00 | not run | not run |" in text
     assert "| udec | 2 | 4.00 | not run | not run |" in text
     assert "| 2 | not run | not run | not run | 3.00 | 5.00 |" in text
+
+
+def test_the_tables_of_feddiffuse_are_what_its_results_give(module: Any) -> None:
+    tables = module("tables")
+    rows = tables.read(Path(tables.__file__).with_name("results.jsonl"))
+    page = Path(tables.__file__).with_name("README.md").read_text()
+    for part in (
+        tables.order,
+        tables.differences,
+        tables.paired,
+        tables.falling,
+        tables.personal,
+        tables.variants,
+    ):
+        assert part(rows).strip() in page, part.__name__
+    # USplit's weights depend on the draw: the mean of 80.386705, 80.63493 and 79.64203 million.
+    assert "| l-skew | usplit | 6.90 +- 1.68 | — | — | — | 80.22 | 322.0 |" in page
+
+
+def test_sentences_about_digits_are_what_their_results_give(module: Any) -> None:
+    folder = Path(module("tables").__file__).parents[1] / "digits_baseline"
+    page = (folder / "README.md").read_text()
+    by_guidance = json.loads((folder / "guidance.json").read_text())
+    for scale, told in (("1.5", "0.29 +- 0.34"), ("2", "-0.28 +- 0.30")):
+        less = [
+            by_guidance[f"fedavg-{s}-{scale}"]["fd"] - by_guidance[f"central-{s}-{scale}"]["fd"]
+            for s in range(3)
+        ]
+        assert module("tables").interval(less) == told and told in page
+    rows = {r["case"]: r for r in map(json.loads, (folder / "results.jsonl").read_text().splitlines())}
+    alone = [rows[f"local-{s}"]["mean_fd_all"] for s in range(3)]
+    # 10.049, 11.947, 11.983: half-width 4.303 * 1.1065 / sqrt(3) = 2.749.
+    assert module("tables").interval(alone) == "11.33 +- 2.75" and "11.3 +- 2.7 at guidance 2" in page

@@ -14,6 +14,7 @@ from typing import Any
 
 from cases import METHODS, PARTITIONS, SEEDS
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 Rows = dict[str, dict[str, Any]]
 # Table 2 of arXiv 2406.12575, K = 5: FID of another network, size and encoder, so only the order can be compared.
@@ -144,6 +145,44 @@ def differences(rows: Rows) -> str:
     return table(["method", "last average", *PARTITIONS], lines)
 
 
+def paired(rows: Rows) -> str:
+    """What the sentences of README.md rest on: differences of runs of the same seed, with a paired t test."""
+    found: dict[str, list[float]] = {
+        f"{a} less {b}, all splits": [d for p in PARTITIONS for d in _less(rows, f"{a}-{p}", f"{b}-{p}")]
+        for a, b in (("usplit", "fedavg"), ("udec", "ulatdec"))
+    }
+    for m in METHODS:
+        found[f"{m}, q-skew less iid, 15 rounds"] = _less(rows, f"{m}-q-skew", f"{m}-iid")
+        found[f"{m}, q-skew after 10 rounds less iid after 15"] = [
+            _after(a, 10) - _after(b, 15)
+            for a, b in zip(of(rows, f"{m}-q-skew"), of(rows, f"{m}-iid"), strict=True)
+        ]
+    for p in PARTITIONS:
+        for stage in ("before", "after"):
+            found[f"udec {stage} less local, own images, {p}"] = [
+                own - alone
+                for a, b in zip(of(rows, f"udec-{p}"), of(rows, f"local-{p}"), strict=True)
+                if (own := fd(a, "mean", stage, "fd_own")) is not None
+                and (alone := fd(b, "mean", "before", "fd_own")) is not None
+            ]
+    lines = [
+        [what, interval(less), str(len(less)), f"{ttest_1samp(less, 0).pvalue:.3f}"]
+        for what, less in found.items()
+    ]
+    return table(["difference in FD", "mean", "pairs", "p"], lines)
+
+
+def _less(rows: Rows, one: str, other: str) -> list[float]:
+    """FD against all data of one case less that of another, seed by seed."""
+    pairs = ((fd(a), fd(b)) for a, b in zip(of(rows, one), of(rows, other), strict=True))
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _after(row: dict[str, Any], rounds: int) -> float:
+    """FD against all data after so many rounds."""
+    return next(float(c["mean_fd_all"]) for c in row["curve"] if c["round"] == rounds)
+
+
 def variants(rows: Rows) -> str:
     """What goes beyond the paper, each below the method it starts from; "less" is the paired difference to that."""
     pairs = [
@@ -159,7 +198,8 @@ def variants(rows: Rows) -> str:
             own = of(rows, f"{m}-{p}")
             if not own:
                 continue
-            weights = (own[0]["parameters_up"] + own[0]["parameters_down"]) / 1e6
+            # Of all seeds, as the bytes: with USplit they depend on the draw.
+            weights = statistics.mean(r["parameters_up"] + r["parameters_down"] for r in own) / 1e6
             size = statistics.mean(r["bytes_up"] + r["bytes_down"] for r in own) / 1e6
             line = [p, m]
             for stage in ("before", "after"):
@@ -209,6 +249,7 @@ if __name__ == "__main__":
     for part in (
         order,
         differences,
+        paired,
         falling,
         personal,
         clients,
