@@ -400,3 +400,27 @@ def test_a_key_that_a_run_did_not_know_yet_stood_at_its_default():
     refuse_changes(before, to_dict(load()))
     with pytest.raises(ConfigError, match=r"codec\.changed_only = True: was False when this run began"):
         refuse_changes(before, to_dict(load(sets=["codec.changed_only=true"])))
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "seed = " + "9" * 5000, "[a]\nb = " + "{c=" * 5000])
+def test_a_file_too_deep_or_with_a_number_too_long_is_told_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is not valid TOML") as caught:
+        load(path)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed=" + "9" * 5000, "seed=0x" + "f" * 5000, "seed=" + "[" * 5000, "training.rounds=" + "9" * 5000],
+)
+def test_a_set_too_deep_or_too_long_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(sets=[text])
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_value_that_no_file_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(keys={"data.source": "npz:\udcff.npz"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from osmotic.errors import ConfigError
 from osmotic.storage import checkpoint
-from osmotic.storage.store import StateLost
+from osmotic.storage.store import StateLost, write_checked
 
 TENSORS = {
     "weights/a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -215,3 +216,38 @@ def test_what_a_killed_writer_left_unfinished_is_cleared_away(tmp_path: Path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     assert not unfinished.exists()
+
+
+def test_checkpoints_under_each_others_names_are_passed_over(tmp_path: Path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    two, three = checkpoint.path_of(tmp_path, 2), checkpoint.path_of(tmp_path, 3)
+    data = two.read_bytes()
+    two.write_bytes(three.read_bytes())
+    three.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"is damaged \(it is that of step [23]\)"):
+        assert checkpoint.load_latest(tmp_path)[0] == 1
+
+
+def test_an_older_checkpoint_copied_over_the_newest_is_passed_over(tmp_path: Path):
+    save(tmp_path, 1), save(tmp_path, 2)
+    checkpoint.path_of(tmp_path, 2).write_bytes(checkpoint.path_of(tmp_path, 1).read_bytes())
+    with pytest.warns(UserWarning, match="that of step 1"):
+        assert checkpoint.load_latest(tmp_path)[0] == 1
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path):
+    mine, other = "a" * 16, "b" * 16
+    for step, run in ((1, mine), (2, mine), (3, other)):
+        checkpoint.save(tmp_path, step, TENSORS, {**STATE, "run": run}, 3)
+    with pytest.warns(UserWarning, match="it is of another run"):
+        assert checkpoint.load_latest(tmp_path, run_id=mine)[0] == 2
+    assert checkpoint.counted(tmp_path, other) == {}, "nor do clients keep anything for it"
+    assert checkpoint.load_latest(tmp_path)[2]["run"] == mine
+
+
+def test_a_checkpoint_of_an_earlier_version_without_step_and_run_is_read(tmp_path: Path):
+    text = json.dumps(STATE)
+    write_checked(checkpoint.path_of(tmp_path, 4), TENSORS, {"state": text})
+    step, _, state = checkpoint.load_latest(tmp_path, run_id="a" * 16)
+    assert (step, state) == (4, STATE)

@@ -24,6 +24,8 @@ def checked(name: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
     value = _typed(name, value, hint)
     low, high, above = meta.get("low"), meta.get("high"), meta.get("above", False)
     for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, str) and not _writable(number):
+            raise ConfigError(name, number, "must be text that UTF-8 can hold")
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         if (
@@ -37,6 +39,15 @@ def checked(name: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> Any:
         if number in (float("inf"), float("-inf")):
             raise ConfigError(name, value, "must be finite")
     return value
+
+
+def _writable(text: str) -> bool:
+    """Whether a text can stand in a file: the name of a file that is no UTF-8 comes with lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

@@ -20,6 +20,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), None, "must be a UTF-8 text file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), None, f"is not valid TOML: {error}") from None
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; brackets in brackets
+        raise ConfigError(str(path), None, "is not valid TOML: too deep, or a number too long") from None
 
 
 def to_toml(config: Config) -> str:

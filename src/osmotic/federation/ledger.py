@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from osmotic.storage import strict_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Totals:
 def lines(entries: Iterable[Entry]) -> str:
     """Entries as JSON lines, sorted by client and direction so that the file does not depend on arrival."""
     ordered = sorted(entries, key=lambda e: (e.client, e.direction))
-    return "".join(json.dumps(_dict(e), sort_keys=False) + "\n" for e in ordered)
+    return "".join(strict_json.dumps(_dict(e)) + "\n" for e in ordered)
 
 
 def _dict(entry: Entry) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task
 from osmotic.protocol.participation import choose, learning_rate, score_due
 from osmotic.protocol.view import View
-from osmotic.storage import checkpoint
+from osmotic.storage import checkpoint, lock
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
 
@@ -82,6 +82,7 @@ class Server:
     ) -> None:
         self.blueprint, self.config, self.engine, self.run_dir = blueprint, blueprint.config, engine, run
         self.contract = contract
+        self.run_id = run.run_id or lock.fresh_id()
         self.scorer, self.trainer, self.observer = scorer, trainer, observer
         self.method, self.chain = blueprint.method(), blueprint.chain()
         self.layout, self.part_names = blueprint.layout, blueprint.part_names
@@ -91,7 +92,7 @@ class Server:
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
         self.exchange = Exchange(blueprint, self.state, engine, contract, flops_per_image, observer)
         self.interrupts = Interrupts()
-        self._committed: tuple[dict[str, int], int] | None = None  # logs and failures before the score
+        self._committed: dict[str, Any] | None = None  # logs and failures before the score
         self._clock = time.perf_counter()
 
     # --- the loop ---
@@ -105,7 +106,7 @@ class Server:
                 self.save()  # also a run stopped before its first round can be resumed
             try:
                 if state.pending is not None:
-                    self._committed = self.run_dir.sizes(), len(state.failures)
+                    self._committed = self._written()
                     self._finish(self.phases[state.step - 1], time.perf_counter())
                 while state.step < len(self.phases):
                     phase = self.phases[state.step]
@@ -129,7 +130,7 @@ class Server:
             raise
         with self.interrupts.held():
             self.state.pending = self._commit(outcome)
-            self._committed = self.run_dir.sizes(), len(self.state.failures)
+            self._committed = self._written()
         self._finish(phase, started)
 
     def _work(self, phase: Phase) -> Outcome:
@@ -356,34 +357,44 @@ class Server:
         self._clock = time.perf_counter()
         tensors, notes = state.to_checkpoint()
         notes |= {
+            "run": self.run_id,
             "contract": self.contract,
             "config": to_dict(self.config),
             "versions": versions(),
-            "files": self.run_dir.sizes(),
+            **self._written(),
         }
-        if (
-            state.pending and self._committed
-        ):  # stopped while it was being scored: the score will be taken again
-            notes["files"], failures = self._committed
-            notes["failures"] = state.failures[:failures]
+        if state.pending and self._committed:
+            notes |= self._committed  # stopped while it was being scored: the score will be taken again
         left = checkpoint.save(
             self.run_dir.checkpoints, state.step, tensors, notes, self.config.checkpoint.keep
         )
         self.exchange.checkpoints[state.step] = dict(state.counted)
         self.exchange.checkpoints = {step: c for step, c in self.exchange.checkpoints.items() if step in left}
 
+    def _written(self) -> dict[str, Any]:
+        """How far the logs and the list of failures have come."""
+        files, hashes = self.run_dir.sizes(), self.run_dir.hashes()
+        return {"files": files, "files_sha256": hashes, "failures": list(self.state.failures)}
+
     def restore(self, agreed: Callable[[], None] = lambda: None) -> None:
         """Goes back to the newest whole checkpoint that this run can go on from, and cuts the run's files back to it.
 
         Args:
             agreed: called once all was found in order, before anything is changed.
-        Raises: ConfigError for another network, process, image shape or configuration.
+        Raises: ConfigError for another network, process, image shape or configuration; for logs that were altered; and
+            where checkpoints are gone that there have been.
         """
-        folder = self.run_dir.checkpoints
+        folder, run = self.run_dir.checkpoints, self.run_dir
         if not checkpoint.steps(folder) and not checkpoint.damaged(folder):
+            # The first checkpoint is written before the first line of any log.
+            if run.summary.exists() or any(run.sizes().values()):
+                rule = (
+                    "its checkpoints are gone, and its logs are not: put them back, or start anew elsewhere"
+                )
+                raise ConfigError(str(run.path), None, rule)
             agreed()
             return  # stopped before its first checkpoint: nothing was trained yet
-        step, tensors, notes = checkpoint.load_latest(folder, usable=self._leads_on)
+        step, tensors, notes = checkpoint.load_latest(folder, usable=self._leads_on, run_id=run.run_id)
         if notes["contract"] != self.contract:
             raise ConfigError(
                 str(self.run_dir.path),
@@ -394,15 +405,16 @@ class Server:
             warnings.warn(
                 f"resumed with {versions()}, begun with {notes['versions']}: bits may differ", stacklevel=2
             )
+        # Before anything is changed. `get`: of earlier versions.
+        run.check(notes["files"], notes.get("files_sha256"))
         agreed()
         self.state.from_checkpoint(step, tensors, notes)
         if step < len(self.phases):
-            self.run_dir.reopen(
-                self.phases[step - 1].server_round if step else self.phases[0].server_round - 1
-            )
-        self.run_dir.cut(notes["files"])
+            run.reopen(self.phases[step - 1].server_round if step else self.phases[0].server_round - 1)
+        run.cut(notes["files"])
+        self.run_id = run.run_id or notes.get("run") or self.run_id
         checkpoint.drop_after(folder, step)
-        self.exchange.checkpoints = checkpoint.counted(folder)  # decides what clients may delete
+        self.exchange.checkpoints = checkpoint.counted(folder, self.run_id)  # decides what clients may delete
         self._clock = time.perf_counter()
 
     def _leads_on(self, step: int, notes: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from osmotic.errors import ConfigError
 from osmotic.protocol.messages import MERGE
 from osmotic.report.formatting import is_number
+from osmotic.storage import strict_json
 
 Json = Mapping[str, Any]
 
@@ -259,7 +260,14 @@ def _traffic(line: Json) -> Traffic:
 def _partition(path: Path) -> PartitionTable | None:
     if not path.is_file():
         return None
-    table = _json(path)
+    table = strict_json.read_table(path)
+    try:
+        return _table(table)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(str(path), None, "does not say who holds how many images") from None
+
+
+def _table(table: Mapping[str, Any]) -> PartitionTable:
     clients = tuple(str(c) for c in table.get("clients") or ())
     counts = tuple(tuple(int(n) for n in row) for row in table.get("counts") or ())
     # Classes without a name go by their number, so that every row of the heat map has a label.

@@ -212,7 +212,7 @@ def evaluate(
     study = prepare(cfg, dataset)
     refuse_other_images(run, study)
     make_deterministic(study)
-    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False, run_id=run.run_id)
     half_life = ema if ema is not None else (kept[0] if kept else 0)
     if study.blueprint.method().global_model:
         weights = _averaged(tensors, notes, kept, half_life)

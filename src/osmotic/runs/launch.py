@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -30,7 +29,7 @@ from osmotic.runs.estimate import Estimate
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
-from osmotic.storage import checkpoint
+from osmotic.storage import checkpoint, strict_json
 from osmotic.storage.atomic import write_text
 from osmotic.storage.folder import RunDir
 from osmotic.storage.store import Store
@@ -49,12 +48,14 @@ def start(
     """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
     study = prepare(config, dataset)
     run = RunDir.new(out)
-    command = " ".join(["osmotic run config.toml", *(f"--plugin {path.name}" for path in plugins.FILES)])
-    repeats = f"`{command}` repeats this run" if dataset is None else "its images came from Python"
-    version = metadata.version("osmotic")
-    write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(study.config))
-    write_text(run.partition, json.dumps(describe_partition(study)))
-    return _run(study, run, observer(run, study.config), resume=False)
+    with run.held():
+        RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
+        command = " ".join(["osmotic run config.toml", *(f"--plugin {path.name}" for path in plugins.FILES)])
+        repeats = f"`{command}` repeats this run" if dataset is None else "its images came from Python"
+        version = metadata.version("osmotic")
+        write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(study.config))
+        write_text(run.partition, strict_json.dumps(describe_partition(study)))
+        return _run(study, run, observer(run, study.config), resume=False)
 
 
 def resume(
@@ -72,29 +73,30 @@ def resume(
     Raises: ConfigError for a change that would not leave the bits of a run begun with it (`federation/extension.py`).
     """
     run = RunDir.existing(path)
-    own = dataset is not None
-    config = resolve.load(run.config, sets=sets, keys=keys, own_data=own)
-    method = methods.make(config.method.name, dict(config.method.options))
-    before = to_dict(resolve.load(run.config, own_data=own))
-    extension.check(before, config, method, pieces.make(config))
-    study = prepare(config, dataset)
-    if not run.partition.exists():  # stopped between the two files
-        write_text(run.partition, json.dumps(describe_partition(study)))
-    refuse_other_images(run, study)
+    with run.held():
+        own = dataset is not None
+        config = resolve.load(run.config, sets=sets, keys=keys, own_data=own)
+        method = methods.make(config.method.name, dict(config.method.options))
+        before = to_dict(resolve.load(run.config, own_data=own))
+        extension.check(before, config, method, pieces.make(config))
+        study = prepare(config, dataset)
+        if not run.partition.exists():  # stopped between the two files
+            write_text(run.partition, strict_json.dumps(describe_partition(study)))
+        refuse_other_images(run, study)
 
-    def record() -> None:
-        # Before anything else changes: killed after this, a plain `resume` goes on as it was told here.
-        if to_dict(study.config) != before:
-            told = run.config.read_text(encoding="utf-8").splitlines(keepends=True)
-            notes = "".join(line for line in told if line.startswith("#"))
-            write_text(run.config, notes + toml.to_toml(study.config))
+        def record() -> None:
+            # Before anything else changes: killed after this, a plain `resume` goes on as it was told here.
+            if to_dict(study.config) != before:
+                told = run.config.read_text(encoding="utf-8").splitlines(keepends=True)
+                notes = "".join(line for line in told if line.startswith("#"))
+                write_text(run.config, notes + toml.to_toml(study.config))
 
-    return _run(study, run, observer(run, study.config), resume=True, agreed=record)
+        return _run(study, run, observer(run, study.config), resume=True, agreed=record)
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
     """Raises ConfigError unless the study's images, and who holds them, are those of the run's beginning."""
-    described, before = describe_partition(study), json.loads(run.partition.read_text())
+    described, before = describe_partition(study), strict_json.read_table(run.partition)
     # A run of an earlier version has not written down all of them.
     if any(described[key] != before.get(key, described[key]) for key in ("sha256", "test_sha256")):
         raise ConfigError(
@@ -112,6 +114,7 @@ def _run(
     try:
         if resume:
             server.restore(agreed)
+        run.identify(server.run_id)
         observer.run_started(described(study, server))
         server.run()
         write_summary(study, server, run)
@@ -155,7 +158,7 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
     Raises: ConfigError if the run has no undamaged checkpoint.
     """
     server, _ = make_server(study, run, Callback())
-    step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False)
+    step, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False, run_id=run.run_id)
     server.state.from_checkpoint(step, tensors, notes)
     server.clients = server.engine.clients(1, 0.0)
     try:

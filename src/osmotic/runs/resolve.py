@@ -175,5 +175,5 @@ def parse_set(text: str) -> tuple[str, Any]:
         raise ConfigError("--set", text, "must be section.key=value")
     try:
         return name, tomllib.loads(f"value = {raw}")["value"]
-    except ValueError:  # no TOML, or a number of thousands of digits
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, brackets in brackets
         return name, raw.strip("'\"")

@@ -83,14 +83,21 @@ class Run:
         """A row per client: training images, held-out ones, and training images of every class as "images.CLASS"."""
         if not self._folder.partition.is_file():
             return []  # stopped before the images were dealt out
-        found = json.loads(self._folder.partition.read_text(encoding="utf-8"))
-        counts = found["counts"] or [[] for _ in found["clients"]]
-        named = [dict(zip(found["class_names"], row, strict=False)) for row in counts]
-        rows = zip(found["clients"], found["sizes"], found["holdout_sizes"], named, strict=True)
-        return [
-            {"client": client, "images": size, "held_out": held} | {f"images.{c}": n for c, n in row.items()}
-            for client, size, held, row in rows
-        ]
+        from osmotic.storage import strict_json
+
+        found = strict_json.read_table(self._folder.partition)
+        try:
+            counts = found["counts"] or [[] for _ in found["clients"]]
+            named = [dict(zip(found["class_names"], row, strict=False)) for row in counts]
+            rows = zip(found["clients"], found["sizes"], found["holdout_sizes"], named, strict=True)
+            return [
+                {"client": client, "images": size, "held_out": held}
+                | {f"images.{c}": n for c, n in row.items()}
+                for client, size, held, row in rows
+            ]
+        except (KeyError, TypeError, ValueError):
+            rule = "does not say who holds how many images"
+            raise ConfigError(str(self._folder.partition), None, rule) from None
 
     def sample(
         self,

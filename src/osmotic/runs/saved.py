@@ -6,7 +6,6 @@ scheduler and pipeline are classes of this package and of diffusers, made from t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
 from osmotic.models import construct, pipeline
 from osmotic.runs import resolve
+from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
 
 INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an own network's
@@ -95,7 +95,10 @@ def load(run: RunDir, client: str | None = None) -> Any:
 
 def class_names(run: RunDir) -> list[str]:
     """The names of the classes of the run's images, by label."""
-    return [str(name) for name in _json(run.partition)["class_names"]]
+    names = strict_json.read_table(run.partition).get("class_names")
+    if not isinstance(names, list):
+        raise ConfigError(str(run.partition), None, "does not name the classes")
+    return [str(name) for name in names]
 
 
 def draw(
@@ -182,7 +185,7 @@ def _labels(label: str | int | None, names: list[str], count: int) -> list[int] 
 
 def _described(folder: Path) -> Described:
     if (folder / INDEX[0]).is_file():
-        found = _json(folder / "unet" / "config.json")
+        found = strict_json.read_table(folder / "unet" / "config.json")
         rows = found.get("num_class_embeds") or 1  # the last row is "no class"
         numbers = (
             found.get("sample_size"),
@@ -191,22 +194,10 @@ def _described(folder: Path) -> Described:
         )
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     else:
-        found = _json(folder / INDEX[1])
+        found = strict_json.read_table(folder / INDEX[1])
         numbers = (found.get("image_size"), found.get("channels"), found.get("num_classes"))
         weights = folder / "weights.safetensors"
     size, channels, classes = (number if type(number) is int else -1 for number in numbers)
     if not (0 < size <= 65536 and channels in (1, 3) and classes >= 0):
         raise ConfigError(str(folder), None, "does not describe a network: sides, channels, classes")
     return Described(size, channels, classes, weights)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), None, f"cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(str(path), None, f"is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(str(path), None, "must be a JSON object")
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from osmotic import models
 from osmotic.federation.server import Server
 from osmotic.models import pipeline
 from osmotic.runs.study import Study
+from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
@@ -26,7 +26,7 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
     scored = save_models(study, server, run)
     summary = summarise(study, server, scored)
     # Last of all: a folder with a summary is one of a finished run to every reader.
-    write_text(run.summary, json.dumps(summary, indent=1) + "\n")
+    write_text(run.summary, strict_json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,12 +57,27 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file has the name of one that `write_chunks` did not come to finish."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]+\.tmp", Path(path).name) is not None and not Path(path).is_dir()
+
+
 def clear_leftovers(folder: Path) -> None:
     """Deletes what killed writers left unfinished in a folder that nobody else is writing to."""
     # A writer that is killed cannot clean up after itself; the next one, alone in the folder by contract,
     # does.
     for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def clear_tree(folder: Path) -> None:
+    """As `clear_leftovers`, in a run's folder and all below it, unfinished models too; links are not followed."""
+    for here, folders, _ in os.walk(folder):
+        for name in [n for n in folders if re.fullmatch(r"\..+\.(new|old)", n)]:  # as models are written
+            folders.remove(name)
+            shutil.rmtree(Path(here) / name, ignore_errors=True)
+        clear_leftovers(Path(here))
 
 
 def sync_folder(folder: Path) -> None:

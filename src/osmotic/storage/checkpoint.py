@@ -1,6 +1,7 @@
 """The server's state on disk: written after a round, verified when loaded, the last few kept.
 
-One file holds all of it under one checksum, so that weights and books can never be of different rounds.
+One file holds all of it under one checksum, so that weights and books can never be of different rounds. Step and run
+stand inside, under that checksum: a file that was renamed, or copied from another run, is no checkpoint of this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.errors import ConfigError
+from osmotic.errors import ConfigError, plain
+from osmotic.storage import strict_json
 from osmotic.storage.atomic import clear_leftovers
 from osmotic.storage.store import StateLost, Tensors, read_with_notes, write_checked
 
@@ -36,14 +38,15 @@ def save(
         folder: of this run's checkpoints; nobody else may be writing to it.
         step: phases done, >= 0.
         tensors: arrays [...] of any shape, by name, of the dtypes of `store.DTYPES`.
-        state: what JSON can hold.
+        state: what JSON can hold; under "run" the id of the run.
         keep: checkpoints to keep, >= 1.
     Returns: the steps whose checkpoints are still there, ascending.
     Raises: OSError as the file system gives it; the checkpoints before are then untouched.
     """
     clear_leftovers(folder)
     # Written before any old one is deleted: at every moment at least one whole checkpoint is there.
-    write_checked(path_of(folder, step), tensors, {"state": json.dumps(state, sort_keys=True)})
+    seal = {"state": strict_json.dumps(state, sort_keys=True), "step": str(step)}
+    write_checked(path_of(folder, step), tensors, seal)
     found = steps(folder)
     for old in found[:-keep]:
         path_of(folder, old).unlink()
@@ -58,40 +61,52 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def load(folder: Path, step: int) -> tuple[Tensors, dict[str, Any]]:
+def load(folder: Path, step: int, run_id: str | None = None) -> tuple[Tensors, dict[str, Any]]:
     """Tensors [...] and state of one checkpoint.
 
-    Raises: StateLost if it is torn, altered or no such file.
+    Args:
+        run_id: of the run that it must be of; None takes any.
+    Raises: StateLost if it is torn, altered, of another step or run, or no such file.
     """
-    tensors, notes = read_with_notes(path_of(folder, step))
+    path = path_of(folder, step)
+    tensors, notes = read_with_notes(path)
     # The checksum has held, so a state that is missing was never written: a file of another kind under this
     # name.
     try:
-        return tensors, json.loads(notes["state"])
-    except (KeyError, ValueError):
-        raise StateLost(f"{path_of(folder, step).name} holds no state") from None
+        state = json.loads(notes["state"])
+        # `get`: checkpoints of earlier versions say neither step nor run.
+        sealed, run = notes.get("step", str(step)), state.get("run")
+    except (KeyError, ValueError, AttributeError):
+        raise StateLost(f"{path.name} holds no state") from None
+    if sealed != str(step):
+        raise StateLost(f"it is that of step {plain(sealed, 20)}")
+    if run_id is not None and run is not None and run != run_id:
+        raise StateLost("it is of another run")
+    return tensors, state
 
 
 def load_latest(
     folder: Path,
     mark_damaged: bool = True,
     usable: Callable[[int, Mapping[str, Any]], bool] = lambda step, state: True,
+    run_id: str | None = None,
 ) -> tuple[int, Tensors, dict[str, Any]]:
     """The newest checkpoint that is whole and `usable`: (step, tensors [...] by name, state).
 
-    A torn or altered file is passed over with a warning.
+    A torn or altered file, or one of another step or run, is passed over with a warning.
 
     Args:
         mark_damaged: rename such a file to `.damaged`, so that nothing mistakes it for a good one; False for
             readers that must not change a run.
         usable: given step and state, whether the run can go on from there.
+        run_id: as of `load`.
     Raises: ConfigError if none is left.
     """
     found, whole = steps(folder), False
     for step in reversed(found):
         path = path_of(folder, step)
         try:
-            tensors, state = load(folder, step)
+            tensors, state = load(folder, step, run_id)
         except StateLost as error:
             warnings.warn(
                 f"checkpoint {path.name} is damaged ({error}); the one before is used", stacklevel=2
@@ -120,8 +135,8 @@ def damaged(folder: Path) -> bool:
     return any(Path(folder).glob("checkpoint-*.damaged"))
 
 
-def counted(folder: Path) -> dict[int, dict[str, int]]:
-    """For every whole checkpoint, by step: the round in which each client was last counted.
+def counted(folder: Path, run_id: str | None = None) -> dict[int, dict[str, int]]:
+    """For every whole checkpoint, by step: the round in which each client was last counted; `run_id` as of `load`.
 
     Clients keep the private states of these rounds, as the server could go back to any of them.
     """
@@ -129,5 +144,5 @@ def counted(folder: Path) -> dict[int, dict[str, int]]:
     for step in steps(folder):
         # A damaged older one is no use to resume from, so nothing needs to be kept for it.
         with contextlib.suppress(StateLost):
-            found[step] = load(folder, step)[1]["counted"]
+            found[step] = load(folder, step, run_id)[1]["counted"]
     return found

@@ -1,0 +1,41 @@
+"""JSON that every reader takes, and one line about a file that is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from osmotic.errors import ConfigError
+from osmotic.storage.folder import RunDir
+from osmotic.storage.strict_json import dumps, read_table
+
+INF, NAN = float("inf"), float("nan")
+
+
+def test_what_is_no_finite_number_is_null_at_any_depth() -> None:
+    value = {"a": INF, "b": [1.5, NAN, {"c": (-INF, 2)}], "d": "NaN", "e": None, "f": True}
+    found = json.loads(dumps(value), parse_constant=lambda word: pytest.fail(word))
+    assert found == {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "NaN", "e": None, "f": True}
+
+
+def test_a_log_holds_no_infinity(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.append("metrics", [{"loss": INF, "client_loss": {"client-000": NAN}}])
+    assert run.log("metrics").read_text() == '{"loss": null, "client_loss": {"client-000": null}}\n'
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"7", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_holds_no_table_is_named_in_one_line(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "partition.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        read_table(path)
+    assert caught.value.key == str(path) and str(caught.value).isprintable()
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_table(path)
