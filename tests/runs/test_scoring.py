@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_runs import SMALL
 
 from osmotic.metrics import encoder as encoders
@@ -15,6 +17,7 @@ from osmotic.metrics.federated import FeatureStatistics, frechet, matching
 from osmotic.runs import resolve
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study, prepare
+from osmotic.storage.folder import RunDir
 
 
 def study(*sets: str) -> Study:
@@ -31,10 +34,12 @@ def test_the_encoder_and_the_reference_see_only_what_clients_train_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(encoders, "get", lambda dataset, name: seen.append(dataset))
+    monkeypatch.setattr(
+        encoders, "get", lambda dataset, name, **told: seen.append(dataset) or pixels(dataset, name)
+    )
     prepared = study("data.holdout=0.25")
     scoring = Scoring(prepared, None)
-    assert scoring.encoder is None
+    assert scoring.encoder.name == "pixels"
     trained = {int(i) for h in prepared.holdings for i in h.train}
     kept = {int(i) for h in prepared.holdings for i in h.own_test}
     assert kept and not trained & kept
@@ -48,9 +53,11 @@ def test_without_a_holdout_the_encoder_is_that_of_the_whole_training_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(encoders, "get", lambda dataset, name: seen.append(dataset))
+    monkeypatch.setattr(
+        encoders, "get", lambda dataset, name, **told: seen.append(dataset) or pixels(dataset, name)
+    )
     prepared = study()
-    assert Scoring(prepared, None).encoder is None
+    assert Scoring(prepared, None).encoder.name == "pixels"
     assert seen[0].train is prepared.dataset.train
 
 
@@ -66,7 +73,7 @@ def test_held_out_are_the_test_split_and_what_clients_keep() -> None:
     assert Scoring(without, None).held_out is without.dataset.test
 
 
-def pixels(dataset: Any, name: str) -> Encoder:
+def pixels(dataset: Any, name: str, **told: Any) -> Encoder:
     """An encoder that needs no training: features are the 64 pixels of a digit."""
     flat = torch.nn.Flatten()
     return Encoder("pixels", "0" * 64, None, flat, None, to_unit, threads=1)
@@ -119,3 +126,66 @@ def test_own_scores_are_taken_against_the_client_s_own_images(
         both = (FeatureStatistics.of(x) for x in (own.reshape(len(own), 64) / 255, drawn[picked]))
         assert entry["fd_own"] == pytest.approx(frechet(*both), rel=1e-3)
         assert entry["fd_own_floor"] > 0
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_score_of_copies_says_so_and_shows_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scoring = Scoring(study("score.samples=100"), RunDir(tmp_path))
+    real_as_generator(scoring, monkeypatch)
+    quality = scoring.score_global({}, 1)
+    # 360 held-out images: the three closest are the yardstick, and a fresh image is among them in 3 of 361 cases.
+    assert quality["near_copies"] == {
+        "features": 1.0, "pixels": 1.0, "expected": 3 / 361, "images": 100, "held_out": 360,
+    }  # fmt: skip
+    assert quality["held_out"]["fd"] > quality["fd"]
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["nearest.png", "real.png", "round-0001.png"]
+    page = read_png(tmp_path / "samples" / "nearest.png")
+    # Three rows of ten digits, 8 pixels drawn as 64, 2 white ones around each, and the rows' names on the left.
+    rows = [page[2 + 66 * row : 66 + 66 * row, -660:] for row in range(3)]
+    assert page.shape[0] == 3 * 66 + 2 and page.shape[1] > 660
+    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2]), (
+        "copies are beside their originals"
+    )
+
+
+@pytest.mark.usefixtures("untrained")
+def test_real_images_are_shown_in_the_rows_of_the_samples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scoring = Scoring(study("score.samples=100"), RunDir(tmp_path))
+    drawn = real_as_generator(scoring, monkeypatch)
+    labels = scoring.labels()
+    assert labels is not None
+    scoring.save_grid(drawn, labels, "round-0001")
+    real, first = (read_png(tmp_path / "samples" / f"{name}.png") for name in ("real", "round-0001"))
+    margin = first.shape[1] - 662
+    assert np.array_equal(real[:, :margin], first[:, :margin]), "the same classes, in the same order"
+    rows = np.unique(labels)[np.bincount(labels)[np.unique(labels)] >= 10]
+    for row, of_class in enumerate(rows):
+        for column in range(10):
+            y, x = 2 + 66 * row, margin + 2 + 66 * column
+            image = real[y : y + 64 : 8, x : x + 64 : 8, None]
+            (at,) = rows_of(image[None], scoring.reference.images) if (image != 255).any() else (None,)
+            assert at is None or scoring.reference.labels[at] == of_class
+    before = (tmp_path / "samples" / "real.png").stat().st_mtime_ns
+    scoring.save_grid(drawn, labels, "round-0002")
+    assert (tmp_path / "samples" / "real.png").stat().st_mtime_ns == before, "once per run"
+
+
+@pytest.mark.usefixtures("untrained")
+def test_every_personal_model_is_held_against_unseen_images_and_looked_at_for_copies(tmp_path: Path) -> None:
+    prepared = study("method.name=local", "score.samples=100")
+    scoring = Scoring(prepared, RunDir(tmp_path))
+    fresh, copies = prepared.dataset.test.images[:100], scoring.reference.images[:40].repeat(3, 0)[:100]
+    pools = {"client-000": copies, "client-002": fresh}
+    quality = scoring.score_personal(pools, "after", 1)
+    assert quality["near_copies"] is None and quality["held_out"] is None, "there is no global model"
+    first, last = quality["per_client"]
+    assert first["near_copies"]["pixels"] == 1.0 and last["near_copies"]["pixels"] < 0.05
+    assert last["held_out"]["images"] == 360 and last["held_out"]["fd"] < first["held_out"]["fd"]
+    assert (tmp_path / "samples" / "nearest.png").is_file()
+
+
+def read_png(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))

@@ -149,4 +149,5 @@ def to_unit(images: np.ndarray) -> Tensor:
     Returns: float32 [N, C, H, W] in [0, 1].
     """
     scale = 255.0 if images.dtype == np.uint8 else 1.0
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / scale
+    # A copy also of what may not be written to, as images on disk: torch knows no such tensors.
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2).float() / scale

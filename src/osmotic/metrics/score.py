@@ -120,7 +120,7 @@ class Yardstick:
             fd_floor=self._floor,
             fd_at_floor=at_floor,
             m=len(self._unseen[0]),
-            held_out=self._against_held_out(made),
+            held_out=self.against_held_out(made),
             class_histogram=shown,
             class_histogram_data=data,
         )
@@ -129,8 +129,8 @@ class Yardstick:
         """FD and KID of one pool's features [samples, D] against the reference."""
         return _distances(self.real, self._statistics, made)
 
-    def _against_held_out(self, made: np.ndarray) -> HeldOut | None:
-        """Scores of the pool's features [samples, D] against the held-out images'."""
+    def against_held_out(self, made: np.ndarray) -> HeldOut | None:
+        """Scores of one pool's features [samples, D] against the held-out images; None without any."""
         if not len(self.unseen):
             return None
         compared = made[self._seen[0]]

@@ -94,9 +94,10 @@ def _table(summary: dict[str, Any]) -> None:
             f"  with {count(quality.get('floor_samples'))} samples, and the floor of as many real images",
             f"{figure(quality.get('fd_at_floor'))}, {figure(quality.get('fd_floor'))}",
         ),
+        *_beside(quality),
         ("KID", figure(quality.get("kid"))),
         ("precision, recall", f"{figure(quality.get('precision'))}, {figure(quality.get('recall'))}"),
-        (f"{fd} per client: mean, worst", f"{figure((quality.get('mean') or {}).get('fd_own'))}, {figure((quality.get('worst') or {}).get('fd_own'))}"),
+        (f"{fd} per client{_own_count(quality)}: mean, worst", f"{figure((quality.get('mean') or {}).get('fd_own'))}, {figure((quality.get('worst') or {}).get('fd_own'))}"),
     ]  # fmt: skip
     rows = [
         *(_over_clients(quality, fd, conditions) if narrative.is_personal(quality) else scores),
@@ -109,6 +110,27 @@ def _table(summary: dict[str, Any]) -> None:
     for left, right in rows:
         table.add_row(left, right)
     Console().print(table)
+
+
+def _own_count(quality: Mapping[str, Any]) -> str:
+    """How many clients stand behind own scores, as " (3 of 10)"; nothing in runs of earlier versions."""
+    mean = quality.get("mean") or {}
+    return f" ({mean['clients_own']} of {mean['clients']})" if "clients_own" in mean else ""
+
+
+def _beside(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a score against the training images cannot tell: held-out images, and copies; rows of what there is."""
+    from osmotic.report.formatting import count, figure
+
+    rows = []
+    if held_out := quality.get("held_out"):
+        against = f"  against {count(held_out['images'])} held-out images, and the floor of training images"
+        rows.append((against, f"{figure(held_out['fd'])}, {figure(held_out['floor'])}"))
+    if found := quality.get("near_copies"):
+        shares = " and ".join(f"{found[view]:.1%}" for view in ("features", "pixels"))
+        shares += f" (of fresh images {found['expected']:.1%})"
+        rows.append(("near-copies of training images, by features and pixels", shares))
+    return rows
 
 
 def _own_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,7 +148,11 @@ def _over_clients(quality: Mapping[str, Any], fd: str, conditions: str) -> list[
 
     stage = ", before merging" if narrative.before_merging(quality) else ""
     rows = [(f"{narrative.own_models(quality)}{stage}:", "mean, weighted, worst")]
-    named = {"fd_all": f"{fd} ({conditions})", "fd_own": f"{fd} against own images", "kid_all": "KID"}
+    named = {
+        "fd_all": f"{fd} ({conditions})",
+        "fd_own": f"{fd} against own images{_own_count(quality)}",
+        "kid_all": "KID",
+    }
     for key, name in named.items():
         for label, groups in ((name, quality), ("  after merging", quality.get("after"))):
             if groups:
@@ -272,6 +298,7 @@ def quality_text(quality: dict[str, Any]) -> str:
             f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  "
             f"precision {figure(quality['precision'])}  recall {figure(quality['recall'])}"
         )
+        first += "".join(f"\n{left.strip()}: {right}" for left, right in _beside(quality))
     return (
         f"{first}\n{quality['num_samples']} samples, {quality['sampler']}, guidance {quality['guidance']:g}, "
         f"{quality['nfe']} evaluations, encoder {quality['encoder']}, average over {quality['half_life']:g} images"

@@ -16,16 +16,16 @@ from osmotic.diffusion import compatibility
 from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated
+from osmotic.metrics.near_copies import CopyFinder
 from osmotic.metrics.registry import measure
 from osmotic.metrics.score import Yardstick
 from osmotic.protocol.messages import Client
-from osmotic.report import pictures
+from osmotic.runs import grids
 from osmotic.runs.study import Holding, Study
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
 from osmotic.training.weights import copy_weights
 
-GRID_ROWS, GRID_COLUMNS = 10, 10
 # Fields of the summary that are null where no global model exists.
 NOT_WITHOUT_GLOBAL_MODEL = (
     "fd",
@@ -36,6 +36,7 @@ NOT_WITHOUT_GLOBAL_MODEL = (
     "fd_at_floor",
     "floor_samples",
     "held_out",
+    "near_copies",
     "class_histogram",
     "class_histogram_data",
 )
@@ -125,10 +126,12 @@ class Scoring:
         images, nfe = self.draw(weights, labels, self.samples)
         self.save_grid(images, labels, f"round-{server_round:04d}")
         made = self.encoder.features(images)
-        quality = self._measure(images, made, nfe)
+        quality = self._measure(images, made, nfe) | {"near_copies": self._near_copies(images, made)}
         # One pool for all clients: the same images, each time against the images of another.
+        whole = {"held_out": None, "near_copies": None}  # of that pool they stand above
         per_client = [
-            self._own(h).score(made, quality["fd"], quality["kid"], "after") for h in self.study.holdings
+            self._own(h).score(made, quality["fd"], quality["kid"], "after") | whole
+            for h in self.study.holdings
         ]
         return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
 
@@ -159,7 +162,10 @@ class Scoring:
             name = holding.client.name
             if name in pools:
                 made = self.encoder.features(pools[name])
-                per_client.append(self._own(holding).score(made, *self.yardstick.distances(made), stage))
+                entry = self._own(holding).score(made, *self.yardstick.distances(made), stage)
+                entry["held_out"] = _fields(self.yardstick.against_held_out(made))
+                entry["near_copies"] = self._near_copies(pools[name], made, draws=not per_client)
+                per_client.append(entry)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         # Null, not absent: every summary has the same fields.
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
@@ -184,12 +190,12 @@ class Scoring:
             "fd_floor": measured.fd_floor,
             "fd_at_floor": measured.fd_at_floor,
             "floor_samples": measured.m,
-            "held_out": None if measured.held_out is None else dataclasses.asdict(measured.held_out),
+            "held_out": _fields(measured.held_out),
             "class_histogram": measured.class_histogram,
             "class_histogram_data": measured.class_histogram_data,
         }
         if names := self.study.config.score.metrics:
-            found["metrics"] = measure(names, images, _as_uint8(self.reference.images))
+            found["metrics"] = measure(names, images, grids.as_uint8(self.reference.images))
         return self._described(nfe) | found
 
     def _described(self, nfe: int) -> dict[str, Any]:
@@ -229,6 +235,26 @@ class Scoring:
         """What all pools of this run are held against: they are drawn for the same labels."""
         return Yardstick(self.reference, self.held_out, self.encoder, self.labels(), self.samples)
 
+    @cached_property
+    def _copies(self) -> CopyFinder | None:
+        if len(self.reference) < 2:
+            return None
+        yardstick = self.yardstick
+        return CopyFinder(self.reference, yardstick.real, self.held_out, yardstick.unseen, self.encoder)
+
+    def _near_copies(self, images: np.ndarray, made: np.ndarray, draws: bool = True) -> dict[str, Any] | None:
+        """The share of near-copies in one pool [samples, H, W, C] with features [samples, D].
+
+        Args:
+            draws: whether the most suspicious ones are saved beside their nearest training images.
+        """
+        if self._copies is None:
+            return None
+        share, neighbours = self._copies.look(images, made, self.labels())
+        if draws and self.run is not None:
+            grids.save_nearest(self.run, images, neighbours, self.reference)
+        return _fields(share)
+
     def _own(self, holding: Holding) -> federated.OwnYardstick:
         """What the models of one client are held against, made once, of features that are there already."""
         if (name := holding.client.name) in self._owns:
@@ -258,21 +284,21 @@ class Scoring:
         return self._owns[name]
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
-        """PNG grid of the first images of each class, or of the first hundred.
+        """PNG grid of the first images of each class, or of the first hundred, and beside it one of real images.
 
         Args:
             images: uint8 [N, H, W, C].
             labels: int64 [N], or None.
         """
-        if self.run is None:
-            return
-        picked, rows = pick_for_grid(labels, len(images), list(self.study.dataset.class_names))
-        # Small images larger: 8 x 8 is drawn as 64 x 64, from 17 x 17 on a pixel is one pixel.
-        scale = max(1, 32 // images.shape[1]) * (2 if images.shape[1] <= 16 else 1)
-        pictures.save_png(
-            self.run.samples / f"{name}.png",
-            pictures.grid(images[picked], GRID_COLUMNS, scale=scale, row_labels=rows),
-        )
+        if self.run is not None:
+            names = list(self.study.dataset.class_names)
+            grids.save_grid(self.run, images, labels, names, name)
+            grids.save_real(self.run, self.reference, labels, len(images), names)
+
+
+def _fields(found: Any) -> dict[str, Any] | None:
+    """A dataclass as a table; None stays None."""
+    return None if found is None else dataclasses.asdict(found)
 
 
 def _part(split: Split, rows: np.ndarray) -> Split:
@@ -283,11 +309,6 @@ def _part(split: Split, rows: np.ndarray) -> Split:
 def _labels(a: Split, b: Split) -> np.ndarray | None:
     """The labels of both, one after the other; None where one has none."""
     return None if a.labels is None or b.labels is None else np.concatenate([a.labels, b.labels])
-
-
-def _as_uint8(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] as uint8, as own metrics are promised; 16-bit sources hold floats in [0, 1]."""
-    return images if images.dtype == np.uint8 else np.rint(images * 255).astype(np.uint8)
 
 
 def apportion(counts: np.ndarray, total: int) -> np.ndarray:
@@ -301,22 +322,3 @@ def apportion(counts: np.ndarray, total: int) -> np.ndarray:
     # Stable order: of equal remainders the smaller label comes first.
     whole[np.argsort(whole - share, kind="stable")[: total - whole.sum()]] += 1
     return np.repeat(np.arange(len(counts)), whole)
-
-
-def pick_for_grid(
-    labels: np.ndarray | None, count: int, class_names: list[str]
-) -> tuple[np.ndarray, list[str] | None]:
-    """Positions [shown] of the images to show, row by row, and the rows' names: a row per class, or None.
-
-    At most the first GRID_ROWS classes that have a full row of images.
-    Args:
-        labels: int64 [count], or None.
-    """
-    if labels is None:
-        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
-    # A row with gaps would read as a class that the model cannot draw.
-    full = [c for c in range(len(class_names)) if (labels == c).sum() >= GRID_COLUMNS][:GRID_ROWS]
-    if not full:
-        return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
-    rows = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in full]
-    return np.concatenate(rows), [class_names[c] for c in full]

@@ -91,6 +91,7 @@ QUALITY = (
     "fd_at_floor",
     "floor_samples",
     "held_out",
+    "near_copies",
     "class_histogram",
     "class_histogram_data",
     "mean",
