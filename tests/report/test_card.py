@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from osmotic.report import card, templates
 
@@ -20,7 +23,7 @@ def test_the_card_stands_in_the_model_folder_and_tells_counts(run_folder: MakeRu
     assert card.write(path) == [path / "model" / "README.md"]
     text = text_of(path)
     assert text.startswith("---\nlibrary_name: diffusers\n")
-    assert "562,264,800 bytes up" in text and "The images never left the clients" in text
+    assert "562,264,800 bytes up" in text and "No image leaves a client in training." in text
     assert "| FD, lower is better | 6.300 |" in text and "| floor of FD | 2.870 |" in text
     assert "encoder classifier-digits · 1,000 samples" in text and "It is not an FID" in text
 
@@ -28,6 +31,58 @@ def test_the_card_stands_in_the_model_folder_and_tells_counts(run_folder: MakeRu
 def test_a_central_run_is_not_called_federated(run_folder: MakeRun) -> None:
     text = text_of(run_folder(method="central"))
     assert "never left" not in text and "Nothing about this run was federated" in text
+
+
+def test_the_card_of_a_simulation_says_so_and_never_that_images_stayed_with_owners(
+    run_folder: MakeRun,
+) -> None:
+    text = text_of(run_folder())
+    assert "10 simulated clients in one process trained" in text
+    assert "This run was a simulation: all clients share one process" in text
+    assert not re.search(r"never (left|leave)|stayed where", text)
+    # One trainer with all images simulates no clients; of an engine that is not known here nothing is said.
+    assert "simulat" not in text_of(run_folder("central", method="central"))
+    assert "simulat" not in text_of(run_folder("sites", engine="carrier-pigeon"))
+
+
+def test_the_card_invents_no_licence_and_names_network_and_version(full_folder: MakeRun) -> None:
+    path = full_folder()
+    text = text_of(path)
+    front, rest = text.split("---\n")[1:3]
+    keys = dict(line.split(": ") for line in front.splitlines() if ": " in line)
+    assert keys["license"] == "other" and keys["license_name"] == "not-stated"
+    assert "Of the model: not stated." in rest and "under the Apache License 2.0" in rest
+    rows = [line.strip("| ").split(" | ") for line in rest.splitlines() if line.startswith("| ")]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["network, target"] == ["unet-8, v"] and found["osmotic"] == ["0.2.0"]
+    assert found["images"] == ["8 x 8 pixels, grey"]
+
+
+def test_the_card_sets_held_out_scores_and_near_copies_beside_the_others(full_folder: MakeRun) -> None:
+    text = text_of(full_folder())
+    assert "| FD, lower is better | 6.300 | 7.500 |" in text
+    assert "| FD of other real images (floor) | 2.870 | 3.250 |" in text
+    assert (
+        "Near-copies of training images: 1.2 % of the generated images by features, 0.4 % by pixels" in text
+    )
+    assert "was not measured in this run" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("python", "images handed over in Python"),
+        ("folder:/home/ann/photos/", "images of the folder photos"),
+        ("npz:/home/ann/scans.npz", "images of the file scans.npz"),
+        ("hf:ylecun/mnist", "ylecun/mnist from the Hugging Face Hub"),
+    ],
+)
+def test_own_images_are_named_without_the_path_to_them(run_folder: MakeRun, source: str, words: str) -> None:
+    path = run_folder(rounds=2)
+    config = (path / "config.toml").read_text().replace('source = "digits"', f'source = "{source}"')
+    (path / "config.toml").write_text(config)
+    text = text_of(path)
+    assert f"Data: {words}, " in text and f"together on {words} with" in text and "/home" not in text
 
 
 def test_what_was_not_measured_is_a_dash(run_folder: MakeRun) -> None:

@@ -27,7 +27,7 @@ def test_traffic_counts_training_rounds_only() -> None:
     # Up: 1000 + 1500 = 2.50 kB; the 9000 of scoring stay out. Down: 4.00 kB.
     up = [entry(1, "train", "up", 1000), entry(2, "train", "up", 1500), entry(2, "score", "up", 9000)]
     svg = curves.traffic([*up, entry(1, "train", "down", 4000)])
-    assert svg is not None and "up: 2.50 kB" in svg and "down: 4.00 kB" in svg
+    assert svg is not None and "up 2.50 kB" in svg and "down 4.00 kB" in svg
 
 
 def texts(svg: str | None) -> set[str]:

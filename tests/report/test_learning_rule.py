@@ -21,17 +21,18 @@ MakeRun = Callable[..., Path]
 
 MODEL = "a class-conditional diffusion model of 702,753 parameters"
 SPLIT = "split by class with a Dirichlet(0.5) draw"
-STAYED = f"the images, {SPLIT}, stayed where they were."
+STAYED = f"the images were {SPLIT}."
+THREE = "3 simulated clients in one process"
 SENTENCES = {
-    "fedavg": f"3 clients trained {MODEL} together on digits with fedavg, for 2 rounds; {STAYED}",
-    "usplit": f"3 clients trained {MODEL} together on digits with usplit, each returning a part of it, for 2 rounds; "
+    "fedavg": f"{THREE} trained {MODEL} together on digits with fedavg, for 2 rounds; {STAYED}",
+    "usplit": f"{THREE} trained {MODEL} together on digits with usplit, each returning a part of it, for 2 rounds; "
     + STAYED,
-    "ulatdec": f"Each of 3 clients trained {MODEL} of its own on digits with ulatdec, for 2 rounds: they share "
+    "ulatdec": f"Each of {THREE} trained {MODEL} of its own on digits with ulatdec, for 2 rounds: they share "
     f"bottleneck and decoder, the rest is personal; {STAYED}",
-    "udec": f"Each of 3 clients trained {MODEL} of its own on digits with udec, for 2 rounds: they share the decoder, "
+    "udec": f"Each of {THREE} trained {MODEL} of its own on digits with udec, for 2 rounds: they share the decoder, "
     f"the rest is personal; {STAYED}",
     "central": f"One trainer held all images of digits and trained {MODEL} for 2 rounds: the upper baseline.",
-    "local": f"Each of 3 clients trained {MODEL} alone on its own part of digits, {SPLIT}, for 2 rounds: "
+    "local": f"Each of {THREE} trained {MODEL} alone on its own part of digits, {SPLIT}, for 2 rounds: "
     "the lower baseline.",
 }
 
@@ -91,7 +92,7 @@ def test_a_summary_from_before_the_fields_is_told_alike(run_folder: MakeRun, met
 def test_of_an_exchange_that_is_not_installed_nothing_is_claimed(run_folder: MakeRun) -> None:
     path = edit(run_folder(clients=3, rounds=2), method="carrier", travels=..., shared=..., global_model=...)
     told = narrative.sentence(reading.read(path))
-    assert told == f"3 clients trained {MODEL} on digits with carrier, for 2 rounds; the images were {SPLIT}."
+    assert told == f"{THREE} trained {MODEL} on digits with carrier, for 2 rounds; the images were {SPLIT}."
     text = text_of_card(path)
     assert "never left" not in text and "cannot be told" in text and "bytes up" in text
     assert "what they held is not known" in text and "weights or their changes" not in text
@@ -102,7 +103,7 @@ def test_a_plugin_is_told_in_its_own_words(run_folder: MakeRun, monkeypatch: pyt
     monkeypatch.setitem(METHODS, "carrier", Carrier)
     path = edit(run_folder(clients=3, rounds=2), method="carrier")
     assert narrative.sentence(reading.read(path)) == (
-        f"3 clients wrote {MODEL} on paper: encoder, bottleneck and decoder."
+        f"{THREE} wrote {MODEL} on paper: encoder, bottleneck and decoder."
     )
     text = text_of_card(path)
     assert "A pigeon left the clients." in text and "never left" not in text
@@ -170,7 +171,7 @@ def test_own_models_beside_a_global_one_are_told(run_folder: MakeRun) -> None:
     path = run_folder(clients=3, rounds=2)
     assert "model of its own" not in narrative.sentence(reading.read(path))
     assert narrative.sentence(reading.read(edit(path, personal=True))).endswith(
-        "stayed where they were. Each client also has a model of its own."
+        "draw. Each client also has a model of its own."
     )
     own_alone = reading.read(edit(path, method="local", personal=True, global_model=False))
     assert "also" not in narrative.sentence(own_alone)

@@ -228,7 +228,11 @@ def test_the_snippet_fits_the_kind_of_pipeline(run_folder: MakeRun) -> None:
 
 @pytest.mark.parametrize(
     ("method", "claim"),
-    [("central", "One trainer held all images"), ("local", "alone"), ("fedavg", "stayed where")],
+    [
+        ("central", "One trainer held all images"),
+        ("local", "alone"),
+        ("fedavg", "10 simulated clients in one process"),
+    ],
 )
 def test_the_sentence_never_calls_a_baseline_federated(run_folder: MakeRun, method: str, claim: str) -> None:
     told = narrative.sentence(reading.read(run_folder(rounds=2, method=method)))

@@ -69,7 +69,7 @@ def test_the_page_draws_fd_and_kid_of_own_models(personal_folder: MakeRun) -> No
     for title in ("FD", "KID"):
         assert f"{title} over the clients&#x27; own models by round" in html
     assert "FD by round" not in html
-    for panel in ("FD by client against all clients' images", "KID by client against its own images"):
+    for panel in ("FD, all clients' images", "FD, its own images", "FD and KID of every client"):
         assert panel in html
     assert "personalising" not in html.replace("merging and personalising", "")
 

@@ -15,6 +15,9 @@ from small_runs import SMALL
 NUMBER = (int, float)
 FIELDS: dict[str, Any] = {
     "schema": int,
+    "version": str,
+    "network": str,
+    "image_shape": list,
     "preset": str,
     "method": str,
     "codec_up": str,

@@ -34,10 +34,9 @@ class Method(ABC):
     # A template for str.format, of the fields {clients}, {model} (with its article), {data}, {rounds}, {split},
     # {shared} (words for the parts averaged) and {method} (the name, and the pieces of the learning rule).
     sentence: ClassVar[str] = (
-        "{clients} trained {model} together on {data} with {method}, for {rounds}; the images, {split}, "
-        "stayed where they were."
+        "{clients} trained {model} together on {data} with {method}, for {rounds}; the images were {split}."
     )
-    left: ClassVar[str] = "The images never left the clients."  # opens the card's "What left the clients"
+    left: ClassVar[str] = "No image leaves a client in training."  # opens the card's "What left the clients"
     # What a curious server can learn from what comes back, for a site that decides whether to join.
     reveals: ClassVar[str] = (
         "a change of weights is computed from one site's images alone: images can be reconstructed from it, the better the "

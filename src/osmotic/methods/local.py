@@ -24,7 +24,7 @@ class Local(Method):
     sentence: ClassVar[str] = (
         "Each of {clients} trained {model} alone on its own part of {data}, {split}, for {rounds}: the lower baseline."
     )
-    left: ClassVar[str] = "Every client trained alone. No weights and no images left a client in training."
+    left: ClassVar[str] = "Every client trains alone. No weights and no images leave a client in training."
     reveals: ClassVar[str] = "of the images nothing while training, as nothing but figures comes back"
     exchanges: ClassVar[str] = "nothing: every client trains alone (lower baseline)"
 

@@ -28,7 +28,7 @@ class PersonalParts(FedAvg):
     global_model: ClassVar[bool] = False
     sentence: ClassVar[str] = (
         "Each of {clients} trained {model} of its own on {data} with {method}, for {rounds}: they share {shared}, "
-        "the rest is personal; the images, {split}, stayed where they were."
+        "the rest is personal; the images were {split}."
     )
     paper: ClassVar[str] = "2406.12575"
 

@@ -29,7 +29,7 @@ class USplit(FedAvg):
 
     sentence: ClassVar[str] = (
         "{clients} trained {model} together on {data} with {method}, each returning a part of it, for {rounds}; "
-        "the images, {split}, stayed where they were."
+        "the images were {split}."
     )
     paper: ClassVar[str] = "2406.12575"
     exchanges: ClassVar[str] = "all weights down, changes of one or two parts of the network up, by lot"

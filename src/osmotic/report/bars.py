@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from osmotic.report import formatting, svg
@@ -13,126 +14,139 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_CLIENTS = 100  # columns that can still be told apart in the width of a page
+MAX_CLIENTS = 100  # rows that can still be told apart in a drawing of a page's length
 
 
 def client_scores(
-    per_client: Sequence[Mapping[str, Any]], name: str = "FD", stage_words: Mapping[str, str] | None = None
+    per_client: Sequence[Mapping[str, Any]],
+    name: str = "FD",
+    stage_words: Mapping[str, str] | None = None,
+    scopes: Sequence[str] = ("all", "own"),
 ) -> str | None:
-    """Bars of every client's FD and KID, against the union of data and its own, as an <svg>; None if nothing was measured.
+    """A row of bars for every client: FD and KID beside each other, against all clients' images over against its own.
 
-    Of two stages, each panel sets the one beside the other; else it sets the two kinds of images side by side.
+    As an <svg>; None if nothing was measured. A short line on a bar is the floor: what real images score there.
 
     Args:
         per_client: entries of the summary's `quality.per_client`; the first 100 clients by name are shown.
         name: what the Fréchet distance is called.
         stage_words: what the stages are called, where there are two.
+        scopes: which scores to draw. Those against all are one figure where all clients share one model.
     """
     clients = sorted({str(c.get("name")) for c in per_client})[:MAX_CLIENTS]
     stages = [s for s in ("before", "after") if any((c.get("stage") or "before") == s for c in per_client)]
-    panels: dict[str, list[tuple[str, dict[str, float]]]] = {}
-    for metric, title in (("fd", name), ("kid", "KID")):
-        for scope, meaning in (("all", "all clients' images"), ("own", "its own images")):
-            for stage in stages:
-                values = {
-                    str(c.get("name")): float(c[f"{metric}_{scope}"])
-                    for c in per_client
-                    if (c.get("stage") or "before") == stage and c.get(f"{metric}_{scope}") is not None
-                }
-                # A client without a value has no bar; a bar of height 0 would be the best score of all.
-                if values and len(stages) > 1:
-                    when = (stage_words or {}).get(stage) or stage
-                    panels.setdefault(f"{title} by client against {meaning}", []).append((when, values))
-                elif values:
-                    panels.setdefault(f"{title} by client", []).append((f"against {meaning}", values))
-    if not panels:
+
+    def values(stage: str, key: str) -> dict[str, float]:
+        # A client without a value has no bar; a bar of length 0 would be the best score of all.
+        return {
+            str(c.get("name")): float(c[key])
+            for c in per_client
+            if (c.get("stage") or "before") == stage and c.get(key) is not None
+        }
+
+    found = {
+        (metric, scope): {stage: values(stage, f"{metric}_{scope}") for stage in stages}
+        for metric in ("fd", "kid")
+        for scope in scopes
+    }
+    metrics = [m for m in ("fd", "kid") if any(any(found[m, scope].values()) for scope in scopes)]
+    scopes = [scope for scope in scopes if any(any(found[m, scope].values()) for m in metrics)]
+    if not metrics:
         return None
+    titles = {"fd": name, "kid": "KID"}
+    meanings = {"all": "all clients' images", "own": "its own images"}
 
     def draw(fig: Figure) -> None:
-        axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for ax, (title, series) in zip(axes, panels.items(), strict=True):
-            width = 0.8 / len(series)
-            for i, (label, values) in enumerate(series):
-                x = [k for k, client in enumerate(clients) if client in values]
-                left = [k - 0.4 + (i + 0.5) * width for k in x]
-                heights = [values[clients[k]] for k in x]
-                ax.bar(left, heights, width * 0.92, color=COLOURS[i], label=label)
-            ax.set_title(f"{title}, lower is better")
-            if len(series) > 1:
-                svg.legend(ax)
-        _client_axis(axes[-1], clients)
+        grid = fig.subplots(len(scopes), len(metrics), sharey=True, sharex="col", squeeze=False)
+        for (row, scope), (column, metric) in product(enumerate(scopes), enumerate(metrics)):
+            ax, height = grid[row, column], 0.8 / len(stages)
+            for i, stage in enumerate(stages):
+                scored = found[metric, scope][stage]
+                at = [k for k, client in enumerate(clients) if client in scored]
+                label = (stage_words or {}).get(stage) or stage
+                offset = (i + 0.5) * height - 0.4
+                lengths = [scored[clients[k]] for k in at]
+                ax.barh([k + offset for k in at], lengths, height * 0.92, color=COLOURS[i], label=label)
+            floors = values(stages[0], f"{metric}_{scope}_floor")
+            at = [k for k, client in enumerate(clients) if client in floors]
+            ax.vlines(
+                [floors[clients[k]] for k in at], [k - 0.4 for k in at], [k + 0.4 for k in at], color=svg.INK
+            )
+            ax.set_title(f"{titles[metric]}, {meanings[scope]}" if column == 0 else titles[metric])
+            ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))  # an unbiased KID may fall below 0
+            ax.locator_params(axis="x", nbins=4)
+            _client_axis(ax, clients)
+        if len(stages) > 1:
+            fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
-    told = dict.fromkeys(title.partition(" by client")[0] for title in panels)
-    return svg.element(
-        draw, f"{' and '.join(told)} of every client", "clients", (11, 2.3 * len(panels) + 0.4)
-    )
+    told = " and ".join(titles[metric] for metric in metrics)
+    height = len(scopes) * (_rows(len(clients), len(stages)) + 0.65) + 0.3 * (len(stages) > 1)
+    return svg.element(draw, f"{told} of every client", "clients", (svg.SIZE[0], height))
 
 
 def partition(table: PartitionTable) -> str | None:
-    """Images per client over a heat map [classes, clients], the first 100 clients; None without clients.
+    """A row for every client: its images of each class as a heat map, beside its number of images; None without clients.
 
-    Images without labels have no heat map.
+    The first 100 clients are shown. Images without labels have no heat map.
     """
     import numpy as np
 
-    shown = len(table.clients[:MAX_CLIENTS])
-    if not shown:
+    clients = table.clients[:MAX_CLIENTS]
+    if not clients:
         return None
-    sizes = list(table.sizes[:shown])
-    held = np.array(table.counts[:shown], dtype=float) if table.counts else np.zeros((shown, 0))
-    counts = (
-        held.T
-    )  # [clients, classes] -> [classes, clients]: clients stand in columns, as in the bars above
-    classes = len(counts)
+    sizes = list(table.sizes[: len(clients)])
+    held = table.counts[: len(clients)]
+    counts = np.array(held, dtype=float) if held else np.zeros((len(clients), 0))  # [clients, classes]
+    classes = counts.shape[1]
 
     def draw(fig: Figure) -> None:
-        heights = [1.0, max(1.0, 0.24 * classes)] if classes else [1.0]
-        axes = fig.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        axes[0].bar(range(shown), sizes, 0.82, color=COLOURS[0])
-        axes[0].set_title("Images per client")
-        if shown <= 20:
-            axes[0].margins(y=0.25)  # room for the figures
-            for k, n in enumerate(sizes):
-                axes[0].annotate(
-                    formatting.count(n), (k, n), (0, 2), textcoords="offset points", ha="center", fontsize=9
-                )
-        axes[0].yaxis.set_major_locator(svg.ticks(3))
+        widths = [3.0, 1.0] if classes else [1.0]
+        axes = fig.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
         if classes:
-            _heat(axes[1], counts, table.class_names)
-        _client_axis(axes[-1], table.clients[:shown])
-        for ax in axes[:-1]:
-            ax.tick_params(labelbottom=False, bottom=False)
+            _heat(axes[0], counts, table.class_names)
+        ax = axes[-1]
+        ax.barh(range(len(sizes)), sizes, 0.82, color=COLOURS[0])
+        ax.set_title("Images")
+        ax.margins(x=0.4)  # room for the figures
+        if len(clients) <= 40:
+            for k, n in enumerate(sizes):
+                ax.annotate(
+                    formatting.count(n), (n, k), (3, 0), textcoords="offset points", va="center", fontsize=8
+                )
+        ax.xaxis.set_major_locator(svg.ticks(2))
+        for ax in axes:
+            _client_axis(ax, clients)
 
-    tall = 1.5 + (0.7 + min(9.0, 0.26 * classes) if classes else 0)
-    return svg.element(draw, "Images per client and class", "partition", (11, tall))
+    height = _rows(len(clients)) + 0.7
+    return svg.element(draw, "Images per client and class", "partition", (svg.SIZE[0], height))
 
 
 def _heat(ax: Axes, counts: Any, class_names: Sequence[str]) -> None:
-    """Draws a cell per class and client, the more images the more opaque; figures are written where there is room.
+    """Draws a cell per client and class, the more images the more opaque; figures are written where there is room.
 
     Args:
         ax: drawn on.
-        counts: images, [classes, clients], float.
+        counts: images, [clients, classes], float.
         class_names: one per class.
     """
     import numpy as np
     from matplotlib.colors import to_rgb
 
-    classes, clients = counts.shape
-    cells = np.empty((classes, clients, 4))
+    clients, classes = counts.shape
+    cells = np.empty((clients, classes, 4))
     # Opacity, not a colour map: the page shines through, light or dark.
     cells[..., :3] = to_rgb(COLOURS[0])
     # The square root keeps small counts apart from none at all.
     cells[..., 3] = 0.72 * np.sqrt(counts / max(1.0, counts.max()))
     ax.imshow(cells, interpolation="none", aspect="auto")
-    if clients <= 12 and classes <= 30:
+    if clients <= 40 and classes <= 10 and counts.max() < 10_000:
         for (row, column), n in np.ndenumerate(counts):
             if n:
-                ax.text(column, row, f"{int(n)}", ha="center", va="center", fontsize=8.5)
-    ax.set_title("Images per class and client")
-    ax.grid(False)
+                ax.text(column, row, f"{int(n)}", ha="center", va="center", fontsize=7)
+    ax.set_title("Images of each class")
     if classes <= 30:
-        ax.set_yticks(range(classes), [svg.short(c) for c in class_names[:classes]])
+        names = [svg.short(c, 12) for c in class_names[:classes]]
+        ax.set_xticks(range(classes), names, fontsize=8, **svg.tilt(names, 40))
 
 
 def class_histogram(
@@ -162,11 +176,7 @@ def class_histogram(
             )
         names = [class_names[k] if k < len(class_names) else str(k) for k in range(len(data))]
         if len(names) <= 40:
-            slanted = max(map(len, names)) > 3 and len(names) > 5
-            tilt: dict[str, Any] = (
-                {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-            )
-            ax.set_xticks(range(len(names)), [svg.short(n) for n in names], **tilt)
+            ax.set_xticks(range(len(names)), [svg.short(n) for n in names], **svg.tilt(names, 50))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
         ax.set_title("Share of each class")
         svg.legend(ax)
@@ -203,11 +213,16 @@ def failures(entries: Sequence[Mapping[str, Any]], rounds: int) -> str | None:
     return svg.element(draw, "Client failures by round", "failures", svg.SIZE)
 
 
+def _rows(clients: int, bars: int = 1) -> float:
+    """Inches that the rows of so many clients take, with so many bars each."""
+    return clients * (0.19 if clients <= 12 else 0.14 if clients <= 40 else 0.085) * (1 + 0.5 * (bars - 1))
+
+
 def _client_axis(ax: Axes, clients: Sequence[str]) -> None:
-    """Labels the x axis with the clients: all where they fit, else every fifth or tenth."""
-    ax.set_xlim(-0.6, len(clients) - 0.4)
-    names = [svg.short(c.removeprefix("client-")) for c in clients]
-    step = 1 if len(names) <= 26 else 5 if len(names) <= 60 else 10
-    ax.set_xticks(range(0, len(names), step), names[::step])
-    ax.set_xlabel("client")
-    ax.tick_params(axis="x", length=0)
+    """Labels the y axis with the clients, the first on top: all where they fit, else every fifth or tenth."""
+    ax.set_ylim(len(clients) - 0.4, -0.6)
+    names = [svg.short(c.removeprefix("client-"), 12) for c in clients]
+    step = 1 if len(names) <= 40 else 5
+    ax.set_yticks(range(0, len(names), step), names[::step], fontsize=8)
+    ax.tick_params(axis="both", length=0)
+    ax.grid(False, axis="y")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from osmotic.report import formatting, learning_rule, narrative, tables, templates
+from osmotic.report import evidence, formatting, learning_rule, narrative, tables, templates
 from osmotic.report.reading import Run, read
+
+LICENCE = "Apache License 2.0"  # osmotic's own
 
 
 def write(run_dir: Path | str) -> list[Path]:
@@ -40,7 +42,8 @@ def render(run: Run, folder: str = "model") -> str:
     clients = tables.client_rows(run)
     spreads = [
         (tables.score_heading(key, q), narrative.spread(c.scores.get(key) for c in clients))
-        for key in tables.score_keys(clients)
+        for key in tables.score_keys(clients, q)
+        if not key.startswith("own_images")  # told once, above the scores
     ]
     sizes = run.summary.get("client_sizes") or []
     # Cards are published: sizes and scores are told as a spread, without the names of the clients.
@@ -58,7 +61,13 @@ def render(run: Run, folder: str = "model") -> str:
             exchange=learning_rule.exchange_of(run),
             pieces=learning_rule.pieces_of(run),
             rule=learning_rule.rule_lines(run),
-            data=run.setting("data.source"),
+            where=narrative.where(run),
+            data=narrative.data_name(run),
+            network=narrative.network_name(run),
+            licence=LICENCE,
+            score_rows=evidence.score_rows(run),
+            copies=evidence.copies(q),
+            own_basis=evidence.own_basis(q),
             phrase=narrative.partition_phrase(run),
             sizes=narrative.spread(sizes),
             clients=formatting.plural(run.summary.get("num_clients") or 0, "client"),

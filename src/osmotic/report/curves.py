@@ -51,6 +51,57 @@ def loss(rounds: Sequence[Round]) -> str | None:
     return svg.element(draw, "Training loss by round", "loss", svg.SIZE)
 
 
+MAX_LOSSES = 24  # clients whose losses are drawn each for itself
+
+
+def client_losses(rounds: Sequence[Round]) -> tuple[list[str], int]:
+    """Small charts of each client's loss by round, all on the same axes, by name: (<svg> elements, clients with a loss).
+
+    Of many clients the first 24 by name are drawn; behind each line the mean over the clients, in grey.
+    """
+    found = points_by_name(rounds, lambda r: r.client_loss)
+    lines = {
+        name: kept
+        for name, points in sorted(found.items())
+        if (kept := [(n, v) for n, v in points if math.isfinite(v)])
+    }
+    if len(lines) < 2:
+        return [], len(lines)  # one client is the mean, which has a chart
+    mean = [(r.number, r.loss) for r in rounds if r.loss is not None and math.isfinite(r.loss)]
+    shown = dict(list(lines.items())[:MAX_LOSSES])
+    values = [v for points in [*shown.values(), mean] for _, v in points]
+    numbers = [n for points in shown.values() for n, _ in points]
+    pad = 0.06 * (max(values) - min(values)) or 0.5
+    limits = (min(numbers) - 0.5, max(numbers) + 0.5), (min(values) - pad, max(values) + pad)
+    return [
+        _client_loss(points, mean, name, limits, place) for place, (name, points) in enumerate(shown.items())
+    ], len(lines)
+
+
+def _client_loss(
+    points: Sequence[tuple[int, float]],
+    mean: Sequence[tuple[int, float]],
+    name: str,
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    place: int,
+) -> str:
+    def draw(fig: Figure) -> None:
+        ax = fig.subplots()
+        if mean:
+            ax.plot(*zip(*mean, strict=True), color=SOFT, linewidth=1, alpha=0.6)
+        x, y = zip(*points, strict=True)
+        ax.plot(x, y, color=COLOURS[0], linewidth=1.6, marker="o" if len(x) <= 12 else "", markersize=3)
+        ax.set_title(svg.short(name, 22), fontsize=8.5)
+        ax.set_xlim(*limits[0])
+        ax.set_ylim(*limits[1])
+        ax.xaxis.set_major_locator(svg.ticks(4))
+        ax.locator_params(axis="y", nbins=3)
+        ax.yaxis.set_major_formatter(lambda value, _: formatting.figure(value, 2))
+        ax.tick_params(labelsize=8)
+
+    return svg.element(draw, f"Training loss of {name} by round", f"client-loss-{place}", svg.TINY)
+
+
 def score(rounds: Sequence[Round], key: str, name: str, floor: float | None = None) -> str | None:
     """One score of the global model in every scored round, the floor dashed; None with fewer than two points.
 
@@ -170,7 +221,7 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
             for number in x:
                 total += totals[direction].get(number, 0)
                 y.append(total)
-            label = f"{direction}: {formatting.size(total)}"
+            label = f"{direction} {formatting.size(total)}"
             ax.plot(
                 x,
                 y,
@@ -181,7 +232,7 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
                 marker=svg.marker(x),
                 markersize=5,
             )
-        ax.set_title("Bytes since the first round")
+        ax.set_title("Bytes sent so far")
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_formatter(lambda value, _: formatting.size(value))
         svg.round_axis(ax, x)

@@ -14,13 +14,28 @@ MAX_PICTURES = 12  # sample grids on the page; more would only repeat each other
 MAX_CLIENT_GRIDS = 6  # clients whose own grids are shown, each with up to two
 
 
+def real(run: Run) -> str | None:
+    """The grid of real training images as a data URI; None where the run has none."""
+    return source(run.real_samples) if run.real_samples else None
+
+
+def nearest(run: Run) -> str | None:
+    """Generated images over their nearest training images as a data URI; None where the run has none."""
+    return source(run.nearest_samples) if run.nearest_samples else None
+
+
+def source(path: Path) -> str:
+    """A PNG file as a data URI. Raises: OSError if it cannot be read."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
 def picture(sample: tuple[int, Path]) -> tuple[int, str]:
     """(round, the PNG as a data URI), from (round, path of the PNG).
 
     Raises: OSError if the file cannot be read.
     """
     number, path = sample
-    return number, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return number, source(path)
 
 
 def strip(run: Run) -> list[tuple[int, str]]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from osmotic.engines import WHERE
+from osmotic.methods import METHODS
 from osmotic.report import formatting
 from osmotic.report.learning_rule import exchange_of, rule_name, words_of
 from osmotic.report.reading import Run
@@ -34,10 +36,14 @@ def sentence(run: Run) -> str:
     model = f"{model_kind(run)} diffusion model" + (
         f" of {formatting.count(size)} parameters" if size is not None else ""
     )
+    simulated = where(run)
+    clients = formatting.plural(
+        int(summary.get("num_clients") or 0), "simulated client" if simulated else "client"
+    )
     told = exchange.sentence.format(
-        clients=formatting.plural(int(summary.get("num_clients") or 0), "client"),
+        clients=clients + (" in one process" if simulated else ""),
         model=f"{'an' if model[:1] in 'aeiou' else 'a'} {model}",
-        data=str(run.setting("data.source", "unnamed data")),
+        data=data_name(run),
         rounds=formatting.plural(summary.get("rounds") or 0, "round"),
         split=partition_phrase(run),
         shared=shared_parts(run) or words_of(exchange.shared),
@@ -46,6 +52,34 @@ def sentence(run: Run) -> str:
     # No exchange can say so of itself: own models beside a global one are the work of a piece.
     own_beside = exchange.global_model and summary.get("personal")
     return told + (" Each client also has a model of its own." if own_beside else "")
+
+
+def where(run: Run) -> str:
+    """Where the clients were, such as `a simulation: all clients share one process`; empty where the engine is not known.
+
+    Also where one trainer held all images: there are no clients then.
+    """
+    method = METHODS.get(str(run.summary.get("method")))
+    return "" if method and method.pools_data else WHERE.get(str(run.summary.get("engine")), "")
+
+
+def data_name(run: Run) -> str:
+    """The images in words, without the path of a folder or file, which is nobody's business on a card."""
+    source = str(run.setting("data.source", "") or "")
+    kind, _, rest = source.partition(":")
+    if source == "python":
+        return "images handed over in Python"
+    if kind in ("folder", "npz") and rest:
+        return f"images of the {'folder' if kind == 'folder' else 'file'} {Path(rest).name or rest}"
+    if kind == "hf" and rest:
+        return f"{rest} from the Hugging Face Hub"
+    return source or "unnamed data"
+
+
+def network_name(run: Run) -> str:
+    """The network that was trained, such as `unet-8`: what `auto` stood for, where the folder tells it."""
+    chosen = str(run.setting("model.network", formatting.DASH))
+    return str(run.summary.get("network") or chosen) if chosen == "auto" else chosen
 
 
 def shared_parts(run: Run) -> str:
@@ -86,10 +120,21 @@ def personal_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
 
     For page, card and terminal alike. Runs without a global model are told otherwise: their own models are the result.
     """
-    own = quality.get("personal") or {}
+    return rows_over(quality.get("personal") or {}, quality, OWN_SCORES)
+
+
+def rows_over(
+    over: Mapping[str, Any], quality: Mapping[str, Any], keys: Iterable[str]
+) -> list[tuple[str, str, str, str]]:
+    """(score, mean, weighted by images, worst) of those scores of `keys` that `over` has a figure of.
+
+    Args:
+        over: holds the groups `mean`, `weighted` and `worst`.
+        quality: of the run, which names the encoder.
+    """
     rows = []
-    for key in OWN_SCORES:
-        values = [(own.get(group) or {}).get(key) for group in ("mean", "weighted", "worst")]
+    for key in keys:
+        values = [(over.get(group) or {}).get(key) for group in ("mean", "weighted", "worst")]
         if any(value is not None for value in values):
             mean, weighted, worst = map(formatting.figure, values)
             rows.append((score_name(key, quality), mean, weighted, worst))

@@ -136,6 +136,18 @@ class Run:
         return tuple((g, merged.get(g.client)) for g in trained if g.round == last)
 
     @property
+    def real_samples(self) -> Path | None:
+        """A grid of real training images, with the rows of the sample grids; None in older runs."""
+        path = self.path / "samples" / "real.png"
+        return path if path.is_file() else None
+
+    @property
+    def nearest_samples(self) -> Path | None:
+        """Generated images over their nearest training images, by features and by pixels; None in older runs."""
+        path = self.path / "samples" / "nearest.png"
+        return path if path.is_file() else None
+
+    @property
     def failures(self) -> tuple[Json, ...]:
         """`round`, `client_id`, `kind` and `reason` of every answer that did not count."""
         return tuple(self.summary.get("failures") or ())

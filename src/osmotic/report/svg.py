@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-SIZE = (6, 3.1)  # inches of a drawing of which two stand side by side; 72 points each, as is usual in SVG
+# Inches, 72 points each as is usual in SVG. Two stand side by side on a screen, and one fits a phone with its text legible.
+SIZE = (5.2, 3.0)
 SMALL = (3.6, 1.9)  # of one among many
+TINY = (2.15, 1.5)  # of one among very many, two of which stand side by side on a phone
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 # Colours that the page overrides as CSS variables, so that one drawing serves the light and the dark theme; where
 # there is no style sheet, the fallback is the colour itself.
@@ -146,6 +148,13 @@ def legend(ax: Axes) -> None:
             handlelength=1.4,
             columnspacing=1.4,
         )
+
+
+def tilt(labels: Sequence[str], room: int) -> dict[str, Any]:
+    """How to write labels under an axis: slanted where they have more characters together than there is room for."""
+    longest = max(map(len, labels), default=0)
+    slanted = longest > 1 and (longest + 1) * len(labels) > room
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
 
 
 def short(text: str, most: int = 16) -> str:

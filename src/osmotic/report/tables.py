@@ -24,6 +24,18 @@ IN_TILES = {
 }
 
 
+# What a client's entry of the scores holds, and what heads its column.
+SCORES = {
+    "fd_all": "{fd} all",
+    "fd_own": "{fd} own",
+    "fd_own_floor": "floor of {fd} own",
+    "own_images": "own images",
+    "kid_all": "KID all",
+    "kid_own": "KID own",
+}
+OF_REAL_IMAGES = ("fd_own_floor", "own_images")
+
+
 @dataclass(frozen=True)
 class LedgerRow:
     """Totals of one phase and direction."""
@@ -88,7 +100,7 @@ def client_rows(run: Run) -> list[ClientRow]:
     for c in run.quality.get("per_client") or ():
         name = str(c.get("name"))
         sizes.setdefault(name, c.get("num_examples"))
-        for key in narrative.OWN_SCORES:
+        for key in SCORES:
             scores[name][f"{key} {c.get('stage') or 'before'}"] = c.get(key)
     # Later rounds over earlier ones: a client that was not asked in the last round keeps its last loss.
     losses: dict[str, float | None] = {}
@@ -122,40 +134,61 @@ def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
     return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
 
 
-def score_keys(clients: Sequence[ClientRow]) -> list[str]:
-    """Per-client scores that were measured for at least one client, in a fixed order."""
-    order = [
-        f"{m}_{scope} {stage}"
-        for stage in ("before", "after")
-        for m in ("fd", "kid")
-        for scope in ("all", "own")
-    ]
-    return [key for key in order if any(c.scores.get(key) is not None for c in clients)]
+def score_keys(clients: Sequence[ClientRow], quality: Mapping[str, Any]) -> list[str]:
+    """Per-client scores that were measured for at least one client, in a fixed order.
+
+    Where a global model exists those against all clients' images are left out: they are one figure for all clients.
+    What is said of the real images alone stands once, as it is the same of every model.
+    """
+    keys: list[str] = []
+    for stage in ("before", "after"):
+        for key in SCORES:
+            one_for_all = quality.get("fd") is not None and key.endswith("_all")
+            told = key in OF_REAL_IMAGES and f"{key} before" in keys
+            known = any(c.scores.get(f"{key} {stage}") is not None for c in clients)
+            if known and not one_for_all and not told:
+                keys.append(f"{key} {stage}")
+    return keys
 
 
 def score_heading(key: str, quality: Mapping[str, Any]) -> str:
     """`fd_own after` as `FD own, after merging`, or `FD own` where the clients have scores of one stage alone."""
-    metric, stage = key.split(" ")
-    kind, scope = metric.split("_")
-    name = formatting.fd_name(quality.get("encoder")) if kind == "fd" else "KID"
-    when = narrative.stage_words(quality)[stage]
-    return f"{name} {scope}" + (f", {when}" if when else "")
+    score, stage = key.split(" ")
+    name = formatting.fd_name(quality.get("encoder"))
+    when = "" if score in OF_REAL_IMAGES else narrative.stage_words(quality)[stage]
+    return SCORES[score].format(fd=name) + (f", {when}" if when else "")
+
+
+def client_table(
+    clients: Sequence[ClientRow], quality: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(headings, (client, cells) by name) of the table of clients; a column that tells nothing of any client is left out."""
+    columns: list[tuple[str, list[str]]] = [
+        ("Images", [formatting.count(c.size) for c in clients]),
+        ("Rounds counted", [formatting.count(c.rounds) for c in clients]),
+        ("Images seen", [formatting.count(c.images) for c in clients]),
+        ("Sent up", [formatting.size(c.bytes_up) for c in clients]),
+        ("Sent down", [formatting.size(c.bytes_down) for c in clients]),
+        ("Last loss", [formatting.figure(c.loss) for c in clients]),
+    ]
+    if any(c.holdout for c in clients):
+        columns.insert(1, ("Held out", [formatting.count(c.holdout) for c in clients]))
+    for key in score_keys(clients, quality):
+        write = formatting.count if key.startswith("own_images") else formatting.figure
+        columns.append((score_heading(key, quality), [write(c.scores.get(key)) for c in clients]))
+    if any(c.failures for c in clients):
+        columns.append(("Failures", [formatting.count(c.failures) for c in clients]))
+    rows = [(c.name, [cells[k] for _, cells in columns]) for k, c in enumerate(clients)]
+    return [heading for heading, _ in columns], rows
 
 
 def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, figure) of the single scores that no tile tells, and of the means over clients."""
-    out: list[tuple[str, float | None]] = [
-        (key, value) for key, value in quality.items() if key not in IN_TILES and formatting.is_number(value)
+    """(name, figure) of the single scores that no tile tells."""
+    return [
+        (key, formatting.figure(value))
+        for key, value in quality.items()
+        if key not in IN_TILES and formatting.is_number(value)
     ]
-    # With merged models the same groups stand in a table of their own, before beside after.
-    for group in () if quality.get("after") else ("mean", "weighted", "worst"):
-        over = (quality.get(group) or {}).items()
-        out += [
-            (f"{group} over clients, {key}", value)
-            for key, value in over
-            if value is None or formatting.is_number(value)
-        ]
-    return [(name, formatting.figure(value)) for name, value in out]
 
 
 def own_metrics(quality: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from osmotic.report import formatting, narrative
+from osmotic.report import evidence, formatting, narrative
 from osmotic.report.reading import Run
 
 
@@ -46,8 +46,10 @@ def own_tiles(run: Run) -> list[Tile]:
     out = [
         Tile(f"{name}, lower is better", formatting.figure(mean.get("fd_all")), conditions, beside, wide=True)
     ]
+    basis = evidence.own_basis(q)
+    over = {"fd_own": f" over {basis.words}" if basis else ""}
     for key, label in (("fd_own", f"{name} against own images"), ("kid_all", "KID, lower is better")):
-        detail = f"mean; worst {formatting.figure(worst.get(key))}"
+        detail = f"mean{over.get(key, '')}; worst {formatting.figure(worst.get(key))}"
         out.append(
             Tile(label, formatting.figure(mean.get(key)), f"{detail} · {after(key)}" if merged else detail)
         )
@@ -69,6 +71,16 @@ def global_tiles(run: Run) -> list[Tile]:
     out = [Tile(f"{name}, lower is better", formatting.figure(fd), conditions, beside, wide=True)]
     if q.get("kid") is not None or fd is not None:
         out.append(Tile("KID, lower is better", formatting.figure(q.get("kid"))))
+    if held := q.get("held_out"):
+        # Beside the first score, as that one is best for a model that repeats what it was trained on.
+        told = f"{formatting.count(held.get('images'))} real images that nobody trained on"
+        floor = f"floor {formatting.figure(held.get('floor'))}"
+        out.append(
+            Tile(f"{name} against held-out images", formatting.figure(held.get("fd")), f"{told} · {floor}")
+        )
+    if copied := evidence.copies(q):
+        told = f"by features; {copied.pixels} by pixels · expected {copied.expected}"
+        out.append(Tile("Near-copies of training images", copied.features, told))
     precision, recall = formatting.figure(q.get("precision"), 3), formatting.figure(q.get("recall"), 3)
     out.append(Tile("Precision / recall", f"{precision} / {recall}"))
     return out
@@ -91,7 +103,7 @@ def cost_tiles(run: Run) -> list[Tile]:
         Tile(
             "Wall time",
             formatting.duration(s.get("wall_seconds")),
-            f"engine {s.get('engine') or formatting.DASH}",
+            f"engine {s.get('engine') or formatting.DASH}{', a simulation' if narrative.where(run) else ''}",
         ),
         Tile(
             "Images seen",

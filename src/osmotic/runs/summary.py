@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         quality = {k: quality.get(k) for k in QUALITY} | {k: quality[k] for k in MORE if k in quality}
     return {
         "schema": 1,
+        "version": metadata.version("osmotic"),
         "preset": cfg.preset,
         "method": cfg.method.name,
         "pieces": list(server.chain.pieces),
@@ -56,6 +58,8 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "fraction_train": cfg.training.fraction_train,
         "local_epochs": cfg.training.local_epochs,
         "client_sizes": [h.client.num_examples for h in study.holdings],
+        "network": study.spec.name,
+        "image_shape": list(study.dataset.train.images.shape[1:]),
         "parameters": models.count(study.blueprint.layout),
         "parameters_up": totals.parameters_up,
         "parameters_down": totals.parameters_down,
