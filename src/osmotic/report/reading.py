@@ -40,7 +40,7 @@ class Round:
 STANDARD = {
     *("round", "phase", "loss", "client_loss", "images_seen", "client_steps", "num_counted", "num_failed"),
     *("update_norm", "wall_seconds", "kept_old_weights", "quality"),
-    *("bytes_up", "bytes_down", "learning_rate"),
+    *("bytes_up", "bytes_down", "learning_rate", "unscored"),
 }
 
 
