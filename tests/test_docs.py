@@ -24,7 +24,7 @@ from osmotic.codecs import Codec
 from osmotic.config import schema
 from osmotic.errors import ConfigError
 from osmotic.federation.interfaces import Engine
-from osmotic.methods import Method
+from osmotic.methods import METHODS, Method
 from osmotic.pieces import PIECES, Piece
 from osmotic.runs import resolve
 from osmotic.storage.store import Store
@@ -234,6 +234,24 @@ def test_hooks_and_pieces_named_on_the_page_exist() -> None:
         base = {n for c in cls.__mro__[1:-1] if c is not Piece for n in vars(c) if n in hooks}
         assert own | base, f"{name} uses a hook"
         assert f"`{name}`" in text, f"{name} is not on the page"
+
+
+def test_the_example_exchange_moves_one_part_of_the_network_at_a_time(
+    make_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = [b for b in blocks(DOCS / "methods.md", "python") if b.startswith('"""Turns')]
+    (tmp_path / "turns.py").write_text(code)
+    before = dict(METHODS)
+    try:
+        load("turns_of_the_docs", tmp_path / "turns.py")
+        slim = ("training.rounds=2", "data.max_images=24", "data.clients=2")
+        server = make_server(*slim, "method.name=turns", name="turns")
+        server.run()
+        assert server.state.changed == {"encoder": 1, "bottleneck": 2}
+        assert not server.state.failures
+    finally:
+        for name in set(METHODS) - set(before):
+            del METHODS[name]
 
 
 @pytest.fixture

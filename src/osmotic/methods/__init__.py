@@ -1,4 +1,4 @@
-"""The exchanges by name (the configuration's `method.name`). A new one is one file and one line here, or `osmotic.register`."""
+"""The exchanges by name (the configuration's `method.name`). A new one is one file and two lines here, its import and its row; or `osmotic.register`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pieces of the learning rule by name. A new one is one file and one line here, or `osmotic.register` from outside."""
+"""The pieces of the learning rule by name. A new one is one file and two lines here, its import and its row; or `osmotic.register`."""
 
 from __future__ import annotations
 
