@@ -67,7 +67,19 @@ def is_refused(done: Done, *words: str) -> None:
         assert word in done.lines[0]
 
 
-COMMANDS = ["run", "resume", "sample", "evaluate", "compare", "report", "methods", "plan", "leaves", "split"]
+COMMANDS = [
+    "run",
+    "resume",
+    "sample",
+    "evaluate",
+    "compare",
+    "report",
+    "methods",
+    "plan",
+    "leaves",
+    "look",
+    "split",
+]
 
 
 def test_the_commands_are_those_of_the_contract():

@@ -258,6 +258,26 @@ def plan(
 
 
 @app.command()
+def look(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Images: digits, mnist, npz:PATH, folder:PATH, hf:NAME ..."),
+    ],
+    sets: SetOpt = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New PNG file for the grid; default look.png, look-2.png ...")
+    ] = None,
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Draw what the network will see of SOURCE, and say what is in it and what each client would hold."""
+    from osmotic.runs import look as looking
+
+    seen = looking.look(_load(None, None, source, sets, plugin), looking.fresh_file() if out is None else out)
+    _say(seen, json, looking.text(seen))
+
+
+@app.command()
 def leaves(
     config: ConfigArg = None,
     preset: PresetOpt = None,

@@ -24,6 +24,7 @@ LARGEST, STEP = (
 )  # sides that `data.image_size = 0` takes where sizes differ: what a CPU trains in its time
 SLIVER = 0.25  # of the value range; images that use less are told of
 SAMPLED_VALUES = 2_000_000
+DEPTHS = {"uint8": "8", "uint16": "16", "float32": "32"}
 
 
 @dataclass
@@ -71,6 +72,15 @@ class Census:
     def count(self) -> int:
         """Images counted."""
         return self.sizes.total()
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Images by size, channels, depth in bits and remark, the most frequent first."""
+        return {
+            "sizes": {f"{w}x{h}": n for (w, h), n in self.sizes.most_common()},
+            "channels": {str(c): n for c, n in self.channels.most_common()},
+            "depths": {DEPTHS[d]: n for d, n in self.dtypes.most_common()},
+            "remarks": dict(self.remarks.most_common()),
+        }
 
     @property
     def alike(self) -> bool:
@@ -153,8 +163,7 @@ def _notes(cfg: DataConfig, census: Census, to: Conversion) -> Iterable[str]:
         grey, colour = census.channels[1], census.channels[3]
         yield f"{grey} grey images, {colour} in colour: all are made colour (data.channels = 1 makes them grey)"
     if len(census.dtypes) > 1:
-        depth = {"uint8": "8", "uint16": "16", "float32": "32"}
-        kinds = ", ".join(f"{n} of {depth[d]} bits" for d, n in sorted(census.dtypes.items()))
+        kinds = ", ".join(f"{n} of {DEPTHS[d]} bits" for d, n in sorted(census.dtypes.items()))
         yield f"images of several depths ({kinds}): all become 32-bit floats"
     for remark, images in sorted(census.remarks.items()):
         done = {
@@ -183,18 +192,28 @@ def ends_of(pictures: Iterable[tuple[str, Picture]]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sliver(images: np.ndarray, full: float) -> str | None:
-    """A line where converted images use less than a quarter of their range, naming the key that helps; else None.
+def ends_used(images: np.ndarray) -> tuple[float, float]:
+    """The shares of black-to-white, in [0, 1], below and above which lies one value in a thousand.
+
+    Args:
+        images: uint8, or float32 in [0, 1], [N, H, W, C]; of many every n-th is looked at.
+    """
+    step = max(1, images.size // SAMPLED_VALUES)
+    white = 255.0 if images.dtype == np.uint8 else 1.0
+    low, high = np.quantile(images[::step] / np.float32(white), (0.001, 0.999))
+    return float(low), float(high)
+
+
+def sliver(images: np.ndarray, full: float) -> str:
+    """A line where converted images use less than a quarter of their range, naming the key that helps; else "".
 
     Args:
         images: uint8, or float32 in [0, 1], [N, H, W, C].
         full: the file's value that has become white.
     """
-    step = max(1, images.size // SAMPLED_VALUES)
-    white = 255.0 if images.dtype == np.uint8 else 1.0
-    low, high = np.quantile(images[::step] / np.float32(white), (0.001, 0.999))
+    low, high = ends_used(images)
     if high - low >= SLIVER:
-        return None
+        return ""
     found = f"images use {100 * (high - low):.1f} % of the value range, {low * full:.4g} to {high * full:.4g} of {full:g}"
     if low == high:
         return found  # one value: nothing to spread

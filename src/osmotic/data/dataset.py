@@ -45,6 +45,8 @@ class Dataset:
         class_names: [num_classes]; () where there are no labels.
         settled: keys of `[data]` whose value followed from the images, e.g. {"image_size": 32}.
         notes: what was done to the images that no key asked for, a line each.
+        caution: a line where the images use a sliver of their value range, else "".
+        found: how many files had which "sizes", "channels", "depths" and "remarks", before they were made alike.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Dataset:
     class_names: tuple[str, ...]
     settled: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    caution: str = ""
+    found: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,11 @@ def finish(cfg: DataConfig, source: Source) -> Dataset:
     test = _read(source.test or source.train, test_rows, conversion)
     for note in notes:
         warnings.warn(note, Converted, stacklevel=2)
-    if cfg.value_range == "full":
-        sliver = census.sliver(train.images, census.full_of(list(found.dtypes)))
-        if sliver:
-            warnings.warn(sliver, stacklevel=2)
-    return Dataset(source.name, train, test, source.class_names, settled, notes)
+    full = census.full_of(list(found.dtypes))
+    caution = census.sliver(train.images, full) if cfg.value_range == "full" else ""
+    if caution:
+        warnings.warn(caution, stacklevel=2)
+    return Dataset(source.name, train, test, source.class_names, settled, notes, caution, found.table())
 
 
 def describe(cfg: DataConfig) -> Shape:
