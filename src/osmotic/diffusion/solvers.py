@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 SMALLEST_LAMBDA = -5.1
 # Signal power that the first stop may hold: every schedule ends below it.
 LARGEST_START = 1e-3
-# Of 1, 1.25, 1.5, 1.75, 2 and 2.5 the best compromise with the ideal denoiser of the digits at 10, 20 and 40 steps:
-# 0.3 to 1.2 of the error of even spacing (1).
-SPACING_POWER = 1.5
+# Of 1.5, 1.75, 2, 2.25, 2.5 and 3 the one that keeps the variance of Gaussians best at 20 steps, whether narrow or wide,
+# with an ideal network (experiments/samplers): at most 6 % are lost or gained, where 1.5 loses 24 to 50 % at a spread of 0.05.
+SPACING_POWER = 2.5
 # With a largest value of 1, diffusers' dynamic thresholding is a plain clip to [-1, 1]; with any other it would scale.
 PLAIN_CLIP = {"thresholding": True, "sample_max_value": 1.0}
 

@@ -108,8 +108,11 @@ def scheduler(process_contract: Mapping[str, Any], *, stock: bool) -> Any:
     common["timestep_spacing"] = "trailing"
     if stock:
         return DDIMScheduler(**common, clip_sample=True)
-    # A saved scheduler is asked for any number of steps, so it takes the rule and not the stops of `solvers.py`.
-    return DPMSolverMultistepScheduler(**common, **PLAIN_CLIP, lambda_min_clipped=SMALLEST_LAMBDA)
+    # A saved scheduler is asked for any number of steps, so it takes a rule and not the stops of `solvers.py`: steps of
+    # equal log SNR (arXiv:2211.01095, app.), without which 20 steps would lose three quarters of a narrow variance.
+    return DPMSolverMultistepScheduler(
+        **common, **PLAIN_CLIP, lambda_min_clipped=SMALLEST_LAMBDA, use_lu_lambdas=True
+    )
 
 
 def assemble(
