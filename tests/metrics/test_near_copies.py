@@ -177,6 +177,22 @@ def test_training_images_are_read_in_pieces_and_may_lie_on_disk(
     assert read and max(n for n in read if n not in (len(held_out), len(fresh))) <= 70
 
 
+def test_mirrored_copies_are_found_where_training_mirrors(digits: tuple[Split, Split, Split]) -> None:
+    train, held_out, fresh = digits
+    mirrored = np.concatenate([fresh.images[:150], train.images[:100, :, ::-1], train.images[100:150]])
+    made, real = ENCODER.features(mirrored), ENCODER.features(train.images)
+    unseen = ENCODER.features(held_out.images)
+    shares = {}
+    for turned in (False, True):
+        found = CopyFinder(train, real, held_out, unseen, ENCODER, mirrored=turned)
+        shares[turned], neighbours = found.look(mirrored, made, None)
+    assert shares[False] is not None and shares[True] is not None
+    for view in ("features", "pixels"):
+        assert getattr(shares[False], view) == pytest.approx(50 / 300, abs=0.02)
+        assert getattr(shares[True], view) == pytest.approx(150 / 300, abs=0.02)
+        assert neighbours.nearest[view][150:].tolist() == list(range(150))
+
+
 def test_large_images_are_compared_as_means_over_blocks() -> None:
     # 64x64 to 32x32: a checkerboard of 0 and 200 is the same as plain 100.
     board = (np.indices((64, 64)).sum(0) % 2 * 200).astype(np.uint8)[None, :, :, None]

@@ -73,15 +73,23 @@ class CopyFinder:
         held_out: real images that nobody trained on, [K, H, W, C]; may be empty.
         unseen: their features, [K, D].
         encoder: whose operator threads are used; the bits depend on their number.
+        mirrored: whether training mirrors images: then an image is as close as the closer of it and its mirror
+            image, held-out ones alike.
     Raises: ValueError under two training images.
     """
 
     def __init__(
-        self, reference: Split, real: np.ndarray, held_out: Split, unseen: np.ndarray, encoder: Encoder
+        self,
+        reference: Split,
+        real: np.ndarray,
+        held_out: Split,
+        unseen: np.ndarray,
+        encoder: Encoder,
+        mirrored: bool = False,
     ) -> None:
         if len(reference) < 2:
             raise ValueError(f"near-copies need at least 2 training images, got {len(reference)}")
-        self._reference, self._real, self._encoder = reference, real, encoder
+        self._reference, self._real, self._encoder, self._mirrored = reference, real, encoder, mirrored
         rows = strata.draw(held_out.labels, *_at_most(len(held_out), MAX_HELD_OUT))
         self.held_out = len(rows)
         # Of n held-out images in random order with a fresh one, the fresh one is among the `rank` closest in
@@ -114,14 +122,23 @@ class CopyFinder:
 
     def _look(self, images: np.ndarray, features: np.ndarray, rows: np.ndarray) -> Neighbours:
         """The nearest training images of those at these positions, int64 [Q]."""
-        nearest, closeness = {}, {}
+        some, made = images[rows], features[rows]
+        found = self._among(some, made)
+        if self._mirrored:
+            turned = some[:, :, ::-1]
+            other = self._among(turned, self._encoder.features(turned))
+            for view, (_, close) in other.items():
+                found[view] = np.where(close < found[view][1], other[view], found[view])
+        nearest = {view: at.astype(np.int64) for view, (at, _) in found.items()}
+        return Neighbours(rows, nearest, {view: close for view, (_, close) in found.items()})
+
+    def _among(self, images: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
+        """By view the nearest training images and the closeness, [2, Q], of images and their features."""
         with op_threads(self._encoder.threads), torch.inference_mode():
-            for view, queries, members in (
-                ("features", features, self._real),
-                ("pixels", images, self._reference.images),
-            ):
-                nearest[view], closeness[view] = _nearest(queries[rows], members)
-        return Neighbours(rows, nearest, closeness)
+            return {
+                "features": np.stack(_nearest(made, self._real)),
+                "pixels": np.stack(_nearest(images, self._reference.images)),
+            }
 
 
 def _at_most(size: int, most: int) -> tuple[int, int, np.random.Generator]:

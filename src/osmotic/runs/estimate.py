@@ -47,8 +47,8 @@ def workload(
             own = not method.global_model or (chain.personal and phase.name not in (TRAIN, MERGE))
             pools = len(trained) if own else 1
             work["draw"] = pools * samples
-            # The drawn images once for all scores and once for the clients' own, and the images they are held against.
-            work["score"] = 2 * pools * samples + known
+            # The drawn images every time, those they are held against the first time.
+            work["score"], known = pools * samples + known, 0
             work["encoder"], encoder_steps = encoder_steps, 0
         found.append(work)
     return found

@@ -12,6 +12,7 @@ import torch
 
 from osmotic import seeds
 from osmotic.data.dataset import Dataset, Split
+from osmotic.data.gather import gather
 from osmotic.diffusion import compatibility
 from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
@@ -214,7 +215,7 @@ class Scoring:
     def reference(self) -> Split:
         """All images that clients train on, [N, H, W, C]; a copy only where the data set has others too."""
         rows, train = self._rows("train"), self.study.dataset.train
-        return train if len(rows) == len(train) else _part(train, rows)
+        return train if len(rows) == len(train) else gather([(train, rows)])
 
     @cached_property
     def held_out(self) -> Split:
@@ -222,8 +223,7 @@ class Scoring:
         rows, test = self._rows("own_test"), self.study.dataset.test
         if not len(rows):
             return test
-        kept = _part(self.study.dataset.train, rows)
-        return Split(np.concatenate([test.images, kept.images]), _labels(test, kept))
+        return gather([(test, np.arange(len(test))), (self.study.dataset.train, rows)])
 
     def _rows(self, what: Literal["train", "own_test"]) -> np.ndarray:
         """Positions of all clients' images in the training split, int64 [N]."""
@@ -239,8 +239,14 @@ class Scoring:
     def _copies(self) -> CopyFinder | None:
         if len(self.reference) < 2:
             return None
-        yardstick = self.yardstick
-        return CopyFinder(self.reference, yardstick.real, self.held_out, yardstick.unseen, self.encoder)
+        return CopyFinder(
+            self.reference,
+            self.yardstick.real,
+            self.held_out,
+            self.yardstick.unseen,
+            self.encoder,
+            mirrored=self.study.config.data.flip,
+        )
 
     def _near_copies(self, images: np.ndarray, made: np.ndarray, draws: bool = True) -> dict[str, Any] | None:
         """The share of near-copies in one pool [samples, H, W, C] with features [samples, D].
@@ -299,11 +305,6 @@ class Scoring:
 def _fields(found: Any) -> dict[str, Any] | None:
     """A dataclass as a table; None stays None."""
     return None if found is None else dataclasses.asdict(found)
-
-
-def _part(split: Split, rows: np.ndarray) -> Split:
-    """The images at these positions, int64 [n], with their labels."""
-    return Split(split.images[rows], None if split.labels is None else split.labels[rows])
 
 
 def _labels(a: Split, b: Split) -> np.ndarray | None:
