@@ -20,6 +20,7 @@ from PIL import Image
 import osmotic.runs
 from osmotic import cli, engines
 from osmotic.config import presets, schema, toml
+from osmotic.errors import RunStopped
 from osmotic.runs import commands, plan, resolve
 
 
@@ -417,3 +418,52 @@ def test_a_run_stopped_before_anything_was_written_promises_no_resume(osm: Comma
     done = osm("run", "--out", "x")
     assert done.code == 130
     assert "osmotic resume" not in done.err or osm("resume", "x").code == 0
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (OSError(28, "No space left on device", "x/clients/a\x1b[31m"), r"x/clients/a\x1b[31m: No space left on device"),
+        (RunStopped("no client came through the first phase, train 1"), "no client came through the first phase, train 1"),
+    ],
+)  # fmt: skip
+def test_a_run_that_stops_by_itself_says_why_and_how_to_go_on(
+    osm: Command, launch: FakeLaunch, fails: BaseException, told: str
+):
+    launch.fails = fails
+    done = osm("run", "--out", "x")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"osmotic: error: {told}; go on with: osmotic resume x\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 5000])
+@pytest.mark.parametrize("command", ["resume", "report", "sample", "evaluate", "compare", "run", "run --out"])
+def test_a_path_too_long_is_bad_input(osm: Command, command: str, name: str):
+    done = osm(*command.split(), name)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and len(done.err) < 1000
+
+
+HOSTILE = "a\x1b[31mb\u202ec\x07"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["run", "--set", f"training.rounds={HOSTILE}"],
+        ["run", "--set", f"{HOSTILE}=1"],
+        ["run", "--preset", HOSTILE],
+        ["run", "--data", HOSTILE],
+        ["run", "--data", f"folder:{HOSTILE}"],
+        ["run", f"{HOSTILE}.toml"],
+        ["run", f"--{HOSTILE}"],
+        ["resume", HOSTILE],
+        ["compare", HOSTILE],
+        [HOSTILE],
+        ["methods", "--plugin", f"{HOSTILE}.py"],
+    ],
+)
+def test_what_was_typed_is_never_printed_raw(osm: Command, typed: list[str]):
+    done = osm(*typed)
+    assert done.code == 2
+    assert done.err.rstrip("\n").isprintable() and done.err.endswith("\n")

@@ -60,8 +60,8 @@ def run(
         keys: keys with dots, such as {"training.rounds": 5}; they win over everything else.
         quiet: print nothing; False shows what the command shows.
         sections: further sections by name, such as training={"rounds": 5}, and `seed`; they win over preset and config.
-    Raises: ConfigError, with the line that the command would print, before anything is written; RuntimeError if the run
-        came to its end and no client was counted; what a callback raises. KeyboardInterrupt stops the run, which
+    Raises: ConfigError, with the line that the command would print, before anything is written; RuntimeError if no
+        client came through the first phase, or none was counted by the end; OSError for a full disk; what a callback raises. KeyboardInterrupt stops the run, which
         `osmotic.load(folder).resume()` goes on with.
     """
     from osmotic.runs.callbacks import gathered

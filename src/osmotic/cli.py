@@ -5,6 +5,7 @@ What a command does is `osmotic.api`, the package's face in Python, and `runs/co
 
 from __future__ import annotations
 
+import errno
 import json as jsonlib
 import re
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from osmotic import __version__, api
-from osmotic.errors import ConfigError
+from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.runs import session
 
 if TYPE_CHECKING:
@@ -121,17 +122,32 @@ def resume(
 
 
 def _train(train: Callable[[], RunDir], folder: Path, json: bool) -> None:
-    try:
-        run_dir = train()
-    except KeyboardInterrupt:
-        started = (folder / "config.toml").is_file()
-        told = f"go on with: osmotic resume {folder}" if started else "nothing was begun"
-        print(f"\nosmotic: stopped; {told}", file=sys.stderr)
-        raise typer.Exit(130) from None
     from osmotic.runs import commands
 
-    if not commands.publish(run_dir, json):
+    def stopped(told: str, code: int) -> typer.Exit:
+        started = (folder / "config.toml").is_file()
+        hint = f"go on with: osmotic resume {folder}" if started else "nothing was begun"
+        print(f"osmotic: {plain(f'{told}; {hint}', None)}", file=sys.stderr)
+        return typer.Exit(code)
+
+    try:
+        published = commands.publish(train(), json)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # below the bar
+        raise stopped("stopped", 130) from None
+    except RunStopped as error:
+        raise stopped(f"error: {error}", 1) from None
+    except OSError as error:  # disk full: what was written before is whole
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+        raise stopped(f"error: {_file_error(error)}", 1) from None
+    if not published:
         raise typer.Exit(1)
+
+
+def _file_error(error: OSError) -> str:
+    """An error of the file system in words: which file, and why."""
+    return f"{plain(error.filename or 'file')}: {error.strerror or error}"
 
 
 @app.command()
@@ -376,7 +392,8 @@ def _given(option: str) -> str:
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2."""
     warnings.showwarning = lambda message, category, *_args, **_kwargs: print(
-        f"osmotic: {'note' if category.__name__ == 'Converted' else 'warning'}: {message}", file=sys.stderr
+        f"osmotic: {'note' if category.__name__ == 'Converted' else 'warning'}: {plain(message, None)}",
+        file=sys.stderr,
     )
     from click.exceptions import Abort, ClickException
 
@@ -389,10 +406,11 @@ def main() -> None:
     except Abort:
         told, code = "stopped", 130
     except OSError as error:  # disk full, no permission: what was written before is whole
-        told, code = f"{error.filename or 'file'}: {error.strerror or error}", 1
+        told, code = _file_error(error), 2 if error.errno == errno.ENAMETOOLONG else 1
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
-    print(f"osmotic: error: {told}", file=sys.stderr)
+    # What was typed, and names of files, may hold anything.
+    print(f"osmotic: error: {plain(told, None)}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,4 +1,4 @@
-"""The one error a user can cause, and how text from outside is shown: on one line, printable, of bounded length."""
+"""The errors that are told in one line, and how text from outside is shown: on one line, printable, of bounded length."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def shown(value: object, most: int = MAX_TEXT) -> str:
         return plain(repr(value), most)
     except Exception:  # a whole number of thousands of digits, or an object whose repr fails
         return f"a value that cannot be written ({type(value).__name__})"
+
+
+class RunStopped(RuntimeError):
+    """A run that stopped by itself, told in one line. What had counted by then is on disk, and it can be resumed.
+
+    The command line prints it on stderr with the way to go on, and exits with code 1.
+    """
 
 
 class ConfigError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import tiny_network
 
 from osmotic.codecs import EXACT
+from osmotic.errors import RunStopped
 from osmotic.federation.bookkeeping import Tally
-from osmotic.protocol.messages import Answer, Failure, Packet, Sent
+from osmotic.protocol.messages import Answer, Client, Failure, Packet, Sent
 from osmotic.runs.summary import weights_sha256
 
 TINY = ("model.network=tiny", "data.max_images=60", "training.batch_size=8", "training.rounds=2")
@@ -98,7 +100,7 @@ SAID = {
     "as a text": ("raised", ("bad", "says that it failed, and not how")),
     "as a truth value": (True, ("bad", "says that it failed, and not how")),
 }
-BAD: dict[str, tuple[Any, tuple[str, str]]] = {
+BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
     **{
         f"a failure told {how}": (lambda a, said=said: with_header(a, failure=said), told)
         for how, (said, told) in SAID.items()
@@ -184,6 +186,28 @@ BAD: dict[str, tuple[Any, tuple[str, str]]] = {
         lambda a: with_metrics(a, loss=float("nan")),
         ("bad", "metric loss is not a finite number within the float32 range"),
     ),
+    **{
+        f"an answer that says {field} {value!r}": (
+            lambda a, field=field, value=value: with_header(a, **{field: value}),
+            ("bad", None),
+        )
+        for field, values in {
+            "contract": ("0" * 64, None),
+            "run": ("0" * 16, None, ["x"]),
+            "phase": ("score", None),
+            "server_round": (2, 0, True, 1.0, "1", None),
+            "client": ("client-000", None),
+        }.items()
+        for value in values
+    },
+    "an answer that says nothing of itself": (
+        lambda a: replace(a, packet=Packet({"num_examples": 20}, a.packet.blobs)),
+        ("bad", None),
+    ),
+    "a failure of another round": (
+        lambda a: with_header(a, server_round=2, failure=["lost", "no"]),
+        ("bad", "answers for server_round 2, not 1"),
+    ),
     "more work than was asked": (
         lambda a: with_metrics(a, images=10**9),
         ("bad", "metric images is 1000000000, not a whole number in 0..24"),
@@ -198,7 +222,10 @@ def test_a_bad_answer_is_the_failure_of_its_client_and_of_nobody_else(make_serve
     server.run()
     [failure] = server.state.failures
     assert (failure["round"], failure["client_id"], failure["kind"]) == (1, 1, kind)
-    assert failure["reason"] == reason or (reason == HEADER_LONG and reason in failure["reason"])
+    if reason is None:
+        assert re.fullmatch(r"answers for \w+ .+, not .+", failure["reason"])
+    else:
+        assert failure["reason"] == reason or (reason == HEADER_LONG and reason in failure["reason"])
     assert failure["reason"].isprintable() and len(failure["reason"]) <= 200
     assert [line["num_counted"] for line in server.observer.lines] == [2, 3], "round 2 has it back"
     assert all(np.isfinite(w).all() for w in server.state.weights.values())
@@ -230,6 +257,56 @@ def test_a_failure_stands_whatever_comes_after_it(make_server: Any) -> None:
     server.run()
     assert [(f["round"], f["kind"]) for f in server.state.failures] == [(1, "late")]
     assert [line["num_counted"] for line in server.observer.lines] == [2, 3]
+
+
+def test_an_answer_to_a_task_that_was_not_posted_in_this_phase_is_dropped(
+    make_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = make_server(*TINY, name="plain")
+    plain.run()
+
+    def change(server: Any) -> None:
+        exchange, old = server.engine.exchange, []
+
+        def altered(tasks: Iterable[Sent], seconds: float) -> Iterator[Answer]:
+            now = list(exchange(tasks, seconds))
+            stranger = replace(now[0].sent.task, client=Client(7, "client-007", 20))
+            yield replace(now[0], sent=replace(now[0].sent, task=stranger))
+            yield from old  # the answers of the round before, first
+            yield from now
+            old[:] = now
+
+        server.engine.exchange = altered
+
+    server = make_server(*TINY, name="mixed", change=change)
+    server.run()
+    assert weights_sha256(server.state.weights) == weights_sha256(plain.state.weights)
+    assert not server.state.failures
+    assert server.run_dir.log("ledger").read_text() == plain.run_dir.log("ledger").read_text()
+    assert caplog.text.count("client-007 to a task that was not posted is dropped") == 2
+
+
+def test_a_run_whose_first_phase_nobody_came_through_stops_and_can_be_resumed(make_server: Any) -> None:
+    broken = ["client-000", "client-001", "client-002"]
+
+    def breaks(server: Any) -> None:
+        for name in broken:
+            server.engine.sites[name].images = None
+
+    server = make_server(*TINY, change=breaks)
+    with pytest.raises(
+        RunStopped, match="no client came through the first phase, train 1: client-000: TypeError"
+    ):
+        server.run()
+    assert server.state.step == 0 and not server.run_dir.log("metrics").exists()
+    resumed, whole = make_server(*TINY, resume=True), make_server(*TINY, name="whole")
+    resumed.run()
+    whole.run()
+    assert weights_sha256(resumed.state.weights) == weights_sha256(whole.state.weights)
+    broken.pop()
+    one = make_server(*TINY, name="one", change=breaks)
+    one.run()
+    assert len(one.state.failures) == 4, "one that came through is enough to go on"
 
 
 def test_weights_that_would_sum_above_what_was_announced_are_refused(make_server: Any) -> None:
@@ -279,9 +356,11 @@ def test_a_client_does_nothing_for_a_packet_of_another_contract_or_of_an_unknown
     for field, value, reason in (
         ("contract", "0" * 64, "model contract differs: other network, process or data shape"),
         ("action", "erase", "is asked for an action that it does not know"),
+        ("client", "client-001", "is asked for what another client is asked"),
     ):
         other = worker.serve(site, Packet({**sent.packet.header, field: value}, sent.packet.blobs))
-        assert other == Packet({"failure": ["refused", reason]})
+        assert other.header["failure"] == ["refused", reason] and not other.blobs
+        assert other.header["client"] == client.name, "its own name, whatever it was told"
 
 
 def test_what_goes_wrong_on_a_client_is_told_without_its_paths(

@@ -12,8 +12,11 @@ import tiny_network
 from small_runs import Crash, crash_at
 
 from osmotic.errors import ConfigError
+from osmotic.federation.bookkeeping import Tally
 from osmotic.runs.summary import weights_sha256
-from osmotic.storage import lock
+from osmotic.storage import checkpoint, lock
+from osmotic.storage.folder import RunDir
+from osmotic.storage.store import Store
 
 TINY = ("model.network=tiny", "data.max_images=60", "training.batch_size=8", "training.rounds=3")
 
@@ -130,3 +133,104 @@ def test_a_run_of_an_earlier_version_takes_over_the_id_that_it_is_given(make_ser
         first.run()
     again = make_server(*TINY, resume=True)
     assert again.run_id == first.run_id, "of the checkpoint, where no file says it"
+
+
+# --- the disk is full ---
+
+
+def full(*arguments: Any) -> Any:
+    raise OSError(28, "No space left on device", "state")
+
+
+PERSONAL = (*TINY, "method.name=udec", "codec.up=int8", "codec.error_feedback=true")
+
+
+@pytest.mark.parametrize("call", ["save", "load"])
+def test_a_full_disk_under_a_simulated_client_stops_the_run_and_fails_nobody(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    whole = make_server(*PERSONAL, name="whole")
+    whole.run()
+    kept, calls = getattr(Store, call), []
+
+    def once(self: Store, *arguments: Any) -> Any:
+        calls.append(1)
+        return full() if len(calls) == 5 else kept(self, *arguments)
+
+    monkeypatch.setattr(Store, call, once)
+    server = make_server(*PERSONAL)
+    with pytest.raises(OSError, match="No space left on device"):
+        server.run()
+    assert not server.state.failures and server.state.step == 1
+    resumed = make_server(*PERSONAL, resume=True)
+    resumed.run()
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_a_full_disk_on_a_site_is_that_clients_failure(make_server: Any) -> None:
+    server = make_server(*PERSONAL)
+    phase, tally = server.phases[0], Tally()
+    client = server.engine.clients(1, 0.0)[0]
+    server.state.up.begin(1, refresh=True)
+    [task] = server.method.tasks(server._view(), phase, [client])
+    [sent] = server.exchange.post(phase, [task], tally)
+    worker, site = server.engine._make_worker(), server.engine.sites[client.name]
+    worker.own_disk, site.store.save = True, full
+    answer = worker.serve(site, sent.packet)
+    assert answer.header["failure"] == ["raised", "OSError"] and not answer.blobs
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics", "ledger"])
+def test_a_full_disk_at_the_server_stops_the_run_and_it_goes_on_to_the_same_end(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    whole = make_server(*TINY, name="whole")
+    whole.run()
+    server = make_server(*TINY)
+    with monkeypatch.context() as patch:
+        if what == "checkpoint":
+            save, calls = checkpoint.write_checked, []
+            patch.setattr(checkpoint, "write_checked", lambda *a: save(*a) if not calls.append(1) and len(calls) < 3 else full())  # type: ignore[func-returns-value]  # fmt: skip
+        else:
+            write = RunDir.append_text
+
+            def torn(self: RunDir, name: str, text: str) -> None:
+                if name == what and server.state.step == 1 + (what == "metrics"):
+                    write(self, name, text[: len(text) // 2])
+                    full()
+                write(self, name, text)
+
+            patch.setattr(RunDir, "append_text", torn)
+        with pytest.raises(OSError, match="No space left on device"):
+            server.run()
+    resumed = make_server(*TINY, resume=True)
+    assert resumed.state.step == 1
+    resumed.run()
+    assert outcome(resumed) == outcome(whole)
+
+
+# --- private state that is lost after the last phase ---
+
+
+@pytest.mark.parametrize("loss", ["torn", "newest deleted", "folder deleted"])
+def test_private_state_lost_after_the_last_phase_is_a_failure_when_the_run_is_summed_up_again(
+    make_server: Any, loss: str
+) -> None:
+    server = make_server(*PERSONAL)
+    server.run()
+    assert sorted(server.personal_models()) == ["client-000", "client-001", "client-002"]
+    assert not server.state.failures
+    folder = server.run_dir.client("client-001")
+    newest = max(folder.glob("state-*"))
+    if loss == "torn":
+        newest.write_bytes(newest.read_bytes()[:-1])
+    elif loss == "newest deleted":
+        newest.unlink()
+    else:
+        shutil.rmtree(folder)
+    resumed = make_server(*PERSONAL, resume=True)
+    resumed.run()
+    assert sorted(resumed.personal_models()) == ["client-000", "client-002"]
+    [failure] = resumed.state.failures
+    assert (failure["client_id"], failure["kind"]) == (1, "raised")
+    assert "missing" in failure["reason"] or "state" in failure["reason"]

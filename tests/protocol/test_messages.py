@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from osmotic.protocol.messages import Packet, contract_hash
+from typing import Any
+
+import pytest
+
+from osmotic.protocol.messages import Client, Packet, contract_hash
 
 
 def test_the_contract_does_not_depend_on_the_order_of_its_keys_but_on_every_value():
@@ -21,3 +25,33 @@ def test_the_contract_does_not_depend_on_the_order_of_its_keys_but_on_every_valu
 
 def test_a_packet_counts_its_blobs_alone():
     assert Packet({"long": "header"}, (b"abc", b"", b"de")).num_bytes == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "a\\b",
+        "c:d",
+        "a\n",
+        "\x1b[31m",
+        "\u202e",
+        "\ud800",
+        "x" * 101,
+        7,
+        None,
+    ],
+)
+def test_a_client_has_a_name_that_a_folder_and_a_page_can_have(name: Any) -> None:
+    with pytest.raises(ValueError, match="client name") as caught:
+        Client(0, name, 1)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["client-000", "Hôpital Nord", "a.b", "x" * 100])
+def test_names_of_sites_may_be_words(name: str) -> None:
+    assert Client(0, name, 1).name == name

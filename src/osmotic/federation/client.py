@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from osmotic.federation.interfaces import Work
 from osmotic.federation.memory import ClientState
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain
-from osmotic.protocol.messages import SCORING, Client, Packet
+from osmotic.protocol.messages import ADDRESS, SCORING, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
@@ -77,6 +78,18 @@ class Result:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+class StoreFailed(OSError):
+    """The disk under a client's private state refused: full, no permission."""
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreFailed(error.errno, error.strerror or str(error), error.filename) from error
+
+
 class Worker:
     """A network and everything a run's blueprint says; serves client after client, weights copied in.
 
@@ -86,6 +99,8 @@ class Worker:
         contract: hash that a packet must carry.
         stop: set when the run is being stopped.
         worked: is told of every batch that is trained on or drawn (`interfaces.Observer`).
+        own_disk: False in a simulation, whose disk is the run's: what it refuses to write ends the run, and is no failure
+            of one client.
     """
 
     def __init__(
@@ -96,10 +111,11 @@ class Worker:
         contract: str,
         stop: threading.Event | None = None,
         worked: Callable[[Work, float], object] = lambda work, amount: None,
+        own_disk: bool = True,
     ) -> None:
         self.blueprint, self.config, self.model = blueprint, blueprint.config, model
         self.initial, self.contract, self.stop = initial, contract, stop or threading.Event()
-        self.worked = worked
+        self.worked, self.own_disk = worked, own_disk
         # Exchange and pieces of this worker's own: a hook on a client can then not read what the server's have seen.
         self.method, self.chain = blueprint.method(), blueprint.chain()
         self.named = dict(model.named_parameters())  # walking the modules takes a millisecond
@@ -108,18 +124,28 @@ class Worker:
         self.stateful = keeps_state(blueprint, self.chain)
 
     def serve(self, site: Site, packet: Packet) -> Packet:
-        """The answer to one task. What goes wrong is told in one short line; its details stay in the client's own log."""
+        """The answer to one task. What goes wrong is told in one short line; its details stay in the client's own log.
+
+        Raises: StoreFailed, without `own_disk`, if the disk refuses the private state.
+        """
         try:
-            return self._serve(site, packet)
+            answer = self._serve(site, packet)
         except Cancelled:
             raise
+        except StoreFailed as error:
+            if not self.own_disk:
+                raise
+            log.warning("%s could not reach its state", site.client.name, exc_info=True)
+            answer = Packet({"failure": ["raised", type(error.__cause__).__name__]})
         except (StateLost, BadPacket, PieceError, NotFinite) as error:
-            reason = str(error)
+            answer = Packet({"failure": ["raised", str(error)]})
         except Exception as error:  # whatever a site runs into must not stop the others
             log.warning("%s could not do its task", site.client.name, exc_info=True)
             # Its text may name a path or hold a value of the site's own data.
-            reason = type(error).__name__
-        return Packet({"failure": ["raised", reason]})
+            answer = Packet({"failure": ["raised", type(error).__name__]})
+        # What it answers to, and its own name: the server takes nothing for another run, phase or client.
+        address = {k: packet.header.get(k) for k in ADDRESS} | {"client": site.client.name}
+        return Packet({**address, **answer.header}, answer.blobs)
 
     def _serve(self, site: Site, packet: Packet) -> Packet:
         actions = {"train": self.train, "sample": self.sample, "model": self.give_model}
@@ -127,6 +153,8 @@ class Worker:
             return Packet(
                 {"failure": ["refused", "model contract differs: other network, process or data shape"]}
             )
+        if packet.header["client"] != site.client.name:
+            return Packet({"failure": ["refused", "is asked for what another client is asked"]})
         if packet.header["action"] not in actions:
             return Packet({"failure": ["refused", "is asked for an action that it does not know"]})
         opened = self.open(site, packet)
@@ -142,7 +170,10 @@ class Worker:
         Raises: StateLost if the state that the server counts on is not here; BadPacket for what is no packet of ours.
         """
         header, codec_config = packet.header, self.config.codec
-        kept = site.store.load(header["counted_round"]) if self.stateful else {}
+        kept: Tensors = {}
+        if self.stateful:
+            with _disk():
+                kept = site.store.load(header["counted_round"])
         state, blobs = ClientState.of(kept), list(packet.blobs)
         # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
         extras = {n: t.copy() for n, t in EXACT.decode(blobs.pop(), {})} if header["extras"] else {}
@@ -268,7 +299,7 @@ class Worker:
     def close(self, opened: Opened, result: Result) -> Packet:
         """Encodes what goes back, name -> array [...], and saves the state that the next step starts from.
 
-        Raises: ValueError for a change that the codec cannot hold; OSError if the state cannot be written.
+        Raises: ValueError for a change that the codec cannot hold; StoreFailed if the state cannot be written.
         """
         state, step, metrics = opened.state, opened.step, result.metrics
         blobs = []
@@ -282,7 +313,8 @@ class Worker:
         # Clients that only sample or give their model change nothing that the server counts.
         if self.stateful and opened.header["action"] == "train" and step.phase not in SCORING:
             durable = opened.header["durable_round"]
-            metrics["state_sha256"] = opened.site.store.save(state.tensors(), step.server_round, durable)
+            with _disk():
+                metrics["state_sha256"] = opened.site.store.save(state.tensors(), step.server_round, durable)
         return Packet({"num_examples": len(opened.site.images), "metrics": metrics}, tuple(blobs))
 
 

@@ -5,6 +5,7 @@ One way for all questions: the phases of a run, the sampling for scores, the fet
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -17,9 +18,11 @@ from osmotic.federation.interfaces import Engine, Observer
 from osmotic.federation.state import ServerState
 from osmotic.protocol.aggregate import Accumulator, OutOfRange
 from osmotic.protocol.gate import Gate, Refused
-from osmotic.protocol.messages import KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
+from osmotic.protocol.messages import ADDRESS, KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
 from osmotic.protocol.participation import images_planned, learning_rate, weights_sent
 from osmotic.tensors import Tensors, group
+
+log = logging.getLogger("osmotic.server")
 
 
 class Exchange:
@@ -30,6 +33,7 @@ class Exchange:
         state: the server's; its links encode and decode.
         engine: where clients run.
         contract: hash that every packet carries and every client checks.
+        run_id: of this run; packets carry it, and answers say it again.
         flops_per_image: training cost of one image, for the ledger.
         observer: is told of every answer.
     """
@@ -40,10 +44,12 @@ class Exchange:
         state: ServerState,
         engine: Engine,
         contract: str,
+        run_id: str,
         flops_per_image: int,
         observer: Observer,
     ) -> None:
         self.config, self.state, self.engine, self.contract = blueprint.config, state, engine, contract
+        self.run_id = run_id
         self.flops_per_image, self.observer = flops_per_image, observer
         self.travels = blueprint.method().travels
         self.layout, self.part_names = blueprint.layout, blueprint.part_names
@@ -78,6 +84,8 @@ class Exchange:
                 blobs.append(EXACT.encode(extras, {}))
             header = {
                 "contract": self.contract,
+                "run": self.run_id,
+                "client": name,
                 "action": task.action,
                 "phase": phase.name,
                 "server_round": phase.server_round,
@@ -149,9 +157,13 @@ class Exchange:
             del came
             task = answer.sent.task
             name = task.client.name
+            if tally.asked.get(name) is not task:
+                # Of nobody's asking in this phase: an engine that mixes up its answers. The real one may yet come.
+                log.warning("an answer of %s to a task that was not posted is dropped", plain(name))
+                continue
             if name in tally.answers or name in tally.failures:
                 continue  # one answer per client and phase; a transport may repeat itself
-            failure, metrics = _failure(answer), {}
+            failure, metrics = _misdirected(answer) or _failure(answer), {}
             if failure is None and answer.packet is not None:
                 reply = self._decode(task, answer.packet, tally, total)
                 if isinstance(reply, Failure):
@@ -204,6 +216,17 @@ def _well_formed(answer: Answer) -> Answer:
     if fits and isinstance(packet.blobs, list | tuple) and all(isinstance(b, bytes) for b in packet.blobs):
         return answer
     return Answer(answer.sent, failure=answer.failure or Failure("bad", "is no header and byte strings"))
+
+
+def _misdirected(answer: Answer) -> Failure | None:
+    """Why a packet is not the answer to what was sent: it does not say, or says wrongly, what it belongs to."""
+    if answer.failure is not None or answer.packet is None:
+        return None
+    for field in ADDRESS:
+        found, asked = answer.packet.header.get(field), answer.sent.packet.header[field]
+        if type(found) is not type(asked) or found != asked:
+            return Failure("bad", f"answers for {field} {shown(found, 40)}, not {shown(asked, 40)}")
+    return None
 
 
 def _failure(answer: Answer) -> Failure | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from osmotic.config.schema import to_dict
 from osmotic.diffusion.sampler import NotFinite
-from osmotic.errors import ConfigError
+from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation import bookkeeping, extension, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
@@ -90,7 +90,9 @@ class Server:
         self.clients: list[Client] = []
         start = View(self.config, self.layout, self.part_names)
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
-        self.exchange = Exchange(blueprint, self.state, engine, contract, flops_per_image, observer)
+        self.exchange = Exchange(
+            blueprint, self.state, engine, contract, self.run_id, flops_per_image, observer
+        )
         self.interrupts = Interrupts()
         self._committed: dict[str, Any] | None = None  # logs and failures before the score
         self._clock = time.perf_counter()
@@ -163,6 +165,12 @@ class Server:
 
         self.exchange.collect(phase, self.exchange.post(phase, tasks, tally), tally, total, fold)
         state.down.release()
+        if tally.asked and not (tally.answers or state.counted or state.failures):
+            # A bug in a hook, say, fails everybody, and hours more would end in the untrained network.
+            name = min(tally.failures, default="nobody")
+            told = tally.failures[name].reason if name in tally.failures else "no answer came"
+            where = f"the first phase, {phase.name} {phase.server_round}"
+            raise RunStopped(f"no client came through {where}: {name}: {told}")
         if not self._quorum(tally):
             return Outcome(phase, tally, False, state.weights, state.pieces)
 
@@ -412,7 +420,7 @@ class Server:
         if step < len(self.phases):
             run.reopen(self.phases[step - 1].server_round if step else self.phases[0].server_round - 1)
         run.cut(notes["files"])
-        self.run_id = run.run_id or notes.get("run") or self.run_id
+        self.run_id = self.exchange.run_id = run.run_id or notes.get("run") or self.run_id
         checkpoint.drop_after(folder, step)
         self.exchange.checkpoints = checkpoint.counted(folder, self.run_id)  # decides what clients may delete
         self._clock = time.perf_counter()

@@ -51,9 +51,10 @@ def save(
         class_names: names of the classes by label, or () if they have none.
         steps, guidance: defaults of our own pipeline; stock pipelines have their own.
     Raises: ValueError if the class names do not fit the network or the contract is unknown; RuntimeError if the
-        weights do not fit the network.
+        weights do not fit the network; OSError as the file system gives it.
     """
     from diffusers import ModelMixin
+    from safetensors import SafetensorError
 
     from osmotic.models.construct import with_weights
 
@@ -71,10 +72,13 @@ def save(
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if pipeline is None:
-        _save_plain(fresh, spec, weights, {"process": dict(process_contract), **defaults})
-    else:
-        pipeline.save_pretrained(str(fresh), safe_serialization=True)
+    try:
+        if pipeline is None:
+            _save_plain(fresh, spec, weights, {"process": dict(process_contract), **defaults})
+        else:
+            pipeline.save_pretrained(str(fresh), safe_serialization=True)
+    except SafetensorError as error:  # its own words for a disk that is full
+        raise OSError(f"{fresh} cannot be written ({error})") from None
     # A rename may reach the disk before the bytes do; and a full folder cannot be renamed over: the old one steps aside.
     sync_tree(fresh)
     if folder.exists():

@@ -9,6 +9,8 @@ from __future__ import annotations
 # Of a task, to the site.
 TO_SITE: dict[str, str] = {
     "contract": "a hash of network, process and data shape, which the site checks against its own",
+    "run": "the run's id, which the answer says again",
+    "client": "the name of the site that is asked, which it checks against its own",
     "action": "what is asked: train, sample or model",
     "phase": "name of the phase",
     "server_round": "number of the round",
@@ -28,6 +30,11 @@ TO_SITE: dict[str, str] = {
 
 # Of an answer, from the site.
 FROM_SITE: dict[str, str] = {
+    "contract": "as in the task: what the answer belongs to",
+    "run": "as in the task",
+    "phase": "as in the task",
+    "server_round": "as in the task",
+    "client": "the site's own name",
     "num_examples": "how many training images the site holds",
     "metrics": "figures of the step, below",
     "failure": "instead of an answer: its kind, and one line without values of the data (an unexpected error tells the name of its Python class alone)",

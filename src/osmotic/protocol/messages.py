@@ -15,21 +15,37 @@ from typing import Any, Literal
 
 import numpy as np
 
+from osmotic.errors import shown
+
 TRAIN = "train"  # a federated round: the only phase whose changes the exchange averages
 MERGE = "merge"  # the phase that merges the last average into personal models, to score them
 SCORING = ("score", MERGE)  # phases in which clients sample, and nothing changes that the server counts
 Kind = Literal["raised", "lost", "late", "refused", "range", "bad"]
 # Kinds of failure. raised, refused: the client says so; lost, late: the transport; range, bad: the gate.
 KINDS: tuple[Kind, ...] = ("raised", "lost", "late", "refused", "range", "bad")
+# What every packet says of where it belongs, and its answer says again, by names of the header.
+ADDRESS = ("contract", "run", "phase", "server_round", "client")
+
+MAX_CLIENT_NAME = 100  # characters; a name of a folder may hold 255 bytes
 
 
 @dataclass(frozen=True)
 class Client:
-    """One owner of images. Everything is sorted by `name`, never by a transport's own ids."""
+    """One owner of images. Everything is sorted by `name`, never by a transport's own ids.
+
+    Raises: ValueError for a name that is no name of a folder: it stands in logs, on pages and in paths.
+    """
 
     client_id: int
     name: str  # "client-000"
     num_examples: int  # announced training images, the largest weight the gate accepts
+
+    def __post_init__(self) -> None:
+        name = self.name
+        fits = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_CLIENT_NAME
+        if not fits or name.startswith(".") or set(name) & set("/\\:"):
+            rule = f"must be 1 to {MAX_CLIENT_NAME} printable characters, without / \\ : and no dot at its beginning"
+            raise ValueError(f"client name {shown(name)}: {rule}")
 
 
 @dataclass(frozen=True)

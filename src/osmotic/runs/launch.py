@@ -224,7 +224,11 @@ def worker_factory(
 ) -> tuple[Callable[[], Worker], threading.Event]:
     """What makes one worker, with a network of its own; and the event that stops all of them."""
     stop = threading.Event()
-    return lambda: Worker(study.blueprint, study.model(), initial, contract, stop, worked), stop
+
+    def make() -> Worker:
+        return Worker(study.blueprint, study.model(), initial, contract, stop, worked, own_disk=False)
+
+    return make, stop
 
 
 class ServerTrainer:
