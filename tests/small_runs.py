@@ -43,6 +43,9 @@ class Silent:
         self.lines: list[Mapping[str, Any]] = []
         self.at = at
 
+    def run_started(self, start: Any) -> None:
+        pass
+
     def phase_started(self, phase: Any, index: int, count: int) -> None:
         self.at("phase", phase)
 

@@ -41,9 +41,9 @@ def bound(name: str, tensor: np.ndarray) -> np.ndarray:
     if name == "fp16":  # 11 significant bits, steps of 2**-24 near zero
         return np.maximum(np.abs(tensor) * 2.0**-11, 2.0**-25)
     if name == "int8" and tensor.ndim >= 2 and tensor.size:
-        # Half a step, of at most peak / 127 rounded up to 11 bits, or 2**-24.
+        # Half a step, of at most peak / 127 rounded up to 8 bits, or the least number.
         peak = np.abs(tensor).reshape(len(tensor), -1).max(1, initial=0.0)
-        step = np.maximum(peak / 127 * (1 + 2.0**-10), peak / 127 + 2.0**-24)
+        step = np.maximum(peak / 127 * (1 + 2.0**-7), 2.0**-133)
         return np.broadcast_to(0.5 * (1 + 1e-6) * step.reshape(-1, *[1] * (tensor.ndim - 1)), tensor.shape)
     return np.zeros(tensor.shape)
 
@@ -313,7 +313,8 @@ def int8_parts(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scales and codes as they stand in the packet."""
     data = make("int8").encode({"w": tensor}, {})
     codes = np.frombuffer(data[-tensor.size :], np.int8).reshape(tensor.shape)
-    return np.frombuffer(data[-tensor.size - 2 * len(tensor) : -tensor.size], "<f2"), codes
+    upper = np.frombuffer(data[-tensor.size - 2 * len(tensor) : -tensor.size], "<u2")
+    return (upper.astype(np.uint32) << 16).view(np.float32), codes
 
 
 def test_int8_by_hand():
@@ -329,7 +330,7 @@ def test_int8_by_hand():
 
 def test_int8_length_by_hand():
     # 3 channels of 2 x 2: 3 scales of 2 bytes + 12 codes = 18; bias 3 * 4 = 12.
-    header = b'{"codec":"int8","tensors":[["b","float32",[3],"raw"],["w","float32",[3,2,2],"i8"]]}'
+    header = b'{"codec":"int8","tensors":[["b","float32",[3],"raw"],["w","float32",[3,2,2],"q8"]]}'
     sent = {"w": np.ones((3, 2, 2), np.float32), "b": np.ones(3, np.float32)}
     assert len(make("int8").encode(sent, {})) == 12 + len(header) + 18 + 12
 
@@ -352,9 +353,11 @@ def test_int8_is_off_by_at_most_half_a_scale_in_every_channel(rows: list[list[fl
     half = scales.astype(np.float64)[:, None] / 2
     assert np.all(np.abs(got - w) <= half * (1 + 1e-5))
     assert np.all(np.abs(codes.astype(int)) <= 127)
-    # Not wider than needed: the next smaller fp16 scale could not reach the peak.
+    # Not wider than needed: the next smaller scale of 16 bits could not reach the peak.
     peak = np.abs(w).max(1).astype(np.float64)
-    assert np.all(np.nextafter(scales, np.float16(0)).astype(np.float64) * 127 <= peak + 1e-45)
+    upper = scales.view(np.uint32) >> 16
+    smaller = (np.where(upper > 0, upper - 1, 0).astype(np.uint32) << 16).view(np.float32)
+    assert np.all(smaller.astype(np.float64) * 127 <= peak * (1 + 2.0**-23))
 
 
 def test_int8_of_a_zero_channel_is_zero_and_does_not_touch_its_neighbour():
@@ -363,30 +366,58 @@ def test_int8_of_a_zero_channel_is_zero_and_does_not_touch_its_neighbour():
     assert scales[0] == 0 and codes[0].tolist() == [0, 0]
     got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
     assert got[0].tolist() == [0.0, 0.0]
-    assert abs(got[1, 0] - 1) < 1e-3
+    assert abs(got[1, 0] - 1) <= 0.5 / 127 * (1 + 2.0**-7)
 
 
 def test_int8_pays_for_an_outlier_in_its_own_channel_only():
-    # Channel 1: scale 12700 / 127 = 100, so 1.0 is lost. Channel 2 keeps scale 1 / 127.
+    # Channel 1: scale 12700 / 127 = 100, so 1.0 is lost. Channel 2 keeps scale 1 / 127, rounded up to 8 bits.
     w = np.array([[12700.0, 1.0], [1.0, 0.5]], np.float32)
     got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
     assert got[0].tolist() == [12700.0, 0.0]
-    assert abs(got[1, 1] - 0.5) <= 0.5 / 127 * 1.001
+    assert abs(got[1, 1] - 0.5) <= 0.5 / 127 * (1 + 2.0**-7)
+
+
+@pytest.mark.parametrize("peak", [1e4, 1.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-10, 1e-20, 1e-30])
+def test_int8_is_as_exact_at_every_size_of_the_peak(peak: float):
+    # At most half a step of peak / 127 * (1 + 2**-7): 0.397 % of the peak.
+    w = (peak * np.linspace(-1, 1, 999)[None]).astype(np.float32)
+    got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"].astype(np.float64)
+    assert np.abs(got - w).max() <= peak / 254 * (1 + 2.0**-7) * (1 + 1e-6)
 
 
 def test_int8_of_denormals_is_within_half_the_least_scale():
-    w = np.array([[1e-40, -1e-45], [1e-8, 5e-8]], np.float32)
+    # The least number of 16 bits is 2**-133; 1e-40 / 127 is below it.
+    w = np.array([[1e-40, -1e-45], [0.0, 1e-45]], np.float32)
     scales, _ = int8_parts(w)
     got = decoded(make("int8"), make("int8").encode({"w": w}, {}))["w"]
-    assert scales.tolist() == [2.0**-24, 2.0**-24]
-    assert np.all(np.abs(got - w) <= 2.0**-25)
+    assert scales.tolist() == [2.0**-133, 2.0**-133]
+    assert np.all(np.abs(got - w) <= 2.0**-134)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 65504.0 * 128])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**127.5])
 def test_int8_refuses_what_no_scale_can_hold(bad: float):
-    assert int8_parts(np.array([[65504.0 * 127]], np.float32))[0].tolist() == [65504.0]
+    largest = np.array([[127 * 2.0**120]], np.float32)
+    assert int8_parts(largest)[0].tolist() == [2.0**120]
+    assert np.isfinite(decoded(make("int8"), make("int8").encode({"w": largest}, {}))["w"]).all()
     with pytest.raises(ValueError, match="w: a value is not finite or too large"):
         make("int8").encode({"w": np.array([[0.0, bad]], np.float32)}, {})
+
+
+@pytest.mark.parametrize("scale", [0x7F80, 0x7FC0, 0xFF80, 0xFFFF, 0x8000 | 0x3F80, 0x7F7F, 0x7B81])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_packet_with_a_scale_that_nobody_could_have_written_is_bad(scale: int, feedback: bool):
+    # Infinity, NaN, both negative, -1, the largest float32, and the one above 2**120 = 0x7B80.
+    body = scale.to_bytes(2, "little") + b"\x80\x7f"
+    with pytest.raises(BadPacket, match="w: a scale is not in"):
+        decoded(make("int8", feedback), forged_tensor("int8", "float32", [1, 2], "q8", body))
+    good = forged_tensor("int8", "float32", [1, 2], "q8", b"\x80\x7b\x80\x7f")
+    assert np.isfinite(decoded(make("int8", feedback), good)["w"]).all()
+
+
+def test_a_packet_of_the_older_form_with_scales_in_fp16_is_not_misread():
+    older = forged_tensor("int8", "float32", [1, 2], "i8", b"\x00\x3c\x01\x02")
+    with pytest.raises(BadPacket, match="form 'i8'"):
+        decoded(make("int8"), older)
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class Listener:
 
     def hear(self, link: DownLink, server_round: int, parts: tuple[str, ...] = PARTS) -> Weights:
         entries, blobs = link.message(self.name, parts, server_round, weights(server_round))
-        return receive(json.loads(json.dumps(entries)), blobs, self.codec, self.state, SHAPES)
+        return receive(json.loads(json.dumps(entries)), blobs, self.codec, self.state, SHAPES, names=NAMES)
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -230,6 +231,52 @@ def test_a_change_without_its_replica_is_told():
     a.state = ClientState()
     with pytest.raises(StateLost, match="replica of round 1"):
         a.hear(link, 2)
+
+
+@pytest.mark.parametrize("base", [None, 1])
+@pytest.mark.parametrize("sent", [{"out.weight": (8, 30), "e": (0,)}, {"e": (0,)}, {"conv.bias": (16,)}, {}])
+def test_a_part_comes_with_all_of_its_tensors_and_no_others(
+    base: int | None, sent: dict[str, tuple[int, ...]]
+):
+    state = ClientState(replica={n: np.zeros(s, np.float32) for n, s in SHAPES.items()}, heard={"decoder": 1})
+    codec = make("int8")
+    data = (make("fp32") if base is None else codec).encode(
+        {n: np.zeros(s, np.float32) for n, s in sent.items()}, {}
+    )
+    with pytest.raises(BadPacket, match=r"more than the|missing"):
+        receive([entry(base)], [data], codec, state, SHAPES, names=NAMES)
+    with pytest.raises(BadPacket, match="is no part of the network"):
+        receive([{**entry(base), "part": "tail"}], [data], codec, state, SHAPES, names=NAMES)
+
+
+def test_packets_of_a_form_that_is_read_no_more_are_replaced_by_the_full_replica():
+    link, a, b = DownLink(make("int8"), NAMES), Listener("a", "int8"), Listener("b", "int8")
+    for r in (1, 2, 3):
+        a.hear(link, r)
+        if r == 1:
+            b.hear(link, r)
+        link.commit({"a": PARTS} | ({"b": PARTS} if r == 1 else {}), r)
+    tensors, notes = link.state()
+    older = {n: t for n, t in tensors.items()}
+    for name in tensors:
+        if "/chain/" in name:
+            body = tensors[name].tobytes()[12:].replace(b'"q8"', b'"i8"')
+            crc = zlib.crc32(body).to_bytes(4, "little")
+            data = b"OSM1" + crc + tensors[name].tobytes()[8:12] + body
+            older[name] = np.frombuffer(data, np.uint8)
+    for found, kept in ((tensors, True), (older, False)):
+        again, listener = DownLink(make("int8"), NAMES), Listener("b", "int8")
+        listener.state = ClientState.of(b.state.tensors())
+        again.restore(found, notes)
+        assert bool(again.streams["decoder"].chain) is kept
+        got = listener.hear(again, 4)
+        assert same(got, replica_of_next(again)), (
+            "what it hears is the server's replica, whichever way it came"
+        )
+
+
+def replica_of_next(link: DownLink) -> Weights:
+    return {n: t for stream in link._next.values() for n, t in stream.replica.items()}
 
 
 def entry(base: int | None) -> dict[str, object]:

@@ -147,7 +147,7 @@ def test_a_failure_tells_its_kind_and_one_line_only(
         raise RuntimeError("patient 4711 at /data/secret")
 
     monkeypatch.setattr(Worker, "train", broken)
-    with pytest.raises(RunStopped, match="RuntimeError$"):
+    with pytest.raises(RunStopped, match=r"RuntimeError$"):
         make_server(*TINY, "training.rounds=1").run()
     told = [{k: v for k, v in a.header.items() if k not in ADDRESS} for _, a in recorded]
     assert {json.dumps(header) for header in told} == {'{"failure": ["raised", "RuntimeError"]}'}

@@ -72,7 +72,7 @@ class Codec(ABC):
 
     @abstractmethod
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-        """How a tensor of this name, dtype and shape is coded, e.g. "f4" or "i8".
+        """How a tensor of this name, dtype and shape is coded, e.g. "f2" or "q8".
 
         It follows from these alone, never from the values: a plan asks it of tensors that do not exist yet,
         and the receiver works it out again to see whether the sender told the truth.

@@ -18,6 +18,7 @@ import numpy as np
 
 from osmotic import seeds
 from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.codecs.base import unpack
 from osmotic.federation.memory import ClientState
 from osmotic.storage.store import StateLost
 from osmotic.tensors import Tensors, group
@@ -187,6 +188,15 @@ class DownLink:
             notes["streams"][part] = {"round": stream.round, "chain": [[b, r] for b, r, _ in stream.chain]}
         return tensors, json.loads(json.dumps(notes))
 
+    def _readable(self, chain: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+        """A chain, or none where an earlier version wrote it in a form that is read no more: the full replica goes instead."""
+        try:
+            for _, _, data in chain:
+                unpack(data, self.codec)
+        except BadPacket:
+            return []
+        return chain
+
     def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
         """The inverse of `state`: its tensors [...] and JSON."""
         self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
@@ -196,7 +206,7 @@ class DownLink:
                 saved["round"],
                 group(kept, "replica"),
                 group(kept, "memory"),
-                [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]],
+                self._readable([(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]]),
             )
         self._forget()
 
