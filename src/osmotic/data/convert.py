@@ -43,18 +43,21 @@ class Conversion:
         Raises: ConfigError naming `where` for float32 values outside [0, 1], or a shape that `fit` refuses.
         """
         image = self._scaled(where, picture)
-        paper = to_channels(np.array(self.background, np.uint8)[None, None], image.shape[2])
-        paper = paper if image.dtype == np.uint8 else paper / np.float32(255)
         if picture.alpha is not None:
-            image = flatten(image, picture.alpha, paper)
+            image = flatten(image, picture.alpha, self._paper(image))
         height, width, _ = image.shape
         if height != width:
             if self.fit == "refuse":
                 raise not_square(where, width, height)
-            image = crop(image) if self.fit == "crop" else pad(image, paper)
+            image = crop(image) if self.fit == "crop" else pad(image, self._paper(image))
         # Channels before size: the luma of a resized image is not the resized luma once bytes are rounded.
         image = to_channels(image, self.channels)
         return image if image.shape[0] == self.side else resize(image, self.side)
+
+    def _paper(self, like: np.ndarray) -> np.ndarray:
+        """The background in the channels and range of an image, [1, 1, C]."""
+        paper = to_channels(np.array(self.background, np.uint8)[None, None], like.shape[2])
+        return paper if like.dtype == np.uint8 else paper / np.float32(255)
 
     def _scaled(self, where: str, picture: Picture) -> np.ndarray:
         pixels, window = picture.pixels, picture.window
