@@ -114,6 +114,7 @@ WITH_EXAMPLES = {
         "Run.resume",
         "Run.sample",
         "compare",
+        "leaves",
         "list_pieces",
     ),
     *("list_presets", "load", "plan", "register", "register_preset", "run"),

@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 
 # Public name -> the module that it comes from.
 _PUBLIC = {
-    **dict.fromkeys(("compare", "list_pieces", "list_presets", "load", "plan", "run"), "osmotic.api"),
+    **dict.fromkeys(
+        ("compare", "leaves", "list_pieces", "list_presets", "load", "plan", "run"), "osmotic.api"
+    ),
     **dict.fromkeys(("register", "register_preset"), "osmotic.plugins"),
     "Run": "osmotic.runs.run",
     "register_network": "osmotic.models",
@@ -33,7 +35,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from osmotic.api import compare, list_pieces, list_presets, load, plan, run
+    from osmotic.api import compare, leaves, list_pieces, list_presets, load, plan, run
     from osmotic.codecs.base import Codec
     from osmotic.config.keys import key
     from osmotic.config.schema import Config
@@ -62,6 +64,7 @@ __all__ = [
     "__version__",
     "compare",
     "key",
+    "leaves",
     "list_pieces",
     "list_presets",
     "load",

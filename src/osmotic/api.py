@@ -99,6 +99,29 @@ def plan(
     return planning.plan(resolved, link_mbit, dataset)
 
 
+def leaves(
+    config: Settings = None,
+    *,
+    preset: str | None = None,
+    data: Any = None,
+    keys: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> dict[str, Any]:
+    """What would leave a site under these settings, what stays, and what the server could learn; arguments as `run`.
+
+    >>> told = osmotic.leaves(preset="udec")
+    >>> told["exchanges"][0]["from_site"]["parts"], len(told["missing"]) > 0
+    (['decoder'], True)
+
+    Returns: what `osmotic leaves --json` prints.
+    Raises: ConfigError as `run`.
+    """
+    from osmotic.runs import leaves as leaving
+
+    resolved, dataset = _resolved(config, preset, data, keys, sections)
+    return leaving.leaves(resolved, dataset)
+
+
 def load(path: Place) -> Run:
     """The run in a folder, finished or not.
 
