@@ -6,7 +6,6 @@ What a command does is `osmotic.api`, the package's face in Python, and `runs/co
 from __future__ import annotations
 
 import errno
-import json as jsonlib
 import re
 import sys
 import warnings
@@ -18,6 +17,7 @@ import typer
 from osmotic import __version__, api
 from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.runs import session
+from osmotic.storage import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def _plug(files: list[Path]) -> None:
 
 
 def _say(document: dict[str, Any], json: bool, text: str) -> None:
-    print(jsonlib.dumps(document) if json else text)
+    print(strict_json.dumps(document) if json else text)
 
 
 @app.command()
@@ -242,7 +242,7 @@ def methods(
     _plug(plugin)
     rows = api.list_pieces() if pieces else api.list_presets()
     if json:
-        print(jsonlib.dumps(rows))
+        print(strict_json.dumps(rows))
         return
     name, words = ("piece", "title") if pieces else ("preset", "exchanges")
     width = max(len(row[name]) for row in rows)

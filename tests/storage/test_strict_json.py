@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from osmotic.errors import ConfigError
+from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
 from osmotic.storage.strict_json import dumps, read_table
 
@@ -39,3 +41,20 @@ def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_table(path)
+
+
+# Who writes JSON that holds no figure of a run: packets, hashes, folders of models, quotes in code.
+OTHERS = {
+    *("codecs/base.py", "protocol/messages.py", "federation/downlink.py", "federation/uplink.py", "storage/store.py"),
+    *("models/class_conditional_pipeline.py", "models/pipeline.py", "metrics/classifier.py", "report/narrative.py"),
+}  # fmt: skip
+
+
+def test_nobody_else_writes_figures_as_json() -> None:
+    source = Path(strict_json.__file__).parents[1]
+    calls = {
+        str(p.relative_to(source))
+        for p in source.rglob("*.py")
+        if re.search(r"(?<!strict_)json(lib)?\.dumps?\(", p.read_text())
+    }
+    assert calls - {"storage/strict_json.py"} <= OTHERS

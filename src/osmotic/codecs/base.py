@@ -26,7 +26,7 @@ MAGIC = b"OSM1"
 HEAD = struct.Struct("<4sII")
 # Most that a header may hold and claim where nobody has said what it must: bytes, axes, elements per axis and in all,
 # an axis of 0 left out, as numpy does. It is a stranger's text.
-MAX_HEADER = 4 * 2**20
+MAX_HEADER = 2**20
 MAX_AXES, MAX_AXIS, MAX_SIZE = 32, 2**31, 2**48
 # No object arrays: they would be pickled, and a packet must never hold code.
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")

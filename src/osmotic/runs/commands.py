@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 from osmotic import plugins
 from osmotic.errors import ConfigError
 from osmotic.runs import resolve
-from osmotic.storage import checkpoint
+from osmotic.storage import checkpoint, strict_json
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import group
 
@@ -29,9 +28,9 @@ def publish(run: RunDir, json: bool) -> bool:
     Returns: False, with the reason on stderr, if no client was ever counted: the model is then the untrained one.
     """
     path = report(run.path)
-    summary = jsonlib.loads(run.summary.read_text())
+    summary = strict_json.read_table(run.summary)
     if json:
-        print(jsonlib.dumps(summary))
+        print(strict_json.dumps(summary))
     else:
         _table(summary)
         print(f"samples  {_grid(run)}")
@@ -316,7 +315,7 @@ def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
     if out is not None:
         comparison.write_html(out)
     if json:
-        print(jsonlib.dumps(comparison.as_dicts()))
+        print(strict_json.dumps(comparison.as_dicts()))
         return
     Console().print(comparison.table())
     if out is not None:
