@@ -100,6 +100,7 @@ SAID = {
     "as a text": ("raised", ("bad", "says that it failed, and not how")),
     "as a truth value": (True, ("bad", "says that it failed, and not how")),
 }
+
 BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
     **{
         f"a failure told {how}": (lambda a, said=said: with_header(a, failure=said), told)
@@ -111,6 +112,7 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
         ("late", "no answer within 1 s"),
     ),
     "a failure beside a packet": (lambda a: replace(a, failure=Failure("lost", "gone")), ("lost", "gone")),
+    "an answer that the engine forgot": (None, ("lost", "nothing came back")),
     "no blob": (lambda a: with_blobs(a), ("bad", "holds 0 blobs, not 1")),
     "a blob too many": (lambda a: with_blobs(a, *a.packet.blobs * 2), ("bad", "holds 2 blobs, not 1")),
     "a blob of nothing": (lambda a: with_blobs(a, b""), ("bad", "0 bytes are shorter than a packet head")),
@@ -218,7 +220,7 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_answer_is_the_failure_of_its_client_and_of_nobody_else(make_server: Any, name: str) -> None:
     spoil, (kind, reason) = BAD[name]
-    server = make_server(*TINY, "data.partition=iid", change=changing(lambda a: [spoil(a)]))
+    server = make_server(*TINY, "data.partition=iid", change=changing(lambda a: [spoil(a)] if spoil else []))
     server.run()
     [failure] = server.state.failures
     assert (failure["round"], failure["client_id"], failure["kind"]) == (1, 1, kind)

@@ -20,6 +20,7 @@ class Tally:
 
     asked: dict[str, Task] = field(default_factory=dict)
     expected: dict[str, Expectation] = field(default_factory=dict)
+    posted: dict[str, int] = field(default_factory=dict)  # bytes of what each was sent
     answers: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # metrics of counted clients
     weights: dict[str, int] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from osmotic.codecs import EXACT, BadPacket
 from osmotic.errors import plain, shown
-from osmotic.federation import bookkeeping
+from osmotic.federation import bookkeeping, ledger
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
 from osmotic.federation.interfaces import Engine, Observer
@@ -103,7 +104,9 @@ class Exchange:
                 "control": dict(task.control),
             }
             tally.asked[name], tally.expected[name] = task, self.gate.expect(task)
-            yield Sent(task, Packet(header, tuple(blobs)))
+            packet = Packet(header, tuple(blobs))
+            tally.posted[name] = packet.num_bytes
+            yield Sent(task, packet)
 
     def _images(self, tasks: Iterable[Task]) -> int:
         """Images that these tasks train on together, repeats counted: the clock of all averages over rounds."""
@@ -143,6 +146,13 @@ class Exchange:
             # Now, not when the traceback of an error is forgotten: clients under way may not go on beside a resumed run.
             if isinstance(answers, Generator):
                 answers.close()
+        for name in sorted(tally.asked):
+            if name not in tally.answers and name not in tally.failures:
+                # An engine is to answer for everybody; one that forgets somebody must not make him unseen.
+                tally.failures[name] = Failure("lost", "nothing came back")
+                answer = Answer(Sent(tally.asked[name], Packet({})), failure=tally.failures[name])
+                down, up = self._entries(phase, answer, tally.failures[name], {}, tally)
+                tally.entries += [replace(down, bytes=tally.posted[name] if self.travels else 0), up]
 
     def _take(
         self,
@@ -175,17 +185,24 @@ class Exchange:
                     del reply
             if failure is not None:
                 tally.failures[name] = failure
-            tally.entries += bookkeeping.entries(
-                phase,
-                answer,
-                failure,
-                metrics,
-                weights=(weights_sent(task, self.layout, self.part_names), tally.expected[name].weights),
-                travels=self.travels,
-                flops_per_image=self.flops_per_image,
-            )
+            tally.entries += self._entries(phase, answer, failure, metrics, tally)
             self.observer.answered(name)
             del answer  # or its packet would lie beside the next one
+
+    def _entries(
+        self, phase: Phase, answer: Answer, failure: Failure | None, metrics: Mapping[str, Any], tally: Tally
+    ) -> list[ledger.Entry]:
+        task = answer.sent.task
+        conveyed = weights_sent(task, self.layout, self.part_names), tally.expected[task.client.name].weights
+        return bookkeeping.entries(
+            phase,
+            answer,
+            failure,
+            metrics,
+            weights=conveyed,
+            travels=self.travels,
+            flops_per_image=self.flops_per_image,
+        )
 
     def _decode(self, task: Task, packet: Packet, tally: Tally, total: Accumulator | None) -> Reply | Failure:
         """A packet as a reply that passed the gate, or why it did not."""
