@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,7 @@ def plan(
     data: Any = None,
     keys: Mapping[str, Any] | None = None,
     link_mbit: float = 100.0,
+    time: bool = False,
     **sections: Any,
 ) -> dict[str, Any]:
     """What a run of these settings would send and hold, before anything runs; arguments as `run`.
@@ -90,13 +92,16 @@ def plan(
 
     Args:
         link_mbit: speed of a site's line in Mbit/s, for the time on the link.
+        time: also time a few steps of the network on this machine: "seconds_training", "seconds_scoring". It imports torch
+            and takes some seconds.
     Returns: the figures of `osmotic plan --json`.
     Raises: ConfigError as `run`.
     """
     from osmotic.runs import plan as planning
 
     resolved, dataset = _resolved(config, preset, data, keys, sections)
-    return planning.plan(resolved, link_mbit, dataset)
+    with torch_as_found() if time else nullcontext():
+        return planning.plan(resolved, link_mbit, dataset, time)
 
 
 def leaves(

@@ -181,7 +181,7 @@ def sample(
     from osmotic.runs import commands
 
     _plug(plugin)
-    made = commands.sample(directory, count, label, steps, guidance, seed, client, out)
+    made = commands.sample(directory, count, label, steps, guidance, seed, client, out, quiet=json)
     _say(made, json, f"{made['count']} images in {made['folder']}\ngrid: {made['grid']}")
 
 
@@ -200,7 +200,7 @@ def evaluate(
     from osmotic.runs import commands
 
     _plug(plugin)
-    quality = commands.evaluate(directory, sets, ema)
+    quality = commands.evaluate(directory, sets, ema, quiet=json)
     _say(quality, json, commands.quality_text(quality))
 
 
@@ -263,13 +263,19 @@ def plan(
     link: Annotated[
         float, typer.Option("--link", min=0.001, help="Speed of a site's line in Mbit/s.")
     ] = 100.0,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="Read the images, time a few steps here, and say how long the run takes."
+        ),
+    ] = False,
     plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
     """Say what a run will send and hold, before anything runs. CONFIG is a TOML file."""
     from osmotic.runs import plan as planning
 
-    figures = planning.plan(_load(config, preset, data, sets, plugin), link)
+    figures = planning.plan(_load(config, preset, data, sets, plugin), link, time=time)
     _say(figures, json, planning.text(figures))
 
 

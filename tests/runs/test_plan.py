@@ -266,3 +266,30 @@ def test_a_piece_that_trains_on_the_server_makes_a_plan_of_moved_parts_inexact(
         figures = plan.plan(resolve.load(sets=["local.pieces=trains", *sets]))
         assert figures["exact"] is exact
         assert any("piece trains may train on the server" in note for note in figures["notes"]) is not exact
+
+
+def test_time_is_null_unless_it_is_asked_for():
+    figures = plan.plan(resolve.load(sets=["training.rounds=1"]))
+    assert [figures[name] for name in plan.TIMED] == [None] * 4
+    assert "time " not in plan.text(figures)
+
+
+def test_time_is_that_of_a_few_steps_times_the_work(monkeypatch: pytest.MonkeyPatch):
+    from osmotic.runs import timing
+
+    monkeypatch.setattr(timing, "network", lambda made: {"train": (2.0, 1), "draw": (3.0, 1)})
+    monkeypatch.setattr(timing, "encoder", lambda made: {"encoder": (0.0, 1), "score": (0.5, 100)})
+    sets = ["data.max_images=96", "data.clients=3", "data.partition=iid", "training.batch_size=32"]
+    sets += ["training.rounds=2", "training.local_epochs=1", "score.samples=50", "score.every=2"]
+    figures = plan.plan(resolve.load(sets=sets), time=True)
+    # 3 clients with a batch each, 2 rounds, 2 s a step; 50 images of 3 s, and 50 + 96 looks of 5 ms.
+    assert (figures["device"], figures["seconds_training"]) == ("cpu", 12)
+    assert figures["seconds_scoring"] == pytest.approx(150 + 146 * 0.005)
+    assert figures["quicker"] is None
+    assert "time         about 3 min (12 s training, 3 min scoring) on cpu, as timed here" in plan.text(
+        figures
+    )
+    # 400 times the rounds, one score after the last: 4,800 s of training are too long, and the two networks no help.
+    long = plan.plan(resolve.load(sets=[*sets, "training.rounds=800", "score.every=800"]), time=True)
+    assert long["quicker"] == {"keys": "--set training.rounds=290", "seconds": pytest.approx(1794.6, abs=1)}
+    assert "quicker      --set training.rounds=290 would take about 30 min" in plan.text(long)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_runs import SMALL
 
 import osmotic
+from osmotic.data import sources
 from osmotic.protocol.messages import Phase
-from osmotic.runs import announce, resolve
+from osmotic.runs import announce, commands, display, resolve
 from osmotic.runs.display import EVERY, Display
 from osmotic.runs.estimate import Estimate
 from osmotic.runs.progress import Progress
@@ -81,13 +83,13 @@ def test_a_long_run_on_a_cpu_is_warned_of_with_the_key_that_helps(clock: Clock) 
 def test_plain_lines_come_at_most_every_so_many_seconds(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    display = Display(quiet=False, clock=clock)
-    display.estimate = Estimate([{"train": 1000, "draw": 60}], {"train": (1, 1), "draw": (2, 1)}, clock)
-    display.at("train 1 of 3")
+    shown = Display(quiet=False, clock=clock)
+    shown.estimate = Estimate([{"train": 1000, "draw": 60}], {"train": (1, 1), "draw": (2, 1)}, clock)
+    shown.at("train 1 of 3")
     for _ in range(100):
         clock.now += 1
-        display.estimate.worked("train", 1)
-        display.tick()
+        shown.estimate.worked("train", 1)
+        shown.tick()
     lines = capsys.readouterr().err.splitlines()
     assert EVERY == 30 and len(lines) == 3
     assert lines[0] == "train 1 of 3: training 30 of 1,000 steps, about 18 min left"
@@ -96,12 +98,12 @@ def test_plain_lines_come_at_most_every_so_many_seconds(
 def test_a_line_of_a_phase_puts_the_next_plain_line_off(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    display = Display(quiet=False, clock=clock)
-    display.estimate = Estimate([{"train": 1000}], {"train": (1, 1)}, clock)
+    shown = Display(quiet=False, clock=clock)
+    shown.estimate = Estimate([{"train": 1000}], {"train": (1, 1)}, clock)
     clock.now += 29
-    display.say("train 1  loss 0.5", note="train 1  loss 0.5")
+    shown.say("train 1  loss 0.5", note="train 1  loss 0.5")
     clock.now += 29
-    display.tick()
+    shown.tick()
     assert capsys.readouterr().err == "train 1  loss 0.5\n"
 
 
@@ -140,3 +142,41 @@ def test_an_error_in_a_callback_of_a_batch_ends_the_run_and_is_no_failure_of_a_c
     with pytest.raises(ZeroDivisionError, match="of the callback"):
         osmotic.run(resolve.load(sets=SMALL), out=tmp_path / "run", callbacks=[Breaks()])
     assert not any(line["num_failed"] for line in osmotic.load(tmp_path / "run").metrics)
+
+
+def test_reading_images_is_told_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, test_images=images[:4])
+    told: list[tuple[int, int]] = []
+    sources.load(
+        resolve.load(sets=[f"data.source=npz:{tmp_path / 'a.npz'}"]).data, lambda *at: told.append(at)
+    )
+    assert told == [*((n, 30) for n in range(1, 31)), *((n, 4) for n in range(1, 5))]
+
+
+def test_reading_for_long_is_told_in_plain_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Display(quiet=False, clock=clock)
+    for done in range(1, 71):
+        clock.now += 1
+        shown.read(done, 1500)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading images: 30 of 1,500",
+        "reading images: 60 of 1,500",
+    ]
+
+
+def test_evaluate_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    osmotic.run(resolve.load(sets=[*SMALL, "training.rounds=1"]), out=tmp_path / "run")
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    commands.evaluate(tmp_path / "run")
+    assert capsys.readouterr().err == ""
+    commands.evaluate(tmp_path / "run", quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    # 40 images in 3 sampler steps, then what the encoder looks at.
+    assert [line.split(",")[0] for line in lines if "drawing" in line][:2] == [
+        "drawing 13 of 40 images",
+        "drawing 26 of 40 images",
+    ]
+    assert any("scoring" in line for line in lines) and all(line.endswith(" left") for line in lines[-2:])

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,28 @@ class Converted(UserWarning):
     """Images were made alike in a way that no key asked for; the command prints it as a note."""
 
 
-def load(cfg: DataConfig) -> Dataset:
+def load(cfg: DataConfig, read: Callable[[int, int], object] = lambda done, count: None) -> Dataset:
     """The data set that `data.source` names, in memory: what `finish` makes of it.
 
+    Args:
+        read: told after every image how many are read, and of how many, for one split after the other.
     Raises: ConfigError naming the key or file and the rule.
     """
     check(cfg)
-    return finish(cfg, _open(cfg.source))
+    source = _open(cfg.source)
+    test = None if source.test is None else _watched(source.test, read)
+    return finish(cfg, dataclasses.replace(source, train=_watched(source.train, read), test=test))
+
+
+def _watched(stored: StoredSplit, told: Callable[[int, int], object]) -> StoredSplit:
+    """The split, whose reading tells how far it is."""
+
+    def read(positions: np.ndarray) -> Iterator[Any]:
+        for done, one in enumerate(stored.read(positions), 1):
+            told(done, len(positions))
+            yield one
+
+    return dataclasses.replace(stored, read=read)
 
 
 def finish(cfg: DataConfig, source: Source) -> Dataset:

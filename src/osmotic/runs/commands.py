@@ -18,7 +18,10 @@ from osmotic.storage.folder import RunDir
 from osmotic.tensors import group
 
 if TYPE_CHECKING:
+    from osmotic.config.schema import Config
     from osmotic.data.dataset import Dataset
+    from osmotic.runs.display import Display
+    from osmotic.runs.scoring import Scoring
     from osmotic.runs.study import Study
 
 
@@ -181,6 +184,7 @@ def sample(
     seed: int,
     client: str | None,
     out: Path | None,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Draws `count` images from the saved model and writes them as PNG; returns folder, grid and count.
 
@@ -194,7 +198,7 @@ def sample(
     from osmotic.report import pictures
     from osmotic.runs import saved
 
-    pixels, labels = saved.draw(run, count, label, steps, guidance, seed, client)
+    pixels, labels = saved.draw(run, count, label, steps, guidance, seed, client, quiet)
     names = saved.class_names(run)
     for i, image in enumerate(pixels):
         name = f"{i:05d}" + (f"-{names[labels[i]]}" if labels is not None else "")
@@ -210,6 +214,7 @@ def evaluate(
     ema: float | None = None,
     dataset: Dataset | None = None,
     keys: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Quality of a run's models with other `score.` keys, or another average; the run itself is not changed.
 
@@ -218,6 +223,7 @@ def evaluate(
         keys: the same as values.
         ema: half-life in images; 0 for the raw weights, None for the one the run scored.
         dataset: where the run was begun with images of the caller's own, the same ones.
+        quiet: say nothing of how far it is.
     Raises: ConfigError for keys outside `score.`, or a half-life that was not kept.
     """
     run = finished(directory)
@@ -229,29 +235,45 @@ def evaluate(
     kept = cfg.recipe.ema_half_lives
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))
+    from osmotic.runs.display import Display
+
+    with Display(quiet) as display:
+        return _evaluated(run, cfg, ema, dataset, display)
+
+
+def _evaluated(
+    run: RunDir, cfg: Config, ema: float | None, dataset: Dataset | None, display: Display
+) -> dict[str, Any]:
+    display.at("starting")
     from osmotic.diffusion.sampler import NotFinite
+    from osmotic.runs.estimate import Estimate, scoring
     from osmotic.runs.launch import refuse_other_images
     from osmotic.runs.scoring import Scoring
     from osmotic.runs.study import make_deterministic, prepare
 
-    study = prepare(cfg, dataset)
+    study = prepare(cfg, dataset, display.read)
     refuse_other_images(run, study)
     make_deterministic(study)
     _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False, run_id=run.run_id)
+    kept = cfg.recipe.ema_half_lives
     half_life = ema if ema is not None else (kept[0] if kept else 0)
-    if study.blueprint.method().global_model:
-        weights = _averaged(tensors, notes, kept, half_life)
-        score = partial(Scoring(study, None).score_global, weights, cfg.training.rounds)
-    elif ema is not None:
+    scorer, shared = Scoring(study, None, display.worked), study.blueprint.method().global_model
+    if ema is not None and not shared:
         raise ConfigError(
             "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
         )
+    pools, known = 1 if shared else len(study.holdings), sum(len(h.train) for h in study.holdings)
+    display.at("")
+    display.estimate = Estimate([scoring(study.config, pools, known, scorer.encoder_steps)], {})
+    if shared:
+        weights = _averaged(tensors, notes, kept, half_life)
+        score = partial(scorer.score_global, weights, cfg.training.rounds)
     else:
-        score = partial(_personal, study, run)
+        score = partial(_personal, study, run, scorer)
     try:
         quality = score()
     except NotFinite as error:
-        raise ConfigError(str(directory), None, f"cannot be scored: {error}") from None
+        raise ConfigError(str(run.path), None, f"cannot be scored: {error}") from None
     return {"half_life": half_life, **quality}
 
 
@@ -267,13 +289,11 @@ def _averaged(
     return average_of(group(tensors, "weights"), averages, half_life)
 
 
-def _personal(study: Study, run: RunDir) -> dict[str, Any]:
+def _personal(study: Study, run: RunDir, scoring: Scoring) -> dict[str, Any]:
     """Scores of every client's own model, as it stood after its last training; the run is not changed."""
     from osmotic.federation.interfaces import Stage
     from osmotic.runs import launch
-    from osmotic.runs.scoring import Scoring
 
-    scoring = Scoring(study, None)
     labels, samples = scoring.labels(), scoring.samples
     models = launch.personal_models(study, run)
     pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}

@@ -34,6 +34,7 @@ class Display:
         self.estimate: Estimate | None = None
         self._label = ""
         self._note = ""
+        self._share: tuple[float, float] | None = None  # done, and of how much, before there is an estimate
         self._last = clock()
         self._lock = threading.Lock()
         self._bar: Any = None
@@ -57,9 +58,22 @@ class Display:
         else:
             self._note = note
 
+    def read(self, done: int, count: int) -> None:
+        """So many images of `count` are read."""
+        if self.quiet:
+            return
+        self._label, self._share = f"reading images: {done:,} of {count:,}", (done, count)
+        self.tick()
+
+    def worked(self, work: Work, amount: float) -> None:
+        """So much of one kind of work is done."""
+        if self.estimate is not None:
+            self.estimate.worked(work, amount)
+            self.tick()
+
     def at(self, label: str) -> None:
         """What is being done, in words, where no estimate says more."""
-        self._label = label
+        self._label, self._share = label, None
 
     def tick(self) -> None:
         """Something moved: the bar is moved, or a plain line printed if the last one is long ago."""
@@ -72,9 +86,12 @@ class Display:
             self._last = now
         if self._bar is None:
             print(self.text(), file=sys.stderr, flush=True)
-        elif self.estimate is not None:
-            gone, left = self.estimate.gone(), self.estimate.left()
-            self._bar.update(self._task, completed=gone, total=max(gone + left, 1e-9))
+        else:
+            done, total = self._share or (0, None)
+            if self.estimate is not None:
+                done, left = self.estimate.gone(), self.estimate.left()
+                total = max(done + left, 1e-9)
+            self._bar.update(self._task, completed=done, total=total)
 
     def text(self) -> str:
         """What is being done, how far it is, and how long all of it will still take."""
@@ -86,6 +103,12 @@ class Display:
             doing, unit = WORDS[work]
             parts.append(f"{doing} {int(done):,} of {int(total):,} {unit},")
         return " ".join([*parts, f"about {about(self.estimate.left())} left"])
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

@@ -33,7 +33,7 @@ def workload(
     """
     phases, clients = chain.phases(method, config.training.rounds), list(view.clients)
     known = sum(c.num_examples for c in clients)
-    samples, found = int(config.score.samples), list[dict[Work, float]]()
+    found: list[dict[Work, float]] = []
     trained: set[str] = set()  # who has a model to draw from
     for index, phase in enumerate(phases):
         chosen = choose(config, phase, clients)
@@ -45,13 +45,21 @@ def workload(
         trained |= {c.name for c in chosen}
         if score_due(config, phases, index):
             own = not method.global_model or (chain.personal and phase.name not in (TRAIN, MERGE))
-            pools = len(trained) if own else 1
-            work["draw"] = pools * samples
-            # The drawn images every time, those they are held against the first time.
-            work["score"], known = pools * samples + known, 0
-            work["encoder"], encoder_steps = encoder_steps, 0
+            work |= scoring(config, len(trained) if own else 1, known, encoder_steps)
+            known = encoder_steps = 0
         found.append(work)
     return found
+
+
+def scoring(config: Config, pools: int, looked_at: int, encoder_steps: int) -> dict[Work, float]:
+    """The work of one score.
+
+    Args:
+        pools: models that images are drawn from.
+        looked_at: images that the drawn ones are held against, and that the encoder has not seen yet.
+    """
+    drawn = pools * int(config.score.samples)
+    return {"draw": drawn, "encoder": encoder_steps, "score": drawn + looked_at}
 
 
 def _epochs(config: Config, chain: Chain, view: View, phase: Phase, client: Client) -> float:

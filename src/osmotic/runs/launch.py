@@ -44,9 +44,10 @@ def start(
     out: Path,
     observer: Callable[[RunDir, Config], RunObserver],
     dataset: Dataset | None = None,
+    read: Callable[[int, int], object] = lambda done, count: None,
 ) -> RunDir:
     """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
-    study = prepare(config, dataset)
+    study = prepare(config, dataset, read)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -64,6 +65,7 @@ def resume(
     dataset: Dataset | None = None,
     sets: Sequence[str] = (),
     keys: Mapping[str, Any] | None = None,
+    read: Callable[[int, int], object] = lambda done, count: None,
 ) -> RunDir:
     """Goes on from the newest whole checkpoint; a finished run is only summed up again, unless it is given more rounds.
 
@@ -79,7 +81,7 @@ def resume(
         method = methods.make(config.method.name, dict(config.method.options))
         before = to_dict(resolve.load(run.config, own_data=own))
         extension.check(before, config, method, pieces.make(config))
-        study = prepare(config, dataset)
+        study = prepare(config, dataset, read)
         if not run.partition.exists():  # stopped between the two files
             write_text(run.partition, strict_json.dumps(describe_partition(study)))
         refuse_other_images(run, study)

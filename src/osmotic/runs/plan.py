@@ -109,12 +109,15 @@ class Cost:
         self.bytes_up += bytes_up
 
 
-def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = None) -> dict[str, Any]:
+def plan(
+    config: Config, link_mbit: float = 100.0, dataset: Dataset | None = None, time: bool = False
+) -> dict[str, Any]:
     """The figures of `osmotic plan`, under the summary's names where it has them.
 
     Args:
         link_mbit: speed of a site's line in Mbit/s, for the time on the link.
         dataset: images of the caller's own; None describes `data.source`.
+        time: also read the images, time a few steps of the network here, and say how long the run takes on this machine.
     Returns: totals, `sites` by name, `exact` (bytes equal the run's ledger if no client fails) and `notes` that say
         what is only an upper bound.
     Raises: ConfigError as `osmotic run` would.
@@ -155,6 +158,7 @@ def plan(config: Config, link_mbit: float = 100.0, dataset: Dataset | None = Non
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, chain, parameters),
+        **(timed(config, dataset) if time else dict.fromkeys(TIMED)),
         "exact": not bounded and not trained and not trains,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
@@ -185,6 +189,25 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     # Even shares, as who has which images is not known: packets are as long for any.
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients)
+
+
+# Null where nothing was timed: the network's speed cannot be known without running it.
+TIMED = ("device", "seconds_training", "seconds_scoring", "quicker")
+
+
+def timed(config: Config, dataset: Dataset | None) -> dict[str, Any]:
+    """Seconds of the whole run on this machine, by timing a few steps; and for a long one on a CPU what would be quicker."""
+    from osmotic.runs import announce, quicker, study, timing
+    from osmotic.runs.estimate import seconds
+
+    made = study.prepare(config, dataset)
+    study.make_deterministic(made)
+    work, pace = timing.workload(made), timing.measure(made)
+    training, scoring = seconds(work, pace)
+    long = made.device.type == "cpu" and training + scoring > announce.LONG
+    better = quicker.quicker(made, work, pace, announce.LONG) if long else None
+    found = None if better is None else {"keys": better[0], "seconds": better[1]}
+    return dict(zip(TIMED, (str(made.device), training, scoring, found), strict=True))
 
 
 def network(config: Config, dataset: Dataset | None = None) -> tuple[models.NetworkSpec, Shape]:
@@ -362,6 +385,20 @@ def text(figures: Mapping[str, Any]) -> str:
         f"{duration(figures['link_seconds_busiest_site'])} on a line of {figures['link_mbit']:g} Mbit/s",
         f"  memory       server {size(figures['memory_bytes']['server'])}, client {size(figures['memory_bytes']['client'])}, "
         "without activations and images",
+        *_time(figures),
         *(f"  note: {note}" for note in figures["notes"]),
     ]
     return "\n".join(lines)
+
+
+def _time(figures: Mapping[str, Any]) -> list[str]:
+    """What was timed, if anything was."""
+    if figures["device"] is None:
+        return []
+    from osmotic.runs.estimate import about, told
+
+    training, scoring, better = (figures[name] for name in TIMED[1:])
+    lines = [f"  time         {told(training, scoring)} on {figures['device']}, as timed here"]
+    if better is not None:
+        lines.append(f"  quicker      {better['keys']} would take about {about(better['seconds'])}")
+    return lines

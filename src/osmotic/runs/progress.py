@@ -66,9 +66,7 @@ class Progress:
 
     def worked(self, work: Work, amount: float) -> None:
         """So much of one kind of work is done."""
-        if self.display.estimate is not None:
-            self.display.estimate.worked(work, amount)
-            self.display.tick()
+        self.display.worked(work, amount)
 
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """One line per phase, to the terminal and to the trackers."""

@@ -109,6 +109,7 @@ def draw(
     guidance: float | None = None,
     seed: int = 0,
     client: str | None = None,
+    quiet: bool = True,
 ) -> tuple[np.ndarray, list[int] | None]:
     """Images of a run's model, uint8 [count, H, W, C], and their labels; None where the model is not told any.
 
@@ -118,6 +119,7 @@ def draw(
         guidance: classifier-free guidance scale, 1 is off; None takes that of the scores.
         seed: of the noise; image i is the same whatever `count` is.
         client: whose model, where clients have their own.
+        quiet: show no bar, which is else shown on a terminal.
     Raises: ConfigError for a label or client that there is none of, for images that are not finite, and as `load`.
     """
     pipe = load(run, client)
@@ -126,7 +128,8 @@ def draw(
     labels = _labels(label, names, count)
     if guidance is not None and not classes:
         raise ConfigError("--guidance", guidance, "needs a conditional model")
-    pipe.set_progress_bar_config(disable=True)
+    # None: shown where stderr is a terminal.
+    pipe.set_progress_bar_config(disable=True if quiet else None, desc="drawing", leave=False)
     generators = [
         torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
         for i in range(count)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from osmotic.config.schema import Config
     from osmotic.data.dataset import Dataset
     from osmotic.runs.callbacks import Callback, RunObserver
+    from osmotic.runs.display import Display
     from osmotic.storage.folder import RunDir
 
 
@@ -44,10 +45,10 @@ def start(
     RunDir.refuse_used(folder)
     more = () if dataset is None else (dataset,)
     planning.network(config, *more)
-    with _observed(callbacks, quiet) as observer:
+    with _observed(callbacks, quiet) as (observer, display):
         from osmotic.runs import launch
 
-        return launch.start(config, folder, observer, *more)
+        return launch.start(config, folder, observer, dataset, display.read)
 
 
 def go_on(
@@ -59,35 +60,35 @@ def go_on(
     keys: Mapping[str, Any] | None = None,
 ) -> RunDir:
     """Resumes the run in a folder, as `start` ends it; `sets` and `keys` change what `launch.resume` lets them."""
-    with _observed(callbacks, quiet) as observer:
+    with _observed(callbacks, quiet) as (observer, display):
         from osmotic.runs import launch
 
-        return launch.resume(folder, observer, dataset, sets, keys)
+        return launch.resume(folder, observer, dataset, sets, keys, display.read)
 
 
 @contextmanager
 def _observed(
     callbacks: Sequence[Callback], quiet: bool
-) -> Iterator[Callable[[RunDir, Config], RunObserver]]:
-    """What makes the observer of a run: its progress and trackers, then the callbacks."""
+) -> Iterator[tuple[Callable[[RunDir, Config], RunObserver], Display]]:
+    """What makes the observer of a run (its progress and trackers, then the callbacks), and what is printed to before."""
     from osmotic.runs.callbacks import Observers
     from osmotic.runs.display import Display
     from osmotic.runs.progress import Progress
 
     opened: list[Progress] = []
-    display = Display(quiet)
+    with Display(quiet) as display:
 
-    def observe(run_dir: RunDir, config: Config) -> RunObserver:
-        opened.append(Progress(run_dir, config, quiet, display))
-        return Observers([*opened, *callbacks])
+        def observe(run_dir: RunDir, config: Config) -> RunObserver:
+            display.at("building the network")
+            opened.append(Progress(run_dir, config, quiet, display))
+            return Observers([*opened, *callbacks])
 
-    display.at("reading images")  # before the seconds that imports take
-    try:
-        yield observe
-    finally:
-        display.close()
-        for progress in opened:
-            progress.close()
+        display.at("starting")  # before the seconds that imports take
+        try:
+            yield observe, display
+        finally:
+            for progress in opened:
+                progress.close()
 
 
 @contextmanager

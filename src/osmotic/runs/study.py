@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,14 +64,19 @@ class Study:
         return self.blueprint.model(self.device)
 
 
-def prepare(config: Config, dataset: Dataset | None = None) -> Study:
+def prepare(
+    config: Config,
+    dataset: Dataset | None = None,
+    read: Callable[[int, int], object] = lambda done, count: None,
+) -> Study:
     """Loads the data and makes the objects.
 
     Args:
         dataset: images of the caller's own; None reads `data.source`.
+        read: as `sources.load`.
     Raises: ConfigError for data that do not fit the configuration.
     """
-    dataset = dataset or sources.load(config.data)
+    dataset = dataset or sources.load(config.data, read)
     # The images' own values of keys first: a run records them, so that its file repeats it.
     config = replace(config, data=replace(config.data, **dataset.settled))
     config = settle(config, len(dataset.train), len(dataset.class_names))

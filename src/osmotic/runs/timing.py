@@ -110,29 +110,25 @@ def side_by_side(
     """
     threads, before = study.config.engine.threads, torch.get_num_threads()
 
-    def timed(images: int, times: int = 1) -> float:
+    def timed(images: int) -> float:
         step = trial(images)
 
         def work(model: torch.nn.Module) -> None:
             torch.set_num_threads(threads)  # the setting is per thread
-            for _ in range(times):
-                step(model)
+            step(model)
 
         begun = time.perf_counter()
         with ThreadPoolExecutor(len(models)) as pool:
             list(pool.map(work, models))
-        return (time.perf_counter() - begun) / times / len(models)
+        return (time.perf_counter() - begun) / len(models)
 
     try:
         timed(1)  # the first step of a network prepares much
-        one = timed(1, 2)
-        fitting, few = 1, one
-        while fitting < size and few * len(models) < PATIENCE / 4:
-            fitting = min(4 * fitting, size)
-            few = timed(fitting)
-        if fitting == size:
-            return min(few, timed(size, 2)) if few * len(models) < PATIENCE / 2 else few
-        each = max(few - one, 0.0) / (fitting - 1) if fitting > 1 else one
+        one = min(timed(1), timed(1))  # the decision below should not hang on a moment of a busy machine
+        # No image of a batch takes longer than one alone, so these fit.
+        fitting = max(1, min(size, int(PATIENCE / (one * len(models)))))
+        few = timed(fitting)
+        each = (few - one) / (fitting - 1) if fitting > 1 and few > one else few / fitting
         return few + each * (size - fitting)
     finally:
         # A thread's setting is also the default of threads that start later.
