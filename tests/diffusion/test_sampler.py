@@ -375,6 +375,31 @@ def test_a_sampling_draws_what_the_long_call_draws() -> None:
     assert torch.equal(sampling.draw_chunks([network] * 2, labels, 5, SEED, chunk_size=2), long)
 
 
+@pytest.mark.parametrize("name", [name for name, found in SAMPLERS.items() if found.edm])
+@pytest.mark.parametrize("sigma_data", [0.5, 0.25])
+def test_edm_is_drawn_with_the_standard_deviation_it_was_trained_for(name: str, sigma_data: float) -> None:
+    # F = 0 leaves D = c_skip x, the ideal denoiser of N(0, sigma_data^2). 4,096 pixels: four standard errors, and what
+    # 250 steps of order 1 miss.
+    process = Process(target="edm", sigma_data=sigma_data)
+    assert process.contract()["sigma_data"] == sigma_data
+
+    def silent(x: Tensor, t: Tensor, **kwargs: Any) -> tuple[Tensor]:
+        return (torch.zeros_like(x),)
+
+    sampling = sampler.Sampling(process=process, space=Unbounded((1, 8, 8)), sampler=name, steps=250)
+    assert sampling.draw(silent, None, 64, SEED).std().item() == pytest.approx(sigma_data, rel=0.06)
+
+
+def test_edm_asks_for_unit_variance_where_the_data_have_the_standard_deviation_it_expects() -> None:
+    # arXiv:2206.00364, app. B.6: input and goal of the network have variance 1 at every noise level.
+    generator = torch.Generator().manual_seed(0)
+    x0 = 0.75 * torch.randn(4_000, 1, 4, 4, generator=generator)
+    example = targets.Edm(0.75).example(x0, torch.empty(0), 0.0, generator)
+    # 64,000 values: four standard errors of a spread near 1.
+    assert example.seen.std().item() == pytest.approx(1, abs=0.012)
+    assert example.goal.std().item() == pytest.approx(1, abs=0.012)
+
+
 class Unbounded(Pixels):
     """A space without bounds, as that of latents."""
 

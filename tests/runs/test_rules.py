@@ -28,6 +28,7 @@ IMPOSSIBLE = [
     (["model.target=edm", "score.sampler=edm-euler", "model.timesteps=100"], "model.timesteps", 100, "no schedule"),
     (["model.target=edm", "score.sampler=edm-euler", "recipe.loss=huber"], "recipe.loss", "huber", "mse"),
     (["model.timesteps=10"], "score.steps", 20, "at most 10 steps"),
+    (["model.sigma_data=0.7"], "model.sigma_data", 0.7, "is a key of target edm"),
     (["model.schedule=linear", "model.timesteps=20"], "model.timesteps", 20, "linear takes 21 timesteps or more"),
     (["model.timesteps=20", "score.sampler=unipc"], "score.steps", 20, "at most 19 steps"),
     (["score.guidance=2", "model.conditional=false"], "score.guidance", 2.0, "conditional"),

@@ -129,3 +129,19 @@ def test_a_finished_run_is_only_summed_up_again(tmp_path: Path) -> None:
     after = json.loads((out / "summary.json").read_text())
     del before["wall_seconds"], after["wall_seconds"]
     assert after == before and (out / "metrics.jsonl").read_text() == lines
+
+
+def test_edm_is_told_that_the_images_have_another_standard_deviation_than_it_expects(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    edm = ("model.target=edm", "score.sampler=edm-dpm-solver++")
+    images = prepared().dataset.train.images
+    spread = (images / 127.5 - 1).std()
+    prepared(*edm, f"model.sigma_data={spread:.2f}")
+    prepared()  # other targets expect none
+    assert not [w for w in recwarn if "sigma_data" in str(w.message)]
+    prepared(*edm)
+    [told] = [str(w.message) for w in recwarn if "sigma_data" in str(w.message)]
+    assert told.startswith(
+        f"model.sigma_data = 0.5, and these images have a standard deviation of {spread:.2f}"
+    )

@@ -65,6 +65,12 @@ class ModelConfig:
     target: str = key("v", "what the network predicts")
     schedule: str = key("cosine", "noise schedule")
     timesteps: int = key(1000, "steps of the noise schedule; linear takes 21 or more", 2, 10_000)
+    sigma_data: float = key(
+        0.5,
+        "standard deviation of the images in [-1, 1] that target edm expects; agreed upon, never measured",
+        0.01,
+        10,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

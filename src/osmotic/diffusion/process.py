@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osmotic.diffusion import loss as losses
 from osmotic.diffusion import schedule as schedules
-from osmotic.diffusion.target import TARGETS, Contract
+from osmotic.diffusion.target import SIGMA_DATA, TARGETS, Contract, Edm, Target
 
 if TYPE_CHECKING:
     from osmotic.config.schema import ModelConfig, RecipeConfig
@@ -36,6 +36,7 @@ class Process:
         distance: a key of `loss.DISTANCES`.
         min_snr: gamma of the min-SNR weight, >= 0, 0 is off; "edm" has its own weight.
         label_dropout: share of labels replaced by "no label" in training, in [0, 1].
+        sigma_data: standard deviation of the images that "edm" expects, > 0; the other targets do not use it.
     Raises: ValueError for an unknown target or schedule, or too few timesteps for it.
     """
 
@@ -46,10 +47,13 @@ class Process:
     distance: str = "mse"
     min_snr: float = 5.0
     label_dropout: float = 0.1
+    sigma_data: float = SIGMA_DATA
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        made = Edm(self.sigma_data) if TARGETS[self.target].edm else TARGETS[self.target]
+        object.__setattr__(self, "_target", made)
         object.__setattr__(self, "_alpha_bar", schedules.alpha_bar(self.schedule, self.timesteps))
 
     @classmethod
@@ -66,6 +70,7 @@ class Process:
             distance=recipe.loss,
             min_snr=recipe.min_snr,
             label_dropout=recipe.label_dropout,
+            sigma_data=model.sigma_data,
         )
 
     @property
@@ -81,7 +86,12 @@ class Process:
 
     def contract(self) -> Contract:
         """What server and clients must agree on: target, schedule, timesteps, sigma_data, sigma_min, sigma_max."""
-        return {"target": self.target, **TARGETS[self.target].contract(self.schedule, self.timesteps)}
+        return {"target": self.target, **self._rule.contract(self.schedule, self.timesteps)}
+
+    @property
+    def _rule(self) -> Target:
+        rule: Target = self._target  # type: ignore[attr-defined]
+        return rule
 
     def loss(self, model: Denoiser, x0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Weighted denoising loss, mean over pixels and images, a scalar [] in float32.
@@ -102,7 +112,7 @@ class Process:
         self, model: Denoiser, x0: Tensor, labels: Tensor | None, generator: torch.Generator
     ) -> Tensor:
         """The loss of each image, [B], float32, whose mean is `loss`; arguments and errors as there."""
-        example = TARGETS[self.target].example(x0, self.alpha_bar, self.min_snr, generator)
+        example = self._rule.example(x0, self.alpha_bar, self.min_snr, generator)
         # Drawn last, so that a conditional network sees the timesteps and the noise of an unconditional one.
         given = self._training_labels(labels, x0, generator)
         level = example.level.to(x0.device)

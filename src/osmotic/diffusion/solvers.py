@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from osmotic.diffusion import schedule as schedules
-from osmotic.diffusion.target import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, TARGETS
+from osmotic.diffusion.target import SIGMA_MAX, SIGMA_MIN, TARGETS
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ class EdmSolver(Sampler):
         found = getattr(diffusers, self.scheduler_class)(
             sigma_min=SIGMA_MIN,
             sigma_max=SIGMA_MAX,
-            sigma_data=SIGMA_DATA,
+            sigma_data=process.sigma_data,
             prediction_type=TARGETS[process.target].prediction_type,
             final_sigmas_type="zero",
         )

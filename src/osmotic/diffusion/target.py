@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Contract = dict[str, str | int | float | None]
 
-# Table 1 of arXiv:2206.00364: pixels have a standard deviation near 0.5, and ln(sigma) ~ N(-1.2, 1.2^2) in training.
+# Table 1 of arXiv:2206.00364: pixels have a standard deviation near 0.5 (`model.sigma_data`), and ln(sigma) ~ N(-1.2, 1.2^2) in training.
 SIGMA_DATA = 0.5
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -182,11 +182,18 @@ class Sample(ScheduledTarget):
         return snr.clamp(max=gamma)
 
 
+@dataclass(frozen=True)
 class Edm:
     """The raw network F of D(x) = c_skip * x + c_out * F(c_in * x, c_noise), [B, C, H, W].
 
     D denoises x = x0 + sigma * noise. Source: arXiv:2206.00364, sec. 5 and Table 1.
+
+    Args:
+        sigma_data: standard deviation of the data that the scaling expects, > 0. Not measured: that of all clients' images
+            would have to be sent.
     """
+
+    sigma_data: float = SIGMA_DATA
 
     edm: ClassVar[bool] = True
     # Of two possible signs of c_out it names the one of Table 1.
@@ -195,7 +202,7 @@ class Edm:
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
         """As `Target.example`; log-normal sigmas [B], and `seen` is c_in * x."""
         sigma = draw_sigma(len(x0), generator)
-        scaling = edm_scaling(sigma)
+        scaling = edm_scaling(sigma, self.sigma_data)
         noisy = x0 + per_image(sigma, x0) * draw_noise(x0, generator)
         return Example(
             seen=per_image(scaling.c_in, x0) * noisy,
@@ -207,7 +214,7 @@ class Edm:
 
     def contract(self, schedule: str, timesteps: int) -> Contract:
         """As `Target.contract`: the sigmas, no schedule."""
-        sigmas = {"sigma_data": SIGMA_DATA, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
+        sigmas = {"sigma_data": self.sigma_data, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
         return {"schedule": None, "timesteps": None, **sigmas}
 
 
@@ -252,15 +259,15 @@ class EdmScaling:
     c_noise: Tensor
 
 
-def edm_scaling(sigma: Tensor) -> EdmScaling:
+def edm_scaling(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> EdmScaling:
     """The factors of arXiv:2206.00364, Table 1, last column, for noise of standard deviation `sigma` [B] > 0.
 
-    They give the network input and goal of unit variance at every sigma (app. B.6).
+    They give the network input and goal of unit variance at every sigma (app. B.6), if the data's is `sigma_data`^2.
     """
-    total = sigma.square() + SIGMA_DATA**2  # variance of the noisy image
+    total = sigma.square() + sigma_data**2  # variance of the noisy image
     return EdmScaling(
-        c_skip=SIGMA_DATA**2 / total,
-        c_out=sigma * SIGMA_DATA / total.sqrt(),
+        c_skip=sigma_data**2 / total,
+        c_out=sigma * sigma_data / total.sqrt(),
         c_in=1.0 / total.sqrt(),
         c_noise=sigma.log() / 4.0,
     )

@@ -195,6 +195,8 @@ def _process(config: Config) -> None:
         if config.recipe.loss != "mse":
             rule = "target edm weighs squared errors: use mse" + by
             raise ConfigError("recipe.loss", config.recipe.loss, rule)
+    elif config.model.sigma_data != type(config.model)().sigma_data:
+        raise ConfigError("model.sigma_data", config.model.sigma_data, "is a key of target edm: leave it out")
     if reason := names.compatible(target, sampler):
         raise ConfigError("score.sampler", sampler, reason)
     if reason := names.timesteps_fit(config.model.schedule, config.model.timesteps):

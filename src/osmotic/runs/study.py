@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from osmotic.protocol.messages import Client
 from osmotic.runs.settle import settle
 
 HASHED_BYTES = 2**22  # at once
+FAR = 1.25  # from it on a standard deviation is told to be another than the one expected
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def prepare(
         raise ConfigError(
             "score.guidance", config.score.guidance, f"needs labels, and {config.data.source} has none"
         )
+    if config.model.target == "edm":
+        _tell_spread(config.model.sigma_data, dataset)
     holdings = _holdings(config, dataset, blueprint.method())
     return Study(blueprint, dataset, holdings, choose_device(config.engine.device))
 
@@ -97,6 +101,19 @@ def is_conditional(config: Config, num_classes: int) -> bool:
     if config.model.conditional is True and num_classes == 0:
         raise ConfigError("model.conditional", True, f"needs labels, and {config.data.source} has none")
     return num_classes > 0 if config.model.conditional == "auto" else bool(config.model.conditional)
+
+
+def _tell_spread(sigma_data: float, dataset: Dataset) -> None:
+    """Warns where the images' own standard deviation is far from the one that target edm expects."""
+    images = dataset.train.images
+    pixels = np.asarray(images[:: max(1, len(images) // 1000)], np.float32)
+    spread = float(pixels.std()) * (2 / 255 if images.dtype == np.uint8 else 2)  # in [-1, 1]
+    if not sigma_data / FAR <= spread <= sigma_data * FAR:
+        warnings.warn(
+            f"model.sigma_data = {sigma_data:g}, and these images have a standard deviation of {spread:.2f} (told here, "
+            "sent nowhere): a model.sigma_data near it may train better",
+            stacklevel=3,
+        )
 
 
 def _holdings(config: Config, dataset: Dataset, method: Method) -> list[Holding]:
