@@ -117,3 +117,28 @@ def test_sentences_about_digits_are_what_their_results_give(module: Any) -> None
     alone = [rows[f"local-{s}"]["mean_fd_all"] for s in range(3)]
     # 10.049, 11.947, 11.983: half-width 4.303 * 1.1065 / sqrt(3) = 2.749.
     assert module("tables").interval(alone) == "11.33 +- 2.75" and "11.3 +- 2.7 at guidance 2" in page
+
+
+def test_the_table_of_planted_copies_says_what_its_rows_say() -> None:
+    folder = FOLDER.parent / "near_copies"
+    text = (folder / "README.md").read_text().partition("## Models made to copy")[0]
+    rows = [json.loads(line) for line in (folder / "planted.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 15
+    for row in rows:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row['pool']} |")]
+        assert f"| {100 * row['features']:.1f} / {100 * row['pixels']:.1f} | {row['fd']:.2f} |" in line
+        assert f"{row['held_out_fd']:.2f} ({row['held_out_floor']:.2f})" in line
+
+
+def test_the_table_of_models_made_to_copy_says_what_its_rows_say() -> None:
+    folder = FOLDER.parent / "near_copies"
+    text = (folder / "README.md").read_text()
+    for row in map(json.loads, (folder / "models.jsonl").read_text().splitlines()):
+        count = int(row["case"].removeprefix("central-"))
+        found = row["near_copies"]
+        start = f"| {count:,} | {row['images_seen'] / count:.0f} times | {100 * found['features']:.1f} %"
+        assert (
+            f"{start} | {100 * found['pixels']:.1f} % | {row['fd_at_floor']:.2f} | {row['fd_floor']:.2f} |"
+            in text
+        )
+        assert loaded(row["arguments"]).data.max_images == count

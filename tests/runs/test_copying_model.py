@@ -28,7 +28,7 @@ def test_a_model_overfitted_on_twenty_images_is_caught(tmp_path: Path) -> None:
     quality = json.loads(run.summary.read_text())["quality"]
     found = quality["near_copies"]
     assert (found["images"], found["held_out"], found["expected"]) == (100, 360, 3 / 361)
-    # Fresh images are found at 0.8 %: by chance no twentieth of a hundred would be.
-    assert found["pixels"] > 0.5 and found["features"] > 0.2
+    # Fresh images are found at 0.8 %: more than ten of a hundred have a chance below one in a million.
+    assert min(found["pixels"], found["features"]) > 0.1
     assert quality["fd"] < quality["fd_floor"] / 2, "by the training images it looks better than real ones"
     assert (run.samples / "nearest.png").is_file()
