@@ -222,6 +222,12 @@ def test_8_bits_beside_16_become_floats_of_the_same_meaning(tmp_path: Path) -> N
     assert told == ["images of several depths (2 of 16 bits, 2 of 8 bits): all become 32-bit floats"]
 
 
+def test_colour_beside_16_bit_grey_becomes_colour_in_floats(tmp_path: Path) -> None:
+    folder(tmp_path, Image.new("RGB", (4, 4), (51, 51, 51)), Image.new("I;16", (4, 4), 13107))
+    one, told = converted(tmp_path)  # a plan says the same
+    assert one.shape == (4, 4, 3) and one == pytest.approx(0.2) and len(told) == 2
+
+
 def test_12_bits_in_files_of_16_are_spread_by_the_key_and_warned_of_without_it(tmp_path: Path) -> None:
     levels = np.array([[0, 1023], [2048, 4095]], np.uint16).repeat(4, axis=0).repeat(4, axis=1)
     folder(tmp_path, Image.fromarray(levels))

@@ -101,13 +101,19 @@ def test_links_out_of_the_folder_are_not_followed_and_those_inside_are(tmp_path:
     assert sources.describe(DataConfig(source=f"folder:{tmp_path / 'link'}")).num_train == 2
 
 
-@pytest.mark.parametrize("source", ["folder:", "npz:", "folder:~nobody-of-this-name/", ""])
+@pytest.mark.parametrize("source", ["folder:", "npz:", "hf:/", "folder:~nobody-of-this-name/", ""])
 def test_paths_that_cannot_be_are_refused(source: str) -> None:
     long = source + "x" * 5000
     with pytest.raises(ConfigError):
         sources.load(DataConfig(source=long))
     with pytest.raises(ConfigError):
         sources.load(DataConfig(source=source + "a\0b"))
+
+
+def test_a_data_folder_that_cannot_be_is_as_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("/" + "x" * 5000, "~nobody-of-this-name"):
+        monkeypatch.setenv("OSMOTIC_DATA", folder)
+        assert sources.describe(DataConfig(source="mnist")) == sources.NAMED["mnist"]
 
 
 def test_an_array_shorter_than_its_header_says_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

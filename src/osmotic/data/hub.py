@@ -7,6 +7,7 @@ script.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,8 +72,10 @@ def _load(name: str) -> dict[str, Any]:
     # Where nobody watches, bars are a thousand lines of a log.
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path = Path(name).expanduser()
-    local = path if path.exists() else None
+    path = Path(
+        os.path.expanduser(name)
+    )  # as Path.exists, it raises nothing for a home of nobody or a name too long
+    local = path if os.path.exists(path) else None
     # A path that is not there would be asked of the hub, which answers that no repository has this name.
     if local is None and name.startswith((".", "/", "~")):
         raise ConfigError(name, None, "no such folder")

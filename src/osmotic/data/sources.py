@@ -180,8 +180,8 @@ def _open(name: str) -> Source:
 def _local(name: str) -> Path | None:
     """The file of a named set in the folder OSMOTIC_DATA, if it is there."""
     folder = os.environ.get("OSMOTIC_DATA")
-    paths = [Path(folder).expanduser() / file for file in FILES.get(name, ())] if folder else []
-    return next((path for path in paths if path.is_file()), None)
+    paths = [Path(os.path.expanduser(folder)) / file for file in FILES.get(name, ())] if folder else []
+    return next((path for path in paths if os.path.isfile(path)), None)  # false where it is too long
 
 
 def _named(name: str) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,17 +68,17 @@ def look(config: Config, out: Path) -> dict[str, Any]:
 def fresh_file() -> Path:
     """look.png in the folder one is in, with a number behind it if that is taken."""
     path, number = Path("look.png"), 2
-    while path.exists():
+    while os.path.lexists(path):
         path, number = Path(f"look-{number}.png"), number + 1
     return path
 
 
 def _check_out(config: Config, out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError("--out", str(out), "is there already")
     kind, _, rest = config.data.source.partition(":")
     # There it would be an image of the next look, and of a run.
-    if kind == "folder" and rest and out.resolve().is_relative_to(Path(rest).expanduser().resolve()):
+    if kind == "folder" and rest and out.resolve().is_relative_to(Path(os.path.expanduser(rest)).resolve()):
         raise ConfigError("--out", str(out), f"must not lie in the folder of the images, {rest}")
 
 
