@@ -144,15 +144,15 @@ def test_images_that_are_alike_stay_as_they_are_without_a_word(tmp_path: Path) -
 
 
 def test_transparency_shows_the_background_in_its_share(tmp_path: Path) -> None:
-    # red 100 at alpha 255, 51 and 0 of 255: shares 1, 0.2 and 0
-    rgba = np.array([[[100, 0, 0, a]] * 3 for a in (255, 51, 0)], np.uint8)
+    # red 100 at alpha 255, 51, 0 and 60 of 255: shares 1, 0.2, 0 and 0.235
+    rgba = np.array([[[100, 0, 0, a]] * 4 for a in (255, 51, 0, 60)], np.uint8)
     folder(tmp_path, Image.fromarray(rgba))
     one, told = converted(tmp_path)
-    # on white: 100 * 0.2 + 255 * 0.8 = 224; 0 * 0.2 + 255 * 0.8 = 204
-    assert one[:, 0].tolist() == [[100, 0, 0], [224, 204, 204], [255, 255, 255]]
+    # on white: 100 * 0.2 + 255 * 0.8 = 224; 0 * 0.2 + 255 * 0.8 = 204; 23.53 + 195 = 218.53 is rounded
+    assert one[:, 0].tolist() == [[100, 0, 0], [224, 204, 204], [255, 255, 255], [219, 195, 195]]
     assert told == ["2 of 2 images with transparency: laid on white (data.background)"]
     one, _ = converted(tmp_path, background="#0a0000")
-    assert one[:, 0].tolist() == [[100, 0, 0], [28, 0, 0], [10, 0, 0]]  # 100 * 0.2 + 10 * 0.8 = 28
+    assert one[:3, 0].tolist() == [[100, 0, 0], [28, 0, 0], [10, 0, 0]]  # 100 * 0.2 + 10 * 0.8 = 28
 
 
 @pytest.mark.parametrize(
@@ -323,3 +323,6 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(
     for look in (sources.load, sources.describe):
         with pytest.raises(ConfigError, match=r"\.png.*: must have at most 120,000,000 pixels"):
             look(DataConfig(source=f"folder:{tmp_path}"))
+    # What has changed since its header was read is not decoded either.
+    with pytest.raises(ConfigError, match="must have at most 120,000,000 pixels"):
+        image.decode("0.png", tmp_path / "0.png")

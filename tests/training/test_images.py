@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from stat import S_ISFIFO
 from typing import Any
 
 import numpy as np
@@ -66,8 +69,22 @@ def test_a_disk_without_room_is_an_error_before_a_page_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OSMOTIC_CACHE", str(tmp_path))
-    with pytest.raises(OSError):
-        cache.nameless((2**50,), np.dtype(np.uint8))
+    monkeypatch.setattr("os.posix_fallocate", lambda *_: pytest.fail("tried to fill the disk"))
+    with pytest.raises(OSError, match=r"no room on the disk for [\d,]+ bytes of images"):
+        cache.nameless((shutil.disk_usage(tmp_path).free + 2**20,), np.dtype(np.uint8))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_the_room_of_a_mapped_file_is_taken_when_it_is_made() -> None:
+    array = cache.nameless((2**20,), np.dtype(np.uint8))
+    opened = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    found = [os.stat(path) for path in opened if os.path.exists(path)]
+    # A write to a page that finds no room later would end the process by a signal.
+    assert any(
+        f.st_nlink == 0 and f.st_size == array.nbytes <= f.st_blocks * 512
+        for f in found
+        if not S_ISFIFO(f.st_mode)
+    )
 
 
 # 640 images of 256 x 256 in colour are 126 MB; the limit is on private memory, which mapped files do not take.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -28,10 +30,13 @@ def nameless(shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    # Asked before it is taken: to find out by taking it would fill the disk for others.
+    if size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"no room on the disk for {size:,} bytes of images", str(folder))
     # Not in /tmp, which may itself lie in memory.
     with tempfile.TemporaryFile(dir=folder) as file:
         # Room first: a mapped page that finds none later ends the process by a signal.
-        size = math.prod(shape) * np.dtype(dtype).itemsize
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
