@@ -134,3 +134,14 @@ def test_the_digest_tells_names_shapes_dtypes_and_values_apart():
 def test_the_digest_does_not_depend_on_order_or_memory_layout():
     a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2, np.int64)
     assert digest({"a": a, "b": b}) == digest({"b": b, "a": np.asfortranarray(a)})
+
+
+def test_a_whole_state_that_is_not_the_counted_one_is_lost(tmp_path: Path):
+    store, other = Store(tmp_path / "mine"), Store(tmp_path / "other")
+    mine = store.save(state(1), 1, None)
+    other.save(state(2), 1, None)
+    assert equal(store.load(1, mine), state(1))
+    store._path(1).write_bytes(other._path(1).read_bytes())
+    with pytest.raises(StateLost, match="not the one that was counted"):
+        store.load(1, mine)
+    assert equal(store.load(1), state(2)), "without the hash nobody could tell"

@@ -173,7 +173,7 @@ class Worker:
         kept: Tensors = {}
         if self.stateful:
             with _disk():
-                kept = site.store.load(header["counted_round"])
+                kept = site.store.load(header["counted_round"], header["counted_state"])
         state, blobs = ClientState.of(kept), list(packet.blobs)
         # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
         extras = {n: t.copy() for n, t in EXACT.decode(blobs.pop(), {})} if header["extras"] else {}

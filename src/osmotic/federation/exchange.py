@@ -91,6 +91,7 @@ class Exchange:
                 "phase": phase.name,
                 "server_round": phase.server_round,
                 "counted_round": state.counted.get(name),
+                "counted_state": state.state_hashes.get(name),
                 "durable_round": self._durable(name),
                 "learning_rate": learning_rate(self.config.training, phase.server_round),
                 "local_epochs": task.local_epochs,

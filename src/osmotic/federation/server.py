@@ -209,6 +209,8 @@ class Server:
                 state.counted[name] = phase.server_round
                 if digest := tally.answers[name].get("state_sha256"):
                     state.state_hashes[name] = str(digest)
+                else:  # an older one is not that of this round
+                    state.state_hashes.pop(name, None)
             self._average(phase, tally)
         else:
             self._abandon()

@@ -15,6 +15,7 @@ TO_SITE: dict[str, str] = {
     "phase": "name of the phase",
     "server_round": "number of the round",
     "counted_round": "the last round in which this site's answer counted: the state that it goes on from",
+    "counted_state": "the hash of that state, as this site told it, so that no other is gone on from",
     "durable_round": "the oldest round that the server may go back to: states before it may be deleted",
     "learning_rate": "step size of this round",
     "local_epochs": "passes over the site's images, where a piece changes them",

@@ -32,15 +32,16 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
-    def load(self, counted_round: int | None) -> Tensors:
+    def load(self, counted_round: int | None, sha256: str | None = None) -> Tensors:
         """State after the round in which the server last counted this client; {} if it never did.
 
         Newer versions are dropped: they belong to steps that the server never summed.
 
         Args:
             counted_round: the round, or None if the server never counted this client.
+            sha256: what `save` gave for it, as the server was told; None where that is not known.
         Returns: arrays [...] by name.
-        Raises: StateLost if that version is missing or does not match its checksum.
+        Raises: StateLost if that version is missing, does not match its checksum, or is not the one of this hash.
         """
         for number, path in self._versions().items():
             if counted_round is None or number > counted_round:
@@ -50,7 +51,11 @@ class Store:
         path = self._path(counted_round)
         if not path.is_file():
             raise StateLost(f"private state of round {counted_round} is missing")
-        return read_checked(path)
+        tensors = read_checked(path)
+        # A whole file may still be that of another client, round or run, copied to this place.
+        if sha256 is not None and digest(tensors) != sha256:
+            raise StateLost(f"private state of round {counted_round} is not the one that was counted")
+        return tensors
 
     def save(self, tensors: Mapping[str, np.ndarray], server_round: int, durable_round: int | None) -> str:
         """Keeps `tensors` as the state after `server_round`.
