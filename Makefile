@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check format benchmark clean
+.PHONY: demo test test-all chaos check format benchmark clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ test: check
 
 test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
+
+# Deaths, damage, lies and full disks, for up to 20 minutes; writes its figures into docs/reliability.md.
+chaos: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .
