@@ -222,10 +222,10 @@ def harm(farm: Farm, case: Case) -> tuple[str, list[str]]:
         found = left(folder)
         if case.damage in MAY_BE_TOLD and found["summary.json"][0]["failures"]:
             return "told", []
-        # A file found damaged is kept under that name, and what lies behind a finished run's last line is no part of it.
-        found = {name: content for name, content in found.items() if not name.endswith(".damaged")}
-        older = {n for n in expected if n.startswith(("checkpoints/", "clients/"))}
-        wrong = [d for d in differences(expected, found) if d.split()[0] not in older or "differs" in d]
+        # What nobody had to read may still be damaged: older checkpoints, and the states that they would go back to.
+        newest = max(n for n in expected if n.startswith("checkpoints/"))
+        unread = tuple(n for n in found | expected if n.startswith(("checkpoints/", "clients/")) and n != newest)
+        wrong = [d for d in differences(expected, found) if not d.startswith(unread)]
         return "right", [f"resumed without a word, but {line}" for line in wrong[:4]]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

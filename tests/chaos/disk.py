@@ -40,9 +40,9 @@ def fill(farm: Farm, full: Full) -> list[str]:
 
 
 def _told(ended: Ended) -> list[str]:
-    """A run that found no room ends with exit code 1 and one line of error."""
+    """A run that found no room ends with one line of error, and exit code 2 where not even its folder could be made."""
     errors = [line for line in ended.said if line.startswith(("osmotic: error: ", "Traceback"))]
-    if ended.code == 1 and errors == ended.said[-1:] and "No space left" in errors[0]:
+    if ended.code in (1, 2) and errors == ended.said[-1:] and "No space left" in errors[0]:
         return []
     return [f"ended with {ended.code}: {' | '.join(ended.said[-5:])}"]
 

@@ -251,3 +251,10 @@ def test_a_checkpoint_of_an_earlier_version_without_step_and_run_is_read(tmp_pat
     write_checked(checkpoint.path_of(tmp_path, 4), TENSORS, {"state": text})
     step, _, state = checkpoint.load_latest(tmp_path, run_id="a" * 16)
     assert (step, state) == (4, STATE)
+
+
+def test_old_ones_are_dropped_also_where_nothing_new_is_written(tmp_path: Path):
+    for step in (0, 2, 3):
+        save(tmp_path, step, keep=3)
+    assert checkpoint.drop_old(tmp_path, keep=2) == [2, 3]
+    assert checkpoint.steps(tmp_path) == [2, 3]

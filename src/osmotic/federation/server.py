@@ -424,6 +424,8 @@ class Server:
         run.cut(notes["files"])
         self.run_id = self.exchange.run_id = run.run_id or notes.get("run") or self.run_id
         checkpoint.drop_after(folder, step)
+        # A process that died after its last checkpoint has left one more than is kept, and no later one clears it away.
+        checkpoint.drop_old(folder, self.config.checkpoint.keep)
         self.exchange.checkpoints = checkpoint.counted(folder, self.run_id)  # decides what clients may delete
         self._clock = time.perf_counter()
 

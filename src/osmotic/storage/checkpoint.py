@@ -47,6 +47,11 @@ def save(
     # Written before any old one is deleted: at every moment at least one whole checkpoint is there.
     seal = {"state": strict_json.dumps(state, sort_keys=True), "step": str(step)}
     write_checked(path_of(folder, step), tensors, seal)
+    return drop_old(folder, keep)
+
+
+def drop_old(folder: Path, keep: int) -> list[int]:
+    """Deletes all but the last `keep` checkpoints, `keep` >= 1; returns the steps of those, ascending."""
     found = steps(folder)
     for old in found[:-keep]:
         path_of(folder, old).unlink()
