@@ -224,7 +224,9 @@ def harm(farm: Farm, case: Case) -> tuple[str, list[str]]:
             return "told", []
         # What nobody had to read may still be damaged: older checkpoints, and the states that they would go back to.
         newest = max(n for n in expected if n.startswith("checkpoints/"))
-        unread = tuple(n for n in found | expected if n.startswith(("checkpoints/", "clients/")) and n != newest)
+        unread = tuple(
+            n for n in found | expected if n.startswith(("checkpoints/", "clients/")) and n != newest
+        )
         wrong = [d for d in differences(expected, found) if not d.startswith(unread)]
         return "right", [f"resumed without a word, but {line}" for line in wrong[:4]]
     finally:

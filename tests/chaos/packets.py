@@ -103,7 +103,7 @@ def taken_apart(data: bytes) -> tuple[bytes, bytes]:
 
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 1.5, 1e400, -0.0, float("nan"), "", "3", "x",
-    "\ud800", "\x00\x1b[2J", "\u202egnp", "raw", "f4", "f2", "i8", "float32", "float64", "object", "int64", "bool", "codec",
+    "\ud800", "\x00\x1b[2J", "\u202egnp", "raw", "f4", "f2", "q8", "float32", "float64", "object", "int64", "bool", "codec",
     [], {}, [[]], [None], [0], [2**31 - 1, 0], [1] * 40, {"a": 1}, "n" * 2000, [2**31 - 1] * 3 + [0], "model/scale",
 )  # fmt: skip
 
@@ -211,7 +211,7 @@ def bombs() -> Iterator[bytes]:
         yield b" " * count + header([])
         yield b'"' + b"\\u0000" * count + b'"'
     shapes = ([2**31 - 1], [2**31 - 1] * 2, [2**31 - 1] * 3 + [0], [2**30, 0], [1] * 33, [-1], [1.0], [True])
-    for shape, form, name in product(shapes, ("raw", "i8", "f2", "f4"), ("model/scale", "model/none", "n")):
+    for shape, form, name in product(shapes, ("raw", "q8", "f2", "f4"), ("model/scale", "model/none", "n")):
         yield header([[name, "float32", shape, form]])
     yield b'{"codec":"CODEC","tensors":[["n","float32",[1' + b"0" * 5000 + b'],"raw"]]}'
     yield from (b"", b"null", b"[]", b"{}", b'"x"', b"1", b"\xff\xfe", b"NaN", b'{"codec":1}')

@@ -62,11 +62,13 @@ def written(coder: codecs.Codec, table: dict[str, np.ndarray]) -> bytes:
             n: np.where(np.isfinite(t), np.clip(t, -6e4, 6e4), 0).astype(t.dtype) for n, t in table.items()
         }
         entries = [coder.entry(n, t.dtype.name, t.shape) for n, t in sorted(finite.items())]
+        odd = [e.form == "q8" and not np.array_equal(finite[e.name], table[e.name]) for e in entries]
         sections = [
-            np.full(e.shape[0], np.inf, "<f2").tobytes() + b"\1" * e.size
-            if e.form == "i8" and not np.array_equal(finite[e.name], table[e.name])
+            # Scales are the upper halves of float32: these are infinite.
+            np.full(e.shape[0], 0x7F80, "<u2").tobytes() + b"\1" * e.size
+            if infinite
             else coder.encode_tensor(e, finite[e.name])
-            for e in entries
+            for e, infinite in zip(entries, odd, strict=True)
         ]
         return pack(coder.name, entries, sections, coder.bounded)
 
