@@ -226,7 +226,7 @@ MUTATIONS: tuple[tuple[int, Callable[..., bytes]], ...] = (
 
 def mutated(codec: str, number: int) -> tuple[str, bytes]:
     """Packet `number` of a codec, and what was done to it; the same every time."""
-    all_bombs = _bombs(codec)
+    all_bombs = bombs_of(codec)
     if number < len(all_bombs):
         return "bomb", all_bombs[number]
     draw = random.Random(SEED * 10**9 + number)
@@ -237,7 +237,8 @@ def mutated(codec: str, number: int) -> tuple[str, bytes]:
 
 
 @cache
-def _bombs(codec: str) -> list[bytes]:
+def bombs_of(codec: str) -> list[bytes]:
+    """The first packets of every codec."""
     _, body = taken_apart(bench(codec).honest)
     name = CODECS[codec]["name"].encode()
     return [sealed(text.replace(b"CODEC", name), end) for text in bombs() for end in (b"", body)]

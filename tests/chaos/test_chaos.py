@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ def some(cases: list, count: int) -> list:
     return [cases[(2 * i + 1) * len(cases) // (2 * count)] for i in range(count)]
 
 
-@pytest.mark.parametrize("config, count", [("udec", 5), ("scaffold", 2)])
+@pytest.mark.parametrize("config, count", [("udec", 3), ("scaffold", 1)])
 def test_a_death_anywhere_leaves_a_run_that_resumes_to_equal_files(
     farm: runs.Farm, config: str, count: int
 ) -> None:
@@ -35,7 +34,8 @@ def test_a_death_anywhere_leaves_a_run_that_resumes_to_equal_files(
 
 def test_no_packet_does_more_than_to_be_refused() -> None:
     for codec in packets.CODECS:
-        result = packets.check(codec, range(400))
+        bombs = len(packets.bombs_of(codec))
+        result = packets.check(codec, [*range(0, bombs, 7), *range(bombs, bombs + 200)])
         assert result.wrong == []
         assert 0 < result.taken < result.tried.total()
 
@@ -45,12 +45,11 @@ def test_no_packet_does_more_than_to_be_refused() -> None:
     ["of an earlier round", "num_examples 10**5000", "a tensor with a surrogate in its name", "a value nan"],
 )
 def test_a_bad_reply_is_one_failure_and_moves_no_bit(farm: runs.Farm, kind: str) -> None:
-    config = random.Random(kind).choice(list(replies.CODEC))
-    assert replies.check(farm, [(config, kind)]) == []
+    assert replies.check(farm, [("udec", kind)]) == []
 
 
 def test_of_two_processes_on_one_folder_one_works(farm: runs.Farm) -> None:
-    pairs = [p for p in twice.pairs(farm) if p.config == "fedavg"]
+    pairs = [p for p in twice.pairs(farm) if p.config == "udec"]
     assert twice.check(farm, some(pairs, 2), races=0) == []
 
 
@@ -58,9 +57,9 @@ def test_a_full_disk_stops_a_run_that_then_goes_on_to_equal_files(farm: runs.Far
     assert disk.check(farm, some([f for f in disk.every(farm) if f.config == "udec"], 2)) == []
 
 
-@pytest.mark.parametrize("kind", ["checkpoints swapped", "every checkpoint deleted", "a digit of the ledger"])
+@pytest.mark.parametrize("kind", ["checkpoints swapped", "private states swapped", "a digit of the ledger"])
 def test_damaged_files_are_never_taken_silently(farm: runs.Farm, kind: str) -> None:
-    counted, wrong = damage.check(farm, [damage.Case("fedavg", "before the model", kind, 0)])
+    counted, wrong = damage.check(farm, [damage.Case("udec", "before the model", kind, 0)])
     assert wrong == []
     assert counted.total() == 1
 
