@@ -56,8 +56,11 @@ QUALITY: dict[str, Any] = {
     "worst": dict,
     "per_client": list,
 }
-GLOBAL = ("fd", "kid", "precision", "recall", "fd_floor")
-PER_CLIENT = ("client_id", "name", "num_examples", "stage", "fd_all", "fd_own", "kid_all", "kid_own")
+GLOBAL = ("fd", "kid", "precision", "recall", "fd_floor", "held_out", "near_copies")
+PER_CLIENT = (
+    "client_id", "name", "num_examples", "stage", "fd_all", "fd_own", "kid_all", "kid_own",
+    "fd_own_floor", "own_images", "own_samples", "held_out", "near_copies",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["fedavg", "local"])
@@ -100,6 +103,8 @@ def test_the_summary_has_every_field_with_its_type(run: tuple[Path, dict[str, An
     for client in quality["per_client"]:
         assert set(PER_CLIENT) <= set(client) and client["stage"] in ("before", "after")
         assert isinstance(client["fd_all"], NUMBER)
+        for name in ("held_out", "near_copies"):
+            assert (client[name] is None) == (method == "fedavg"), f"{name}: of a client's own model"
         assert client["fd_own"] is None, "own scores are null under 50 images"
     assert summary["parameters"] == 702_753
     assert summary["images_seen"] == sum(summary["client_sizes"]) * 2
@@ -112,6 +117,7 @@ def test_the_run_leaves_every_file(run: tuple[Path, dict[str, Any], str]) -> Non
         (out / name).is_file()
         for name in ("config.toml", "metrics.jsonl", "ledger.jsonl", "summary.json", "report.html")
     )
+    assert (out / "samples" / "real.png").is_file() and (out / "samples" / "nearest.png").is_file()
     models = [out / "model"] if method == "fedavg" else [out / "model" / f"client-{i:03d}" for i in range(3)]
     for model in models:
         assert (model / "model_index.json").is_file() and (model / "README.md").is_file()
