@@ -210,14 +210,18 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write an HTML page with plots here.")
     ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Also write a row per run here, and a row per group beside it."),
+    ] = None,
     plugin: PluginOpt = [],  # noqa: B006
     json: JsonOpt = False,
 ) -> None:
-    """Set the runs in several folders side by side: scores, bytes, images."""
+    """Set runs side by side: scores, bytes, images; those that differ in seeds alone as groups."""
     from osmotic.runs import commands
 
     _plug(plugin)
-    commands.compare(directories, out, json)
+    commands.compare(directories, out, json, csv)
 
 
 @app.command()

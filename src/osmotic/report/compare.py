@@ -9,53 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
-from osmotic.report import curves, formatting, learning_rule, narrative, templates
+from osmotic.report import curves, formatting, gallery, narrative, templates
+from osmotic.report.groups import FIGURES, SCORES, Group, group
 from osmotic.report.reading import Run, read
+from osmotic.report.rows import Row, columns_of, row_of
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run in a comparison; None is what was not measured."""
-
-    name: str
-    preset: str | None
-    method: str | None
-    pieces: tuple[str, ...]  # of the learning rule, in the order of their chain
-    codec: str
-    seed: int | None
-    rounds: int | None
-    clients: int | None
-    parameters: int | None
-    fd: float | None  # of the global model
-    own_models: int | None  # scored clients' own models; None where there is a global one
-    fd_clients: float | None  # mean, as the next three
-    fd_worst: float | None
-    fd_own: float | None
-    fd_merged: float | None  # of own models with the last average merged
-    kid_clients: float | None
-    fd_floor: float | None  # of held-out real images
-    kid: float | None
-    bytes_up: int | None  # of the rounds, as the next two
-    bytes_down: int | None
-    images_seen: int | None
-    wall_seconds: float | None
-    encoder: str | None
-    num_samples: int | None
-    sampler: str | None
-    nfe: int | None  # network evaluations per image
-    data: str | None
-
-    @property
-    def fd_ranked(self) -> float | None:
-        """FD of the global model, else the mean over the clients' own ones."""
-        return self.fd if self.own_models is None else self.fd_clients
 
 
 @dataclass(frozen=True)
@@ -66,6 +31,16 @@ class Comparison:
     rows: tuple[Row, ...]
     differences: tuple[str, ...]
     cautions: tuple[str, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The runs in groups that differ in nothing but their seeds."""
+        return group(self.runs, self.rows)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any group has more than one run."""
+        return any(len(g.runs) > 1 for g in self.groups)
 
     @property
     def comparable(self) -> bool:
@@ -114,6 +89,7 @@ class Comparison:
             "differences": list(self.differences),
             "cautions": list(self.cautions),
             "runs": [dataclasses.asdict(row) for row in self.shown()],
+            "groups": [g.as_dict(self.groups[0] if self.comparable else None) for g in self.groups],
         }
 
     @property
@@ -136,7 +112,11 @@ class Comparison:
             hidden.add("pieces")
         if all(row.fd_merged is None for row in self.rows):
             hidden.add(f"{self.fd_name} after merging")
-        return [c for c in headings(self.fd_name) if c[0] not in hidden]
+        if all(row.fd_held_out is None for row in self.rows):
+            hidden.add(f"{self.fd_name}, held-out")
+        if all(row.near_copies is None for row in self.rows):
+            hidden.add("near-copies")
+        return [c for c in columns_of(self.fd_name) if c[0] not in hidden]
 
     def table(self) -> Table:
         """The comparison as a table for a terminal, a column per run: a few runs fit into 80 characters."""
@@ -155,20 +135,99 @@ class Comparison:
             table.add_row(heading, *(escape(cell(row)) for row in rows))
         return table
 
+    def group_tables(self) -> list[Table]:
+        """Groups with their means, and paired differences, for a terminal, a column per group; none without repeated runs."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        notes = (
+            ("Runs that differ in seeds alone", "± is a 95 % interval of the mean, by Student's t."),
+            (
+                f"Minus {self.groups[0].name}",
+                "Mean difference over the seeds that both have, with its 95 % interval: what says whether two groups "
+                "differ. Whether their own intervals overlap does not.",
+            ),
+        )
+        tables = []
+        for (title, caption), (headings, rows) in zip(
+            notes, (self.group_table(), self.paired_table()), strict=True
+        ):
+            if not rows:
+                continue
+            table = Table(title=escape(title), caption=caption, caption_justify="left")
+            table.add_column(headings[0])
+            for row in rows:
+                table.add_column(escape(row[0]), justify="right", overflow="fold")
+            for place, heading in enumerate(headings[1:], 1):
+                table.add_row(heading, *(escape(row[place]) for row in rows))
+            tables.append(table)
+        return tables
+
     def write_html(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained page, atomically, and returns its path."""
         from osmotic.storage.atomic import write_text
 
         template = templates.html().get_template("compare.html.jinja")
-        columns = self.columns()
+        columns, shown = self.columns(), self.shown()
+        cells = {heading: [cell(row) for row in shown] for heading, cell in columns}
+        # What is the same of all runs is said once: the table would not fit a screen with it.
+        same = {h for h, told in cells.items() if len(shown) > 1 and len(set(told)) == 1 and h != "run"}
         page = template.render(
             comparison=self,
-            headings=[heading for heading, _ in columns],
-            cells=[[cell(row) for _, cell in columns] for row in self.shown()],
+            headings=[heading for heading in cells if heading not in same],
+            cells=list(zip(*(told for heading, told in cells.items() if heading not in same), strict=True)),
+            same=[(heading, told[0]) for heading, told in cells.items() if heading in same],
+            groups=self.group_table(),
+            paired=self.paired_table(),
+            first=self.groups[0].name,
+            pictures=[
+                (g.name, g.rows[0].name, found) for g in self.groups if (found := gallery.last(g.runs[0]))
+            ],
             drawings=self.drawings(),
         )
         write_text(Path(path), page)
         return Path(path)
+
+    def group_table(self) -> tuple[list[str], list[list[str]]]:
+        """(headings, cells) of the groups: runs, seeds, samples, and of each figure its mean with the 95 % interval.
+
+        A figure that no run has is left out; both are empty where no group has more than one run.
+        """
+        if not self.repeated:
+            return [], []
+        keys = [key for key in FIGURES if any(g.mean(key) is not None for g in self.groups)]
+        headings = ["group", "runs", "samples", *(FIGURES[key].format(fd=self.fd_name) for key in keys)]
+        return headings, [
+            [
+                g.name,
+                str(len(g.runs)),
+                formatting.count(g.samples),
+                *(_told(g.mean(key), key) for key in keys),
+            ]
+            for g in self.groups
+        ]
+
+    def paired_table(self) -> tuple[list[str], list[list[str]]]:
+        """(headings, cells) of the mean differences to the first group over the seeds that both have; scores alone.
+
+        Both are empty with one group, with no group of several runs, and where the runs cannot be compared.
+        """
+        first, *others = self.groups
+        if not others or not self.repeated or not self.comparable:
+            return [], []
+        found = {g.name: {key: g.paired(first, key) for key in SCORES} for g in others}
+        keys = [key for key in SCORES if any(of[key] is not None for of in found.values())]
+        if not keys:
+            return [], []
+        headings = ["group", "pairs", *(FIGURES[key].format(fd=self.fd_name) for key in keys)]
+        return headings, [
+            [
+                name,
+                str(max((m.n for m in of.values() if m), default=0)),
+                *(_told(of[key], key, True) for key in keys),
+            ]
+            for name, of in found.items()
+        ]
 
     def drawings(self) -> list[str]:
         """FD of every run against images seen, bytes and rounds; none if the runs cannot be ranked."""
@@ -177,18 +236,29 @@ class Comparison:
         # One floor or none: a dashed line that holds for some of the runs would be read as that of all.
         floors = {row.fd_floor for row in self.rows if row.own_models is None}
         floor = floors.pop() if len(floors) == 1 else None
-        named = [
-            (row.name + (f", mean of {row.own_models} models" if row.own_models else ""), run)
-            for row, run in zip(self.rows, self.runs, strict=True)
-        ]
+        # A colour per group, and one name: its runs are repetitions of each other.
+        named = []
+        for place, g in enumerate(self.groups):
+            for row, run in zip(g.rows, g.runs, strict=True):
+                label = row.name if len(g.runs) == 1 else f"{g.name}, {len(g.runs)} runs"
+                label += f", mean of {row.own_models} models" if row.own_models else ""
+                named.append((label if row is g.rows[0] else "", run, place))
         axes = (("images", "images seen"), ("bytes", "bytes up and down"), ("rounds", "rounds"))
         made = [
             curves.overlay(
-                [(n, *curve(r, axis)) for n, r in named], label, self.fd_name, floor, axis == "bytes"
+                [(n, *curve(r, axis), place) for n, r, place in named],
+                label,
+                self.fd_name,
+                floor,
+                axis == "bytes",
             )
             for axis, label in axes
         ]
         return [drawing for drawing in made if drawing]
+
+
+def _told(found: Any, key: str, sign: bool = False) -> str:
+    return formatting.DASH if found is None else found.told(key.startswith("bytes_"), sign)
 
 
 def compare(run_dirs: Sequence[Path | str]) -> Comparison:
@@ -201,43 +271,8 @@ def compare(run_dirs: Sequence[Path | str]) -> Comparison:
     runs = tuple(read(path) for path in run_dirs)
     # Folders of one name in different places are told apart by the whole path, the others by their name.
     names = [run.name for run in runs]
-    rows = [row(run, run.name if names.count(run.name) == 1 else str(run.path)) for run in runs]
+    rows = [row_of(run, run.name if names.count(run.name) == 1 else str(run.path)) for run in runs]
     return Comparison(runs, tuple(rows), differences(runs), cautions(runs))
-
-
-def row(run: Run, name: str) -> Row:
-    """The row of one run, called `name`."""
-    s, q = run.summary, run.quality
-    up, down = s.get("codec_up") or formatting.DASH, s.get("codec_down") or formatting.DASH
-    return Row(
-        name=name,
-        preset=s.get("preset"),
-        method=s.get("method"),
-        pieces=tuple(learning_rule.piece_names(run)),
-        codec=up if up == down else f"{up} up, {down} down",
-        seed=s.get("seed"),
-        rounds=s.get("rounds"),
-        clients=s.get("num_clients"),
-        parameters=s.get("parameters"),
-        fd=q.get("fd"),
-        own_models=narrative.own_count(q) if narrative.is_personal(q) else None,
-        fd_clients=(q.get("mean") or {}).get("fd_all"),
-        fd_worst=(q.get("worst") or {}).get("fd_all"),
-        fd_own=(q.get("mean") or {}).get("fd_own"),
-        fd_merged=((q.get("after") or {}).get("mean") or {}).get("fd_all"),
-        kid_clients=(q.get("mean") or {}).get("kid_all"),
-        fd_floor=q.get("fd_floor"),
-        kid=q.get("kid"),
-        bytes_up=s.get("bytes_up"),
-        bytes_down=s.get("bytes_down"),
-        images_seen=s.get("images_seen"),
-        wall_seconds=s.get("wall_seconds"),
-        encoder=q.get("encoder"),
-        num_samples=q.get("num_samples"),
-        sampler=q.get("sampler"),
-        nfe=q.get("nfe"),
-        data=run.setting("data.source"),
-    )
 
 
 def differences(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -281,39 +316,6 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
         if len(values) > 1:
             out.append(f"{text} ({'; '.join(values)})")
     return tuple(out)
-
-
-def headings(fd_name: str) -> list[tuple[str, Any]]:
-    """(heading, Row -> text) of every column there can be; `Comparison.columns` leaves out what tells nothing."""
-
-    def text(value: Any) -> str:
-        return formatting.DASH if value is None or value == "" else str(value)
-
-    def of_models(r: Row, whole: float | None, mean: float | None) -> str:
-        shown = formatting.figure(mean if r.own_models else whole)
-        return f"{shown} mean" if r.own_models and mean is not None else shown
-
-    return [
-        ("run", lambda r: r.name),
-        ("preset", lambda r: text(r.preset or r.method)),
-        ("pieces", lambda r: text(" + ".join(r.pieces))),
-        ("codec", lambda r: r.codec),
-        ("seed", lambda r: text(r.seed)),
-        ("rounds", lambda r: formatting.count(r.rounds)),
-        ("models scored", lambda r: f"{r.own_models} own" if r.own_models else text(r.encoder and "global")),
-        (fd_name, lambda r: of_models(r, r.fd, r.fd_clients)),
-        (f"{fd_name} after merging", lambda r: of_models(r, None, r.fd_merged)),
-        (f"{fd_name}, worst model", lambda r: formatting.figure(r.fd_worst if r.own_models else r.fd)),
-        (f"{fd_name} on own images", lambda r: formatting.figure(r.fd_own)),
-        ("floor", lambda r: formatting.figure(r.fd_floor)),
-        ("KID", lambda r: of_models(r, r.kid, r.kid_clients)),
-        ("up", lambda r: formatting.size(r.bytes_up)),
-        ("down", lambda r: formatting.size(r.bytes_down)),
-        ("images seen", lambda r: formatting.count(r.images_seen)),
-        ("time", lambda r: formatting.duration(r.wall_seconds)),
-        ("encoder", lambda r: text(r.encoder)),
-        ("samples", lambda r: formatting.count(r.num_samples)),
-    ]
 
 
 def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:

@@ -292,7 +292,7 @@ def points_by_name(
 
 
 def overlay(
-    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float], int]],
     x_label: str,
     y_label: str,
     floor: float | None = None,
@@ -301,7 +301,8 @@ def overlay(
     """One line per run as an <svg>; None if no run has a point.
 
     Args:
-        curves: (label, x [points], y [points]) per run; a run without points is left out.
+        curves: (label, x [points], y [points], group) per run; a run without points is left out. Runs of one group look
+            alike, and the empty label is no entry of its own.
         x_label: what x counts.
         y_label: the score.
         floor: dashed line shared by all, if any.
@@ -315,15 +316,15 @@ def overlay(
         ax = fig.subplots()
         markers = "osD^vPX"
         # Seven of each: from the eighth run on colours come again, with another mark.
-        for i, (label, x, y) in enumerate(curves):
+        for label, x, y, i in curves:
             colour, marker = COLOURS[i % len(COLOURS)], markers[(i + i // len(COLOURS)) % len(markers)]
-            ax.plot(x, y, color=colour, marker=marker, markersize=5, label=label)
+            ax.plot(x, y, color=colour, marker=marker, markersize=5, label=label or "_")
         if floor is not None:
             ax.axhline(floor, color=SOFT, linestyle=(0, (4, 3)), linewidth=1.4, label="floor")
         ax.set_title(f"{y_label} against {x_label}")
-        ax.set_ylim(bottom=min(0.0, *(v for _, _, y in curves for v in y)))
+        ax.set_ylim(bottom=min(0.0, *(v for _, _, y, _ in curves for v in y)))
         ax.xaxis.set_major_locator(svg.ticks(6))
         ax.xaxis.set_major_formatter(lambda v, _: formatting.size(v) if x_bytes else formatting.count(v))
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, borderaxespad=0, handlelength=1.8)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=1, borderaxespad=0, handlelength=1.8)
 
-    return svg.element(draw, f"{y_label} against {x_label}", "by-" + re.sub(r"\W+", "-", x_label), (6, 3.4))
+    return svg.element(draw, f"{y_label} against {x_label}", "by-" + re.sub(r"\W+", "-", x_label), svg.SIZE)

@@ -38,6 +38,13 @@ def picture(sample: tuple[int, Path]) -> tuple[int, str]:
     return number, source(path)
 
 
+def last(run: Run) -> str | None:
+    """The last grid of the global model, else of the first client's own one, as a data URI; None without any."""
+    if run.samples:
+        return source(run.samples[-1][1])
+    return source(run.own_grids[0][0].path) if run.own_grids else None
+
+
 def strip(run: Run) -> list[tuple[int, str]]:
     """The global model's grids over the rounds, as `picture`; empty with fewer than two, as the first screen has the last."""
     return [picture(s) for s in evenly(run.samples, MAX_PICTURES)] if len(run.samples) > 1 else []

@@ -324,8 +324,8 @@ def quality_text(quality: dict[str, Any]) -> str:
     )
 
 
-def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
-    """Prints the runs side by side, and writes the page if asked to."""
+def compare(directories: Sequence[Path], out: Path | None, json: bool, csv: Path | None = None) -> None:
+    """Prints the runs side by side, and writes the page and the CSV files if asked to."""
     from rich.console import Console
 
     from osmotic.report.compare import compare as side_by_side
@@ -334,9 +334,16 @@ def compare(directories: Sequence[Path], out: Path | None, json: bool) -> None:
     comparison = side_by_side(directories)
     if out is not None:
         comparison.write_html(out)
+    written = [out] if out is not None else []
+    if csv is not None:
+        from osmotic.report import spreadsheet
+
+        written += spreadsheet.write(comparison, csv)
     if json:
         print(strict_json.dumps(comparison.as_dicts()))
         return
-    Console().print(comparison.table())
-    if out is not None:
-        print(out)
+    console = Console()
+    for table in (comparison.table(), *comparison.group_tables()):
+        console.print(table)
+    for path in written:
+        print(path)
