@@ -90,6 +90,30 @@ def test_real_images_and_nearest_neighbours_stand_beside_the_last_samples(full_f
     ]
 
 
+def test_a_page_with_training_images_says_how_private_it_is(
+    full_folder: MakeRun, run_folder: MakeRun
+) -> None:
+    words = "as private as they are"
+    assert words in parsed(full_folder()).sections[""] and words not in parsed(run_folder()).sections[""]
+
+
+def test_own_models_have_held_out_scores_and_near_copies_of_their_own(personal_folder: MakeRun) -> None:
+    path = personal_folder(method="local")
+
+    def add(quality: dict[str, Any]) -> None:
+        quality |= {"held_out": None, "near_copies": None}
+        for k, client in enumerate(quality["per_client"]):
+            client |= {"held_out": {"fd": 20.0 + k}, "near_copies": {"features": 0.01 * k}}
+
+    (table,) = [t for t in parsed(edit(path, add)).tables if t[0][0] == "Client"]
+    at = table[0].index("FD held-out"), table[0].index("near-copies")
+    assert [[row[k] for k in at] for row in table[1:]] == [
+        ["20.00", "0.0 %"],
+        ["21.00", "1.0 %"],
+        ["22.00", "2.0 %"],
+    ]
+
+
 @pytest.mark.parametrize("value", [None, "missing"])
 def test_a_run_from_before_these_scores_has_none_of_their_words(run_folder: MakeRun, value: Any) -> None:
     path = run_folder()
@@ -105,28 +129,31 @@ def test_a_run_from_before_these_scores_has_none_of_their_words(run_folder: Make
 
 def test_many_near_copies_are_said_plainly_and_few_are_not_made_much_of(full_folder: MakeRun) -> None:
     path = full_folder()
-    assert "no more than images show that were copied from nowhere" in parsed(path).sections["scores"]
+    assert (
+        "no more than chance shows among images that were copied from nowhere"
+        in parsed(path).sections["scores"]
+    )
     edit(path, lambda q: q["near_copies"].update(features=0.3))
     told = parsed(path).sections["scores"]
     assert "30.0 % of the generated images" in told and "far more than expected" in told
 
 
 @pytest.mark.parametrize(
-    ("share", "expected", "images", "many"),
+    ("share", "expected", "images", "held_out", "many"),
     [
-        (0.019, 0.01, 1000, False),  # under twice of what is expected
-        (0.021, 0.01, 1000, True),  # over twice, and over 0.01 + 3 * sqrt(0.01 * 0.99 / 1000) = 0.0194
-        (0.021, 0.01, 100, False),  # 0.01 + 3 * sqrt(0.01 * 0.99 / 100) = 0.0398
-        (0.05, 0.01, 100, True),
-        (0.0, 0.0, 100, False),
-        (0.02, 0.0, 100, False),  # two of a hundred, where one in a hundred cannot be told from none
-        (0.5, None, 100, False),
+        (0.019, 0.01, 1000, 10**6, False),  # under twice of what is expected
+        (0.021, 0.01, 1000, 10**6, True),  # over twice, and over 0.01 + 3 * sqrt(0.01 * 0.99 / 1000) = 0.0194
+        (0.021, 0.01, 1000, 360, False),  # 0.01 + 3 * sqrt(0.01 * 0.99 * (1 / 1000 + 1 / 360)) = 0.0283
+        (0.03, 0.01, 1000, 360, True),
+        (0.0, 0.0, 100, 1000, False),
+        (0.02, 0.0, 100, 10**6, False),  # two of a hundred, where one in a hundred cannot be told from none
+        (0.5, None, 100, 1000, False),
     ],
 )
 def test_far_above_is_twice_the_expected_share_and_beyond_chance(
-    share: float, expected: float | None, images: int, many: bool
+    share: float, expected: float | None, images: int, held_out: int, many: bool
 ) -> None:
-    assert evidence.far_above(share, expected, images) is many
+    assert evidence.far_above(share, expected, images, held_out) is many
 
 
 def test_own_scores_are_told_with_clients_images_and_floor() -> None:

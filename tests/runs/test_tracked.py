@@ -35,6 +35,7 @@ LINE: dict[str, Any] = {
         "floor_samples": 360,
         "class_histogram": [1, 2],
         "held_out": {"fd": 5.0, "floor": 2.5, "images": 360, "samples": 360},
+        "near_copies": {"features": 0.02, "expected": 0.01, "images": 1000, "held_out": 360},
         "mean": {"fd_own": 6.0, "clients_own": 3},
         "metrics": {"sharpness": 0.7},
     },
@@ -54,6 +55,7 @@ def test_a_phase_is_told_by_what_moves_from_round_to_round() -> None:
         "prox/pull": 2.0,
         "quality/fd": 4.0,
         "quality/held_out/fd": 5.0,
+        "quality/near_copies/features": 0.02,
         "quality/mean/fd_own": 6.0,
         "quality/metrics/sharpness": 0.7,
     }

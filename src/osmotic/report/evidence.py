@@ -66,8 +66,8 @@ def copies(quality: Mapping[str, Any]) -> Copies | None:
     if not found:
         return None
     shares = [found[kind] for kind in ("features", "pixels") if found.get(kind) is not None]
-    expected, images = found.get("expected"), found.get("images") or 0
-    many = any(far_above(share, expected, images) for share in shares)
+    expected, images, held_out = found.get("expected"), found.get("images") or 0, found.get("held_out") or 0
+    many = any(far_above(share, expected, images, held_out) for share in shares)
     if not shares:
         verdict = "There was too little to measure with."
     elif many:
@@ -76,26 +76,28 @@ def copies(quality: Mapping[str, Any]) -> Copies | None:
             "Look at the nearest real images before sharing what it draws."
         )
     else:
-        verdict = "That is no more than images show that were copied from nowhere."
+        verdict = "That is no more than chance shows among images that were copied from nowhere."
     return Copies(
         features=percent(found.get("features")),
         pixels=percent(found.get("pixels")),
         expected=percent(expected),
-        basis=f"{count(images)} generated images, {count(found.get('held_out'))} held-out real ones as the yardstick",
+        basis=f"{count(images)} generated images, {count(held_out)} held-out real ones as the yardstick",
         verdict=verdict,
         many=many,
     )
 
 
-def far_above(share: float, expected: float | None, images: int) -> bool:
-    """Whether a share is more than twice what is expected, and more than chance makes of it in `images` images.
+def far_above(share: float, expected: float | None, images: int, held_out: int) -> bool:
+    """Whether a share is more than twice what is expected, and more than chance makes of it.
 
-    Chance: three standard deviations of a binomial share, the expected one taken as at least one image.
+    Chance: three standard deviations of a binomial share of the generated images, and of the held-out ones that set the
+    limit; the expected share is taken as at least one image.
     """
-    if expected is None or images < 1:
+    if expected is None or images < 1 or held_out < 1:
         return False
     likely = min(1.0, max(expected, 1 / images))
-    return share > max(2 * expected, likely + 3 * math.sqrt(likely * (1 - likely) / images))
+    chance = math.sqrt(likely * (1 - likely) * (1 / images + 1 / held_out))
+    return share > max(2 * expected, likely + 3 * chance)
 
 
 def percent(share: float | None) -> str:

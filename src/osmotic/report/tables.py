@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osmotic.report import formatting, narrative
+from osmotic.report import evidence, formatting, narrative
 from osmotic.report.reading import Run, Traffic
 
 # Fields of the scores that the first screen already tells.
@@ -32,6 +32,12 @@ SCORES = {
     "own_images": "own images",
     "kid_all": "KID all",
     "kid_own": "KID own",
+    "fd_held_out": "{fd} held-out",
+    "near_copies": "near-copies",
+}
+WRITERS: Mapping[str, Callable[[float | None], str]] = {
+    "own_images": formatting.count,
+    "near_copies": evidence.percent,
 }
 OF_REAL_IMAGES = ("fd_own_floor", "own_images")
 
@@ -101,7 +107,7 @@ def client_rows(run: Run) -> list[ClientRow]:
         name = str(c.get("name"))
         sizes.setdefault(name, c.get("num_examples"))
         for key in SCORES:
-            scores[name][f"{key} {c.get('stage') or 'before'}"] = c.get(key)
+            scores[name][f"{key} {c.get('stage') or 'before'}"] = score_of(c, key)
     # Later rounds over earlier ones: a client that was not asked in the last round keeps its last loss.
     losses: dict[str, float | None] = {}
     for r in run.training_rounds:
@@ -132,6 +138,15 @@ def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
         return str(failure.get("name") or formatting.DASH)
     names = run.partition.clients if run.partition else ()
     return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
+
+
+def score_of(client: Mapping[str, Any], key: str) -> float | None:
+    """One of SCORES out of an entry of `quality.per_client`; None where it was not measured."""
+    if key == "fd_held_out":
+        return (client.get("held_out") or {}).get("fd")
+    if key == "near_copies":
+        return (client.get("near_copies") or {}).get("features")
+    return client.get(key)
 
 
 def score_keys(clients: Sequence[ClientRow], quality: Mapping[str, Any]) -> list[str]:
@@ -174,7 +189,7 @@ def client_table(
     if any(c.holdout for c in clients):
         columns.insert(1, ("Held out", [formatting.count(c.holdout) for c in clients]))
     for key in score_keys(clients, quality):
-        write = formatting.count if key.startswith("own_images") else formatting.figure
+        write = WRITERS.get(key.split(" ")[0], formatting.figure)
         columns.append((score_heading(key, quality), [write(c.scores.get(key)) for c in clients]))
     if any(c.failures for c in clients):
         columns.append(("Failures", [formatting.count(c.failures) for c in clients]))

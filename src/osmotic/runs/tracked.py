@@ -14,7 +14,7 @@ NO_CURVES = {"round", "bytes_up", "bytes_down"}
 # Of the scores: the same in every round, so that each would be a flat chart between those that tell something.
 CONDITIONS = {
     *("encoder_accuracy", "num_samples", "guidance", "nfe", "images", "samples"),
-    *("fd_floor", "floor", "floor_samples", "expected", "held_out_images", "clients", "clients_own"),
+    *("fd_floor", "floor", "floor_samples", "expected", "held_out", "clients", "clients_own"),
 }
 
 
