@@ -167,6 +167,8 @@ def test_own_scores_are_told_with_clients_images_and_floor() -> None:
     # The floor is (4 + 2) / 2; the client with 20 images has no score and counts for neither.
     assert basis.words == "2 of 3 clients, 60 to 180 real images each, floor 3.000 (mean)"
     assert evidence.own_basis({"per_client": entries[2:]}) is None
+    alone = evidence.own_basis({"per_client": [{**entries[0], "fd_own_floor": None}, entries[1]]})
+    assert alone is not None and alone.words.endswith("floor 2.000 (mean of 1)")
 
 
 def test_own_scores_of_older_runs_still_say_how_many_clients(run_folder: MakeRun) -> None:

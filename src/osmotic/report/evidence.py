@@ -113,6 +113,7 @@ class OwnBasis:
     of: int  # clients scored at all
     images: tuple[int, int] | None  # fewest and most real images of one of them; None in older runs
     floor: float | None  # mean FD of real images at these numbers
+    floors: int  # clients that this mean is over: some have no like real images to take it from
 
     @property
     def words(self) -> str:
@@ -126,7 +127,8 @@ class OwnBasis:
                 else f"{count(low)} real images each"
             )
         if self.floor is not None:
-            parts.append(f"floor {figure(self.floor)} (mean)")
+            over = "mean" if self.floors == self.clients else f"mean of {count(self.floors)}"
+            parts.append(f"floor {figure(self.floor)} ({over})")
         return ", ".join(parts)
 
 
@@ -151,6 +153,7 @@ def own_basis(quality: Mapping[str, Any]) -> OwnBasis | None:
         of=len(mine),
         images=(min(images), max(images)) if len(images) == len(scored) else None,
         floor=sum(floors) / len(floors) if floors else None,
+        floors=len(floors),
     )
 
 

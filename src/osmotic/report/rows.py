@@ -93,9 +93,9 @@ def row_of(run: Run, name: str) -> Row:
         data=run.setting("data.source"),
         partition_seed=run.setting("data.partition_seed"),
         fd_held_out=(q.get("held_out") or {}).get("fd"),
-        clients_own=basis and basis.clients,
-        clients_scored=basis and basis.of,
-        fd_own_floor=basis and basis.floor,
+        clients_own=basis.clients if basis else None,
+        clients_scored=basis.of if basis else None,
+        fd_own_floor=basis.floor if basis else None,
         near_copies=(q.get("near_copies") or {}).get("features"),
     )
 
