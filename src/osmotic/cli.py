@@ -67,7 +67,8 @@ def _load(
     config: Path | None, preset: str | None, data: str | None, sets: list[str], plugin: list[Path]
 ) -> Config:
     _plug(plugin)
-    from osmotic.runs import resolve
+    with session.whole_imports():
+        from osmotic.runs import resolve
 
     return resolve.load(config, preset=preset, data=data, sets=sets)
 

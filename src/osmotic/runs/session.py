@@ -39,14 +39,16 @@ def start(
 
     What can be known without the images is refused before the seconds that imports take.
     """
-    from osmotic.runs import plan as planning
-    from osmotic.storage.folder import RunDir
+    with whole_imports():
+        from osmotic.runs import plan as planning
+        from osmotic.storage.folder import RunDir
 
     RunDir.refuse_used(folder)
     more = () if dataset is None else (dataset,)
     planning.network(config, *more)
     with _observed(callbacks, quiet) as (observer, display):
-        from osmotic.runs import launch
+        with whole_imports():
+            from osmotic.runs import launch
 
         return launch.start(config, folder, observer, dataset, display.read)
 
@@ -61,9 +63,23 @@ def go_on(
 ) -> RunDir:
     """Resumes the run in a folder, as `start` ends it; `sets` and `keys` change what `launch.resume` lets them."""
     with _observed(callbacks, quiet) as (observer, display):
-        from osmotic.runs import launch
+        with whole_imports():
+            from osmotic.runs import launch
 
         return launch.resume(folder, observer, dataset, sets, keys, display.read)
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Inside the block Ctrl-C and SIGTERM wait for its end: torch takes one that comes while it imports numpy for a missing numpy.
+
+    Raises: KeyboardInterrupt at the end, if one came.
+    """
+    from osmotic.federation.interrupts import Interrupts
+
+    interrupts = Interrupts()
+    with interrupts.installed(), interrupts.held():
+        yield
 
 
 @contextmanager
