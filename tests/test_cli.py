@@ -369,7 +369,7 @@ class FakeLaunch:
     fails: BaseException | None = None
     written: bool = True
 
-    def start(self, cfg: schema.Config, folder: Path, observer: Any) -> Any:
+    def start(self, cfg: schema.Config, folder: Path, observer: Any, *_: Any) -> Any:
         self.cfg, self.folder = cfg, folder
         if self.written:
             folder.mkdir(parents=True)
