@@ -183,20 +183,24 @@ def test_a_run_that_was_timed_has_the_bits_of_one_that_was_not(tmp_path: Path) -
 
 
 def test_large_batches_are_scaled_up_to_from_what_small_ones_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A step costs 3 ms and 20 ms an image.
+    # A step costs 3 ms and 20 ms an image, then 1 s and 2 s.
     clock = Clock()
     monkeypatch.setattr(timing.time, "perf_counter", clock)
 
     def trial(images: int) -> Any:
         def step(model: Any) -> None:
-            clock.now += 0.003 + 0.02 * images
+            clock.now += whole + each * images
 
         return step
 
     made = prepared()
+    whole, each = 0.003, 0.02
     # 23 ms for one, so 21 fit into the patience of 500 ms and take 423 ms: 20 ms for each more.
     taken = timing.side_by_side(made, trial, [torch.nn.Identity()], 100)
     assert taken == pytest.approx(0.003 + 0.02 * 100)
+    # No patience for one image: eight are tried all the same, or the step's own second would count for every image.
+    whole, each = 1.0, 2.0
+    assert timing.side_by_side(made, trial, [torch.nn.Identity()], 100) == pytest.approx(201)
 
 
 def test_what_is_quicker_is_timed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

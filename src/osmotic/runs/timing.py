@@ -27,6 +27,7 @@ from osmotic.training.loop import fit
 PATIENCE = (
     1.0  # seconds that a single timing may take, about: large batches of large networks are scaled up to
 )
+LEAST = 8  # images that the share of the weights in a step is told apart with, however long that takes
 FEW = 64  # images that an encoder is tried on
 
 
@@ -125,9 +126,9 @@ def side_by_side(
     try:
         timed(1)  # the first step of a network prepares much
         one = min(timed(1), timed(1))  # the decision below should not hang on a moment of a busy machine
-        # No image of a batch takes longer than one alone, so these fit.
-        fitting = max(1, min(size, int(PATIENCE / (one * len(models)))))
-        few = timed(fitting)
+        # No image of a batch takes longer than one alone, so they take no longer than that, but for the least.
+        fitting = min(size, max(LEAST, int(PATIENCE / (one * len(models)))))
+        few = min(timed(fitting), timed(fitting))  # the first step of a size prepares again
         each = (few - one) / (fitting - 1) if fitting > 1 and few > one else few / fitting
         return few + each * (size - fitting)
     finally:
