@@ -104,7 +104,7 @@ def test_resume_refuses_another_network(tmp_path: Path) -> None:
     out = begun(tmp_path)
     text = (out / "config.toml").read_text()
     (out / "config.toml").write_text(text.replace('target = "v"', 'target = "epsilon"'))
-    with pytest.raises(ConfigError, match="was started with another network, process or image shape"):
+    with pytest.raises(ConfigError, match=r"model.target = 'epsilon': was 'v' when this run began"):
         launch.resume(out, Quiet)
 
 
