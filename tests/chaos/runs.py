@@ -122,7 +122,7 @@ def _child(
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - until the process ends
     if before is not None:
         before(*given)
-    sys.argv = ["osmotic", *arguments]
+    sys.argv = ["osmotic", *arguments, "--json"]  # without progress, whose estimate of the time takes time
     cli.main()
 
 
