@@ -241,6 +241,22 @@ def test_12_bits_in_files_of_16_are_spread_by_the_key_and_warned_of_without_it(t
     assert one[[0, 0, 4, 4], [0, 4, 0, 4], 0].tolist() == [0, 0, 1, 1]
 
 
+def test_12_bits_in_files_of_16_are_warned_of_beside_files_of_8(tmp_path: Path) -> None:
+    dark = np.array([[0, 1023], [2048, 4095]], np.uint16).repeat(4, axis=0).repeat(4, axis=1)
+    folder(tmp_path, Image.fromarray(dark), Image.fromarray((dark // 16).astype(np.uint8)))
+    with pytest.warns(
+        UserWarning, match="images of 16 bits use 6.2 % of the value range, 0 to 4095 of 65535: "
+    ):
+        sources.load(DataConfig(source=f"folder:{tmp_path}"))
+
+
+def test_8_and_16_bits_that_both_use_their_range_are_not_warned_of(tmp_path: Path) -> None:
+    full = np.array([[0, 85], [170, 255]], np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+    folder(tmp_path, Image.fromarray(full), Image.fromarray(full.astype(np.uint16) * 257))
+    with pytest.warns(sources.Converted):
+        assert sources.load(DataConfig(source=f"folder:{tmp_path}")).caution == ""
+
+
 def test_auto_takes_the_ends_of_the_training_images_and_keeps_them(tmp_path: Path) -> None:
     levels = np.array([[100, 100], [100, 140]], np.uint8).repeat(4, axis=0).repeat(4, axis=1)
     folder(tmp_path, Image.fromarray(levels))

@@ -84,6 +84,33 @@ def test_the_key_takes_units_of_the_scanner_and_goes_before_the_window(tmp_path:
     assert found == pytest.approx([0, 0, 1022 / 1023, 1])
 
 
+def told(folder: Path, **keys: Any) -> tuple[str, ...]:
+    """The notes of a run on the folder; a plan must tell the same."""
+    cfg = DataConfig(source=f"folder:{folder}", **keys)
+    found = sources.load(cfg).notes
+    assert sources.describe(cfg).notes == found
+    return found
+
+
+def test_what_the_files_take_as_black_and_white_is_told(tmp_path: Path) -> None:
+    made = folder(tmp_path, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400)
+    rule = "2 DICOM slices: -160 is black and 239 white, as the files say (data.value_range)"
+    assert told(made) == (rule,)
+    assert told(made, value_range=(-1000.0, 1000.0)) == ()
+    (tmp_path / "light").mkdir()
+    light = folder(tmp_path / "light", PhotometricInterpretation="MONOCHROME1")
+    assert told(light) == ("2 DICOM slices: 4095 is black and 0 white, as the files say (data.value_range)",)
+
+
+def test_slices_whose_windows_differ_are_told_of(tmp_path: Path) -> None:
+    made = folder(tmp_path, WindowCenter=40, WindowWidth=400)
+    slice_of(made / "2.dcm", WindowCenter=500, WindowWidth=1000)
+    (note,) = told(made)
+    assert note.startswith(
+        "3 DICOM slices with 2 ranges from black to white (-160 to 239 in 2): equal values"
+    )
+
+
 def test_signed_values_are_read(tmp_path: Path) -> None:
     levels = np.array([[-2048, 0], [1, 2047]], np.int16).repeat(4, axis=0).repeat(4, axis=1)
     found = first(folder(tmp_path, pixels=levels))[CORNERS][:, 0]

@@ -34,6 +34,7 @@ class Census:
     Args:
         sizes: (width, height) -> images; the first key is the first image's.
         where: of the first image of each (width, height), channels and dtype.
+        windows: (black, white) that files name of themselves -> images.
         unbounded: the first image whose white nobody knows, or "".
     """
 
@@ -41,6 +42,7 @@ class Census:
     channels: Counter[int] = field(default_factory=Counter)
     dtypes: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+    windows: Counter[tuple[float, float]] = field(default_factory=Counter)
     where: dict[object, str] = field(default_factory=dict)
     unbounded: str = ""
 
@@ -64,6 +66,8 @@ class Census:
                     self.where[kind] = where
                 counter[kind] += 1  # type: ignore[index]
             self.remarks.update(facts.remarks)
+            if facts.window:
+                self.windows[facts.window] += 1
             if not facts.bounded:
                 self.unbounded = self.unbounded or where
         return self
@@ -165,6 +169,8 @@ def _notes(cfg: DataConfig, census: Census, to: Conversion) -> Iterable[str]:
     if len(census.dtypes) > 1:
         kinds = ", ".join(f"{n} of {DEPTHS[d]} bits" for d, n in sorted(census.dtypes.items()))
         yield f"images of several depths ({kinds}): all become 32-bit floats"
+    if census.windows and cfg.value_range == "full":
+        yield _window_note(census.windows)
     for remark, images in sorted(census.remarks.items()):
         done = {
             ALPHA: f"laid on {cfg.background} (data.background)",
@@ -173,6 +179,15 @@ def _notes(cfg: DataConfig, census: Census, to: Conversion) -> Iterable[str]:
         }
         if remark in done or remark in OTHER.values():
             yield f"{images} of {census.count} images with {remark}: {done.get(remark, 'made RGB')}"
+
+
+def _window_note(windows: Counter[tuple[float, float]]) -> str:
+    ((low, high), most), kinds = windows.most_common(1)[0], len(windows)
+    slices = f"{windows.total()} DICOM slice" + "s" * (windows.total() != 1)
+    if kinds == 1:
+        return f"{slices}: {low:g} is black and {high:g} white, as the files say (data.value_range)"
+    often = f"{low:g} to {high:g} in {most}"
+    return f"{slices} with {kinds} ranges from black to white ({often}): equal values become unlike greys (data.value_range sets one range for all)"
 
 
 def ends_of(pictures: Iterable[tuple[str, Picture]]) -> tuple[float, float]:
@@ -204,19 +219,23 @@ def ends_used(images: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sliver(images: np.ndarray, full: float) -> str:
+def sliver(images: np.ndarray, full: float, depth: str = "") -> str:
     """A line where converted images use less than a quarter of their range, naming the key that helps; else "".
 
     Args:
         images: uint8, or float32 in [0, 1], [N, H, W, C].
         full: the file's value that has become white.
+        depth: bits of these images where others have more or fewer; "" where all are alike.
     """
     low, high = ends_used(images)
     if high - low >= SLIVER:
         return ""
-    found = f"images use {100 * (high - low):.1f} % of the value range, {low * full:.4g} to {high * full:.4g} of {full:g}"
+    which = f"images of {depth} bits" if depth else "images"
+    found = f"{which} use {100 * (high - low):.1f} % of the value range, {low * full:.4g} to {high * full:.4g} of {full:g}"
     if low == high:
         return found  # one value: nothing to spread
+    if depth:
+        return f"{found}: beside the others they are nearly of one shade (data.value_range needs files of one depth)"
     # 10, 12 and 14 bits are what cameras and scanners put into files of 16.
     bits = next((b for b in (8, 10, 12, 14) if high * full < 2**b < full), None)
     helps = f"[0, {2**bits - 1}] or auto" if bits and low * full < 2**bits / 16 else "auto"

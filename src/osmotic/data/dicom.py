@@ -68,12 +68,9 @@ def decode(where: str, file: Path) -> Picture:
         raise ConfigError(where, None, f"pixels cannot be decoded ({reason})") from None
     if facts.channels == 3:
         return Picture(np.ascontiguousarray(stored, np.uint8))
-    slope, intercept = _number(found, "RescaleSlope", 1.0), _number(found, "RescaleIntercept", 0.0)
+    slope, intercept = _rescale(found)
     values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    low, high = _window(found, slope, intercept)
-    # Of MONOCHROME1 small values are white.
-    black, white = (high, low) if found.PhotometricInterpretation == "MONOCHROME1" else (low, high)
-    return Picture(values[..., None], window=(black, white))
+    return Picture(values[..., None], window=_black_white(found))
 
 
 def _read(where: str, file: Path, pixels: bool) -> Any:
@@ -105,10 +102,21 @@ def _facts(where: str, found: Any) -> Facts:
     if width * height > MAX_PIXELS:
         raise ConfigError(where, f"{width}x{height}", f"must have at most {MAX_PIXELS:,} pixels")
     if samples == 1 and kind in GREY:
-        return Facts(width, height, 1, "float32", ("DICOM",))
+        return Facts(width, height, 1, "float32", ("DICOM",), window=_black_white(found))
     if samples == 3 and bits == 8 and (kind == "RGB" or kind.startswith("YBR")):
         return Facts(width, height, 3, "uint8", ("DICOM",))
     raise ConfigError(where, f"{kind}, {samples} x {bits} bits", "must be grey, or RGB or YBR of 8 bits")
+
+
+def _rescale(found: Any) -> tuple[float, float]:
+    """Slope and intercept from stored values to the scanner's units (C.11.1)."""
+    return _number(found, "RescaleSlope", 1.0), _number(found, "RescaleIntercept", 0.0)
+
+
+def _black_white(found: Any) -> tuple[float, float]:
+    """Black and white in the scanner's units; of MONOCHROME1 small values are white."""
+    low, high = _window(found, *_rescale(found))
+    return (high, low) if found.PhotometricInterpretation == "MONOCHROME1" else (low, high)
 
 
 def _window(found: Any, slope: float, intercept: float) -> tuple[float, float]:

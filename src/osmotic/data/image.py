@@ -41,6 +41,7 @@ class Facts:
         dtype: of the values: uint8, uint16 or float32.
         remarks: what decoding it will involve, such as "transparency" or "CMYK".
         bounded: whether it is known which value is white.
+        window: the values that the file says are black and white, as in Picture; None where it says none.
     """
 
     width: int
@@ -49,6 +50,7 @@ class Facts:
     dtype: str
     remarks: tuple[str, ...] = ()
     bounded: bool = True
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

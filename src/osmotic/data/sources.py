@@ -108,11 +108,23 @@ def finish(cfg: DataConfig, source: Source) -> Dataset:
     test = _read(source.test or source.train, test_rows, conversion)
     for note in notes:
         warnings.warn(note, Converted, stacklevel=2)
-    full = census.full_of(list(found.dtypes))
-    caution = census.sliver(train.images, full) if cfg.value_range == "full" else ""
+    caution = _caution(source, train_rows, train.images, found) if cfg.value_range == "full" else ""
     if caution:
         warnings.warn(caution, stacklevel=2)
     return Dataset(source.name, train, test, source.class_names, settled, notes, caution, found.table())
+
+
+def _caution(source: Source, rows: np.ndarray, images: np.ndarray, found: census.Census) -> str:
+    """A line where the training images, or those of one depth among them, use a sliver of their range; else ""."""
+    if len(found.dtypes) == 1:
+        return census.sliver(images, census.full_of(list(found.dtypes)))
+    some = census.spread(len(rows), RANGE_IMAGES)
+    depths = np.array([facts.dtype for _, facts in source.train.facts(rows[some])])
+    told = (
+        census.sliver(images[some[depths == d]], census.full_of([d]), census.DEPTHS[d])
+        for d in np.unique(depths)
+    )
+    return "; ".join(line for line in told if line)
 
 
 def describe(cfg: DataConfig) -> Shape:
