@@ -73,9 +73,10 @@ def client_scores(
                 [floors[clients[k]] for k in at], [k - 0.4 for k in at], [k + 0.4 for k in at], color=svg.INK
             )
             ax.set_title(f"{titles[metric]}, {meanings[scope]}" if column == 0 else titles[metric])
-            ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))  # an unbiased KID may fall below 0
             ax.locator_params(axis="x", nbins=4)
             _client_axis(ax, clients)
+        for ax in grid[0]:  # once all rows of a column are drawn: limits that are set do not grow
+            ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))  # an unbiased KID may fall below 0
         if len(stages) > 1:
             fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
