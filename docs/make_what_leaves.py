@@ -38,8 +38,9 @@ Images and labels are in no packet. That is not the same as privacy: what can be
 """
 
 AFTER = """\
-Bytes are of the encoded tensors; headers are small JSON values on top. `osmotic plan` has the sums over a run. Figures of the presets are for their defaults, with
-`digits` ({feddiffuse} for `feddiffuse-*`). The numbers depend on the network; `osmotic leaves` has those of any configuration.
+Bytes are of the encoded tensors; headers are small JSON values on top. `osmotic plan` has the sums over the training of a run, `ledger.jsonl` those of scores and
+models too. Figures of the presets are for their defaults, with `digits` ({feddiffuse} for `feddiffuse-*`). The numbers depend on the network; `osmotic leaves` has
+those of any configuration.
 """
 
 
@@ -73,9 +74,7 @@ def preset(name: str) -> str:
     source = next((data for start, data in DATA.items() if name.startswith(start)), "digits")
     told = leaves(resolve.load(preset=name, data=source))
     rows = [(row["when"], side(row["to_site"]), side(row["from_site"])) for row in told["exchanges"]]
-    exchanged = (
-        table(("when", "to the site", "from the site"), rows) if rows else NOTHING[bool(told["stays"])]
-    )
+    exchanged = table(("when", "to the site", "from the site"), rows) if rows else NOTHING
     pieces = bullets(f"`{piece}` sends {left}" for piece, left in told["pieces_send"].items())
     parts = [f"## {name}\n", exchanged]
     if pieces:
@@ -87,10 +86,7 @@ def preset(name: str) -> str:
     return "\n".join(parts)
 
 
-NOTHING = {
-    True: "Nothing but the figures of the headers.\n",
-    False: "There is no site: one trainer holds all images.\n",
-}
+NOTHING = "There is no site: one trainer holds all images.\n"
 
 
 def page() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_network
 
@@ -113,8 +114,8 @@ def test_a_run_sends_what_is_told_and_all_of_it(make_server: Any, recorded: Any,
         assert answer.header.keys() <= disclosure.FROM_SITE.keys()
         assert answer.header["metrics"].keys() <= disclosure.METRICS.keys()
         kind = kind_of(packet, answer, server.config.codec.up)
-        if not server.method.travels and kind["action"] == "train":
-            continue  # the trainer is where the data are, or nothing but figures comes back
+        if server.method.pools_data:
+            continue  # the trainer is where the data are
         rows = [i for i, r in enumerate(told["exchanges"]) if fits(r, kind, packet.header["server_round"])]
         assert rows, f"not told: {kind}"
         seen.update(rows)
@@ -127,6 +128,43 @@ def test_clients_that_train_alone_send_figures_and_nothing_else_while_training(
     make_server(*TINY, "preset=local").run()
     trained = [answer for packet, answer in recorded if packet.header["action"] == "train"]
     assert trained and not any(answer.blobs for answer in trained)
+
+
+@pytest.mark.filterwarnings("ignore:data.partition")  # images that no client holds
+def test_the_classes_of_a_site_can_be_read_off_its_answer_and_that_is_told(
+    make_server: Any, monkeypatch: Any
+) -> None:
+    held = []  # per answer: (moves [classes] of the embedding's rows, images [classes] of the site)
+    serve = Worker.serve
+
+    def look(self: Worker, site: Any, packet: Packet) -> Packet:
+        answer = serve(self, site, packet)
+        if packet.header["action"] == "train":
+            tensors = {k: v for b in answer.blobs for k, v in codecs.make(EXACT.name).decode(b, {})}
+            rows = next(v for k, v in tensors.items() if "class_embedding" in k)[
+                :-1
+            ]  # the last is "no class"
+            images = site.images.labels.bincount(minlength=len(rows)).numpy()
+            held.append((np.abs(rows).max(axis=1), images))
+        return answer
+
+    monkeypatch.setattr(Worker, "serve", look)
+    server = make_server(*TINY, "training.rounds=1", "data.partition=pathological", "training.batch_size=2")
+    server.run()
+    assert held and all((moved[images == 0] < 0.1 * moved[images > 0].min()).all() for moved, images in held)
+    assert "which classes a site holds" in leaves(server.config)["reveals"]["labels"]
+
+
+def test_labels_are_told_of_only_where_a_class_embedding_is_sent() -> None:
+    for settings in (("model.conditional=false",), ("preset=local",), ("preset=central",)):
+        assert "labels" not in leaves(resolve.load(sets=[*TINY, *settings]))["reveals"]
+
+
+def test_the_baselines_tell_no_more_exchange_than_there_is() -> None:
+    alone = leaves(resolve.load(sets=[*TINY, "preset=local"]))["exchanges"][0]
+    assert alone["when"] == "train 1 to 3" and alone["from_site"]["bytes"] == [0, 0]
+    told = text(leaves(resolve.load(preset="central")))
+    assert "there is no site" in told and "beside every answer" not in told
 
 
 def test_every_entry_of_the_headers_is_of_some_packet(make_server: Any, recorded: Any) -> None:

@@ -25,7 +25,9 @@ class Local(Method):
         "Each of {clients} trained {model} alone on its own part of {data}, {split}, for {rounds}: the lower baseline."
     )
     left: ClassVar[str] = "Every client trains alone. No weights and no images leave a client in training."
-    reveals: ClassVar[str] = "of the images nothing while training, as nothing but figures comes back"
+    reveals: ClassVar[str] = (
+        "no weights come back while training: of the images what the figures tell, such as the mean loss over them"
+    )
     exchanges: ClassVar[str] = "nothing: every client trains alone (lower baseline)"
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:

@@ -30,6 +30,11 @@ MISSING = (
     "the finished model can hold training images, and whoever gets it gets them (arXiv 2301.13188)",
     "when an answer comes, and how long it took, tells how fast a site is and hints at how many images it has",
 )
+# A row of the class embedding is trained by the images of its class alone.
+CLASSES = (
+    "the change of the class embedding, a row for every class, is large where a site holds images of the class and next to "
+    "nothing where it holds none: which classes a site holds can be read off"
+)
 IN_A_SIMULATION = (
     "scores are computed where all images are: the reference is what all clients train on, and so is the encoder's training set",
     "the classes that a client is asked to draw for its scores follow the class counts of all clients together",
@@ -72,7 +77,7 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     config, shape, cast = planning.assemble(config, dataset)
     method, chain, layout, part_names, clients = cast
     kinds: dict[tuple[Any, ...], Exchanged] = {}
-    for phase, task, cost in planning.replay(config, *cast) if method.travels else ():
+    for phase, task, cost in planning.replay(config, *cast) if not method.pools_data else ():
         kind = (
             phase.name,
             task.send,
@@ -86,6 +91,11 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     exchanges = [*kinds.values(), *_own_models(config, method, chain, layout, part_names, clients, image)]
     own = [e for e in exchanges if e.action != "train"]
     reveals = {f"method {config.method.name}": method.reveals}
+    labelled = {
+        part for part, names in part_names.items() if any(n.startswith("class_embedding") for n in names)
+    }
+    if any(labelled & set(e.from_site["parts"]) for e in exchanges):
+        reveals["labels"] = CLASSES
     reveals |= {f"piece {name}": piece.reveals for name, piece in chain.pieces.items() if piece.left}
     return {
         "preset": config.preset,
@@ -150,7 +160,8 @@ def _own_models(
         return []
     phases = chain.phases(method, config.training.rounds)
     shape = (int(config.score.samples), *image)
-    every = f"every {config.score.every} rounds and " if config.score.every else ""
+    n = int(config.score.every)
+    every = f"every {f'{n} rounds' if n > 1 else 'round'} and " if n else ""
     asked: list[tuple[str, str, Task]] = []
     if not method.global_model:
         task = own_models.sample_task(clients[0], (), {}, shape)
@@ -221,7 +232,7 @@ def text(figures: Mapping[str, Any]) -> str:
             f"    from the site {side(row['from_site'])}",
         ]
     if not figures["exchanges"]:
-        lines.append("  nothing of the network and nothing of the images")
+        lines.append("  nothing: there is no site, one trainer holds all images, and no packet leaves it")
     lines += [f"  {name}: {left}" for name, left in figures["pieces_send"].items()]
     headers = figures["headers"]
     for title, table in (
@@ -229,6 +240,8 @@ def text(figures: Mapping[str, Any]) -> str:
         ("The rest of an answer's header", headers["from_site"]),
         ("The header of a task", headers["to_site"]),
     ):
+        if not figures["exchanges"]:
+            break  # no packet, no header
         lines += ["", title, *(f"  {name:15} {words}" for name, words in table.items())]
     for title, told in (
         ("What stays", figures["stays"] or ["nothing: one trainer holds all images"]),
