@@ -29,11 +29,18 @@ def test_largest_remainder_by_hand() -> None:
 
 
 def test_the_grid_has_a_row_for_every_class_with_enough_images() -> None:
-    labels = np.repeat([0, 1, 2], [12, 9, 10])
+    labels = np.repeat([0, 1, 2], [12, 3, 10])
     picked, rows = pick_for_grid(labels, len(labels), ["a", "b", "c"])
     assert rows == ["a", "c"]
-    assert picked.tolist() == [*range(10), *range(21, 31)]
+    assert picked.tolist() == [*range(10), *range(15, 25)]
     assert pick_for_grid(None, 30, [])[1] is None
+
+
+def test_a_class_of_few_images_makes_the_rows_of_the_grid_shorter_and_stays_in_it() -> None:
+    labels = np.repeat([0, 1, 2], [12, 6, 10])
+    picked, rows = pick_for_grid(labels, len(labels), ["a", "b", "c"])
+    assert rows == ["a", "b", "c"]
+    assert picked.reshape(3, 6)[:, [0, -1]].tolist() == [[0, 5], [12, 17], [18, 23]]
 
 
 def test_guidance_is_on_only_where_it_can_work() -> None:

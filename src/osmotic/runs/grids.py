@@ -12,6 +12,7 @@ from osmotic.report import pictures
 from osmotic.storage.folder import RunDir
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
+FEWEST = 4  # images of a class that make a row: fewer say little, and all rows are as long as the shortest
 NEAREST = 10  # generated images that are shown beside their neighbours
 
 
@@ -25,7 +26,7 @@ def save_grid(
         labels: int64 [N], or None.
     """
     picked, rows = pick_for_grid(labels, len(images), class_names)
-    _save(run, name, images[picked], GRID_COLUMNS, rows)
+    _save(run, name, images[picked], _columns(picked, rows), rows)
 
 
 def save_real(
@@ -41,18 +42,19 @@ def save_real(
     if (run.samples / "real.png").exists():
         return
     rng = np.random.default_rng(0)
-    _, rows = pick_for_grid(labels, count, class_names)
+    picked, rows = pick_for_grid(labels, count, class_names)
     if rows is None or reference.labels is None:
         shown = min(len(reference), GRID_ROWS * GRID_COLUMNS)
         picked = rng.permutation(len(reference))[:shown]
         return _save(run, "real", as_uint8(reference.images[picked]), GRID_COLUMNS, None)
-    page = np.full((len(rows), GRID_COLUMNS, *reference.images.shape[1:]), pictures.PAPER, np.uint8)
+    columns = _columns(picked, rows)
+    page = np.full((len(rows), columns, *reference.images.shape[1:]), pictures.PAPER, np.uint8)
     for row, name in zip(page, rows, strict=True):
         of_class = rng.permutation(np.flatnonzero(reference.labels == class_names.index(name)))
         # A class of few images leaves the rest of its row white.
-        found = as_uint8(reference.images[of_class[:GRID_COLUMNS]])
+        found = as_uint8(reference.images[of_class[:columns]])
         row[: len(found)] = found
-    _save(run, "real", page.reshape(-1, *page.shape[2:]), GRID_COLUMNS, rows)
+    _save(run, "real", page.reshape(-1, *page.shape[2:]), columns, rows)
 
 
 def save_nearest(run: RunDir, images: np.ndarray, found: Neighbours, reference: Split) -> None:
@@ -87,15 +89,21 @@ def pick_for_grid(
 ) -> tuple[np.ndarray, list[str] | None]:
     """Positions [shown] of the images to show, row by row, and the rows' names: a row per class, or None.
 
-    At most the first GRID_ROWS classes that have a full row of images.
+    The first GRID_ROWS classes that have FEWEST images or more, GRID_COLUMNS of each, or fewer where one has fewer.
     Args:
         labels: int64 [count], or None.
     """
     if labels is None:
         return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
-    # A row with gaps would read as a class that the model cannot draw.
-    full = [c for c in range(len(class_names)) if (labels == c).sum() >= GRID_COLUMNS][:GRID_ROWS]
-    if not full:
+    there = {c: n for c in range(len(class_names)) if (n := int((labels == c).sum())) >= FEWEST}
+    shown = list(there)[:GRID_ROWS]
+    if not shown:
         return np.arange(min(count, GRID_ROWS * GRID_COLUMNS)), None
-    rows = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in full]
-    return np.concatenate(rows), [class_names[c] for c in full]
+    # Rows of one length: a row with gaps would read as a class that the model cannot draw.
+    columns = min(GRID_COLUMNS, *(there[c] for c in shown))
+    rows = [np.flatnonzero(labels == c)[:columns] for c in shown]
+    return np.concatenate(rows), [class_names[c] for c in shown]
+
+
+def _columns(picked: np.ndarray, rows: Sequence[str] | None) -> int:
+    return len(picked) // len(rows) if rows else GRID_COLUMNS
