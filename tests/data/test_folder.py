@@ -143,6 +143,23 @@ def test_images_that_are_not_square_are_refused_where_the_key_says_so_even_when_
             look(DataConfig(source=f"folder:{tmp_path}", image_size=4, fit="refuse"))
 
 
+def test_files_of_other_kinds_are_left_alone_and_told_of(tmp_path: Path) -> None:
+    class_folder(tmp_path, cat=2, dog=2)
+    for name in ("a.HEIC", "b.heic", "IM0001", "x.\x1b[31m", ".hidden.heic"):
+        (tmp_path / "cat" / name).write_bytes(b"no image")
+    cfg = DataConfig(source=f"folder:{tmp_path}")
+    note = "left alone, as of no kind that is read: 2 of .heic, 2 of no ending"
+    assert sources.load(cfg).notes == sources.describe(cfg).notes == (note,)
+
+
+def test_slices_without_an_ending_are_told_of_where_a_folder_seems_empty(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"DICM")
+    with pytest.raises(
+        ConfigError, match=r"holds no images \(png.*dcm\); left alone, .* read: 1 of no ending"
+    ):
+        sources.load(DataConfig(source=f"folder:{tmp_path}"))
+
+
 def test_missing_empty_and_tiny_folders_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gone: no such folder"):
         sources.load(DataConfig(source=f"folder:{tmp_path / 'gone'}"))

@@ -109,12 +109,14 @@ class Source:
         class_names: [num_classes]; () where there are no labels.
         train: the training split, or all there is.
         test: None where the source has no test split of its own.
+        notes: what was left out, a line each.
     """
 
     name: str
     class_names: tuple[str, ...]
     train: StoredSplit
     test: StoredSplit | None
+    notes: tuple[str, ...] = ()
 
 
 def checked_names(where: str, names: Sequence[str]) -> tuple[str, ...]:

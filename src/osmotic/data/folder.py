@@ -6,6 +6,9 @@ only sub-folders are `train`, or `train` and `test`, each of them is such a fold
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +24,11 @@ from osmotic.errors import ConfigError
 # By suffix, not by content: opening every file to see what it is would take minutes on a large folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", dicom.SUFFIX)
 KINDS = ", ".join(suffix[1:] for suffix in SUFFIXES)
+SHOWN_ENDS = 5  # of files that are left alone
 
 
 def open_folder(path: Path) -> Source:
-    """The files below `path`, listed but not decoded; files of other kinds and hidden ones are left alone.
+    """The files below `path`, listed but not decoded; those of other kinds are left alone and told of, hidden ones left alone.
 
     Args:
         path: a folder as the head of this file says.
@@ -47,11 +51,11 @@ def open_folder(path: Path) -> Source:
     names = {folder.name for folder in folders}
     if names not in ({"train"}, {"train", "test"}):
         classes, train = _classes(path, path)
-        return Source(path.name, classes, train, None)
+        return Source(path.name, classes, train, None, _left_alone(path))
     classes, train = _classes(path, path / "train")
     # By the training classes' numbers, not by its own order: a test split may lack a class.
     test = _classes(path, path / "test", classes)[1] if "test" in names else None
-    return Source(path.name, classes, train, test)
+    return Source(path.name, classes, train, test, _left_alone(path))
 
 
 def _listing(root: Path, path: Path) -> tuple[list[Path], list[Path]]:
@@ -77,6 +81,24 @@ def _listing(root: Path, path: Path) -> tuple[list[Path], list[Path]]:
     return folders, files
 
 
+def _left_alone(root: Path) -> tuple[str, ...]:
+    """A line on the files below `root` that are read as no image, or none: photographs of other kinds may be among them."""
+    ends: Counter[str] = Counter()
+    for _, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in files:
+            end = Path(name).suffix.lower()
+            if not name.startswith(".") and end not in SUFFIXES:
+                # Shown as it is only where it is an ending indeed: names come from anywhere.
+                ends[end if re.fullmatch(r"\.[a-z0-9]{1,8}", end) else "no ending"] += 1
+    if not ends:
+        return ()
+    most = sorted(ends.items(), key=lambda one: (-one[1], one[0]))[:SHOWN_ENDS]
+    shown = ", ".join(f"{n} of {end}" for end, n in most)
+    more = ", ..." if len(ends) > SHOWN_ENDS else ""
+    return (f"left alone, as of no kind that is read: {shown}{more}",)
+
+
 def _refuse_outside(root: Path, link: Path) -> None:
     # A data set from elsewhere could otherwise make any image of this machine part of the training.
     try:
@@ -98,7 +120,8 @@ def _classes(
         if known:
             raise ConfigError(str(path), None, "must hold class folders, as the training images do")
         if not files:
-            raise ConfigError(str(path), None, f"empty folder: holds no images ({KINDS})")
+            rule = "; ".join((f"empty folder: holds no images ({KINDS})", *_left_alone(path)))
+            raise ConfigError(str(path), None, rule)
         return (), _stored(files, None)
     names = checked_names(str(path), [folder.name for folder in folders]) if known is None else known
     files, labels = [], []

@@ -106,6 +106,7 @@ def finish(cfg: DataConfig, source: Source) -> Dataset:
     train = _read(source.train, train_rows, conversion)
     # The test split stays whole, whatever `max_images` is: scores of small and large runs share their floor.
     test = _read(source.test or source.train, test_rows, conversion)
+    notes = (*source.notes, *notes)
     for note in notes:
         warnings.warn(note, Converted, stacklevel=2)
     caution = _caution(source, train_rows, train.images, found) if cfg.value_range == "full" else ""
@@ -155,7 +156,7 @@ def shape_of(cfg: DataConfig, source: Source) -> Shape:
     convert.check_keys(cfg)
     train_rows, test_rows = _rows(source, cfg.max_images)
     to, notes = census.choose(cfg, _census(source, train_rows, test_rows))
-    return Shape(to.side, to.channels, len(source.class_names), len(train_rows), notes)
+    return Shape(to.side, to.channels, len(source.class_names), len(train_rows), (*source.notes, *notes))
 
 
 def check(cfg: DataConfig) -> None:
