@@ -49,6 +49,11 @@ def text_of(path: Path) -> str:
     return page.write(path).read_text(encoding="utf-8")
 
 
+def test_the_page_names_network_and_version(run_folder: MakeRun) -> None:
+    html = text_of(run_folder(network="unet-8", version="7.8.9"))
+    assert "network unet-8" in html and "osmotic 7.8.9" in html
+
+
 def test_the_page_needs_no_network_and_no_script(run_folder: MakeRun) -> None:
     html = text_of(run_folder())
     tags = Tags(html)

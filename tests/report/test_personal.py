@@ -211,3 +211,28 @@ def test_runs_with_global_models_alone_need_no_mark(run_folder: MakeRun) -> None
     result = compare.compare([run_folder("a", rounds=5), run_folder("b", rounds=5)])
     assert not {"models scored", "FD after merging", "FD, worst model"} & {h for h, _ in result.columns()}
     assert not any("Mean" in note for note in result.notes())
+
+
+def test_what_left_beside_training_is_told_beside_what_training_sent(personal_folder: MakeRun) -> None:
+    path = personal_folder()
+    line = {"round": 12, "phase": "models", "client": "client-000", "parameters": 9, "status": "counted"}
+    more = {
+        **line,
+        "direction": "up",
+        "bytes": 4_820_000,
+        "total": False,
+        "images": 0,
+        "steps": 0,
+        "flops": 0,
+    }
+    before = {tile.name: tile.detail for tile in tiles.tiles(reading.read(path))}
+    ledger = path / "ledger.jsonl"
+    ledger.write_text(ledger.read_text() + json.dumps(more) + "\n")
+    after = {tile.name: tile.detail for tile in tiles.tiles(reading.read(path))}
+    assert after["Sent up in training"] != before["Sent up in training"]
+    assert "more beside training" in after["Sent up in training"]
+    assert after["Sent down in training"] == before["Sent down in training"]
+    card_text = flat(card.write(path)[0].read_text())
+    assert (
+        "images that they drew, whenever they were scored" in card_text and "After training" not in card_text
+    )

@@ -89,7 +89,7 @@ def global_tiles(run: Run) -> list[Tile]:
 def cost_tiles(run: Run) -> list[Tile]:
     """What the run took, in bytes, seconds, images and steps, and how it was set."""
     s, out = run.summary, []
-    for way, label in (("up", "Sent up"), ("down", "Sent down")):
+    for way, label in (("up", "Sent up in training"), ("down", "Sent down in training")):
         total = s.get(f"bytes_{way}")
         # Exact too, as comparisons are made of it; rounded figures of two runs may hide a difference.
         exact = (
@@ -97,9 +97,14 @@ def cost_tiles(run: Run) -> list[Tile]:
             if total is None
             else f"{formatting.count(total)} bytes, codec {s.get(f'codec_{way}')}"
         )
-        out.append(Tile(label, formatting.size(total), exact))
+        # The totals leave out what went for scores and models, which matters to whoever asks what left a client.
+        beside = sum(e.bytes for e in run.ledger if e.direction == way) - (total or 0)
+        more = (
+            f" · {formatting.size(beside)} more beside training" if total is not None and beside > 0 else ""
+        )
+        out.append(Tile(label, formatting.size(total), exact + more))
     out += [
-        Tile("Parameters", formatting.count(s.get("parameters"))),
+        Tile("Parameters", formatting.count(s.get("parameters")), f"network {narrative.network_name(run)}"),
         Tile(
             "Wall time",
             formatting.duration(s.get("wall_seconds")),
