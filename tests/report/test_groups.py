@@ -195,3 +195,46 @@ def test_own_scores_in_a_comparison_say_of_how_many_clients(run_folder: MakeRun)
     result = compare.compare([path])
     cells = {heading: cell(result.rows[0]) for heading, cell in result.columns()}
     assert cells["FD on own images"].endswith("(1 of 4 clients)")
+
+
+@pytest.fixture
+def with_ink(two_groups: list[Path]) -> list[Path]:
+    """The two groups with a metric of their own: 1, 2, 3 of the first, 2, 4, 6 of the second, none of the last run."""
+    for path, ink in zip(two_groups, (1.0, 2.0, 3.0, 2.0, 4.0, 6.0), strict=False):
+        summary = json.loads((path / "summary.json").read_text())
+        summary["quality"]["metrics"] = {"floor": ink}  # a name that a column of the package has as well
+        (path / "summary.json").write_text(json.dumps(summary))
+    return two_groups
+
+
+def test_a_metric_of_ones_own_is_compared_by_run_and_by_group(
+    with_ink: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # so that no name is folded
+    commands.compare(with_ink, tmp_path / "c.html", json=False, csv=tmp_path / "c.csv")
+    assert capsys.readouterr().out.count("metric floor") == 3  # runs, groups, differences
+    assert (tmp_path / "c.html").read_text().count("metric floor") == 3
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert [row["metrics.floor"] for row in rows] == ["1.0", "2.0", "3.0", "2.0", "4.0", "6.0", ""]
+    assert "metrics" not in rows[0]
+    first, second = csv.DictReader((tmp_path / "c-groups.csv").open())
+    assert (first["metrics.floor_mean"], second["metrics.floor_mean"]) == ("2.0", "4.0")
+    assert (second["metrics.floor_minus_first_mean"], second["metrics.floor_n"]) == ("2.0", "3")
+
+
+def test_the_floor_of_the_package_stands_beside_a_metric_of_the_same_name(with_ink: list[Path]) -> None:
+    found = compare.compare(with_ink)
+    told = {heading: cell(found.rows[1]) for heading, cell in found.columns()}
+    assert told["metric floor"] == "2.000" and told["floor"] != "2.000"
+
+
+def test_runs_without_metrics_of_their_own_have_no_columns_for_them(
+    two_groups: list[Path], tmp_path: Path
+) -> None:
+    found = compare.compare(two_groups)
+    assert not [heading for heading, _ in found.columns() if heading.startswith("metric")]
+    spreadsheet.write(found, tmp_path / "c.csv")
+    assert "metrics" not in (tmp_path / "c.csv").read_text()

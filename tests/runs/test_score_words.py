@@ -36,3 +36,7 @@ def test_what_was_not_measured_has_no_words(missing: dict[str, Any]) -> None:
 def test_own_scores_are_told_with_the_clients_behind_them() -> None:
     assert commands._own_count({"mean": {"fd_own": 9.5, "clients_own": 1, "clients": 4}}) == " (1 of 4)"
     assert commands._own_count({"mean": {"fd_own": 9.5}}) == commands._own_count({}) == ""
+
+
+def test_a_metric_of_ones_own_is_told_by_its_name() -> None:
+    assert "metric ink: 0.2500\n" in commands.quality_text(QUALITY | {"metrics": {"ink": 0.25}})

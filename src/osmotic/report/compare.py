@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
 from osmotic.report import curves, formatting, gallery, narrative, templates
-from osmotic.report.groups import FIGURES, SCORES, Group, group
+from osmotic.report.groups import FIGURES, Group, group
 from osmotic.report.reading import Run, read
-from osmotic.report.rows import Row, columns_of, row_of
+from osmotic.report.rows import Row, columns_of, metric_names, row_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,7 +89,9 @@ class Comparison:
             "differences": list(self.differences),
             "cautions": list(self.cautions),
             "runs": [dataclasses.asdict(row) for row in self.shown()],
-            "groups": [g.as_dict(self.groups[0] if self.comparable else None) for g in self.groups],
+            "groups": [
+                g.as_dict(self.groups[0] if self.comparable else None, self.figures) for g in self.groups
+            ],
         }
 
     @property
@@ -116,7 +118,17 @@ class Comparison:
             hidden.add(f"{self.fd_name}, held-out")
         if all(row.near_copies is None for row in self.rows):
             hidden.add("near-copies")
-        return [c for c in columns_of(self.fd_name) if c[0] not in hidden]
+        own = [
+            (f"metric {name}", lambda row, name=name: formatting.figure(row.metrics.get(name)))
+            for name in metric_names(self.rows)
+        ]
+        return [*(c for c in columns_of(self.fd_name) if c[0] not in hidden), *own]
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What groups have a mean of: key -> what it is called, the user's own metrics last."""
+        told = {key: name.format(fd=self.fd_name) for key, name in FIGURES.items()}
+        return told | {f"metrics.{name}": f"metric {name}" for name in metric_names(self.rows)}
 
     def table(self) -> Table:
         """The comparison as a table for a terminal, a column per run: a few runs fit into 80 characters."""
@@ -132,7 +144,7 @@ class Comparison:
         for row in rows:
             table.add_column(escape(first[1](row)), justify="right", overflow="fold")
         for heading, cell in columns:
-            table.add_row(heading, *(escape(cell(row)) for row in rows))
+            table.add_row(escape(heading), *(escape(cell(row)) for row in rows))
         return table
 
     def group_tables(self) -> list[Table]:
@@ -159,7 +171,7 @@ class Comparison:
             for row in rows:
                 table.add_column(escape(row[0]), justify="right", overflow="fold")
             for place, heading in enumerate(headings[1:], 1):
-                table.add_row(heading, *(escape(row[place]) for row in rows))
+                table.add_row(escape(heading), *(escape(row[place]) for row in rows))
             tables.append(table)
         return tables
 
@@ -195,8 +207,9 @@ class Comparison:
         """
         if not self.repeated:
             return [], []
-        keys = [key for key in FIGURES if any(g.mean(key) is not None for g in self.groups)]
-        headings = ["group", "runs", "samples", *(FIGURES[key].format(fd=self.fd_name) for key in keys)]
+        figures = self.figures
+        keys = [key for key in figures if any(g.mean(key) is not None for g in self.groups)]
+        headings = ["group", "runs", "samples", *(figures[key] for key in keys)]
         return headings, [
             [
                 g.name,
@@ -215,11 +228,12 @@ class Comparison:
         first, *others = self.groups
         if not others or not self.repeated or not self.comparable:
             return [], []
-        found = {g.name: {key: g.paired(first, key) for key in SCORES} for g in others}
-        keys = [key for key in SCORES if any(of[key] is not None for of in found.values())]
+        figures = {key: told for key, told in self.figures.items() if not key.startswith("bytes_")}
+        found = {g.name: {key: g.paired(first, key) for key in figures} for g in others}
+        keys = [key for key in figures if any(of[key] is not None for of in found.values())]
         if not keys:
             return [], []
-        headings = ["group", "pairs", *(FIGURES[key].format(fd=self.fd_name) for key in keys)]
+        headings = ["group", "pairs", *(figures[key] for key in keys)]
         return headings, [
             [
                 name,

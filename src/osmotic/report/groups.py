@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ FIGURES = {
     "bytes_up": "up",
     "bytes_down": "down",
 }
-SCORES = ("fd_ranked", "fd_held_out", "fd_own", "kid_ranked")
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Group:
         return counts.pop() if len(counts) == 1 else None
 
     def mean(self, key: str) -> Mean | None:
-        """Of one of FIGURES, over the runs that have it; None where none has."""
-        return mean_of([v for row in self.rows if (v := getattr(row, key)) is not None])
+        """Of one of FIGURES or of `metrics.NAME`, over the runs that have it; None where none has."""
+        return mean_of([v for row in self.rows if (v := row.figure(key)) is not None])
 
     def paired(self, other: Group, key: str) -> Mean | None:
         """Mean of this group's figure minus the other's, over the seeds that both have; None where there are none.
@@ -85,12 +84,12 @@ class Group:
     def _by_seeds(self, key: str) -> dict[tuple[Any, Any], float]:
         found: dict[tuple[Any, Any], float] = {}
         for seeds, row in zip(self.seeds, self.rows, strict=True):
-            if (value := getattr(row, key)) is not None:
+            if (value := row.figure(key)) is not None:
                 found.setdefault(seeds, value)
         return found
 
-    def as_dict(self, first: Group | None) -> dict[str, Any]:
-        """For `--json`: means, and paired differences against the first group where they may be made."""
+    def as_dict(self, first: Group | None, figures: Collection[str] = tuple(FIGURES)) -> dict[str, Any]:
+        """For `--json`: means of `figures`, and paired differences against the first group where they may be made."""
 
         def told(found: Mean | None) -> dict[str, Any] | None:
             return None if found is None else {"mean": found.mean, "half_width": found.half, "n": found.n}
@@ -101,10 +100,10 @@ class Group:
             "seeds": [seed for seed, _ in self.seeds],
             "n": len(self.runs),
             "num_samples": self.samples,
-            **{key: told(self.mean(key)) for key in FIGURES},
+            **{key: told(self.mean(key)) for key in figures},
             "minus_first": None
             if first is None or first is self
-            else {key: told(self.paired(first, key)) for key in FIGURES},
+            else {key: told(self.paired(first, key)) for key in figures},
         }
 
 

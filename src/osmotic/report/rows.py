@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from osmotic.errors import plain
 from osmotic.report import evidence, formatting, learning_rule, narrative
 from osmotic.report.reading import Run
 
@@ -46,6 +48,14 @@ class Row:
     clients_scored: int | None = None
     fd_own_floor: float | None = None  # mean over the same clients
     near_copies: float | None = None  # share of generated images, by features
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the user's own, by name
+
+    def figure(self, key: str) -> float | None:
+        """The figure under an attribute's name, or one of the user's own metrics under `metrics.NAME`."""
+        if key.startswith("metrics."):
+            return self.metrics.get(key.removeprefix("metrics."))
+        value: float | None = getattr(self, key)
+        return value
 
     @property
     def fd_ranked(self) -> float | None:
@@ -56,6 +66,11 @@ class Row:
     def kid_ranked(self) -> float | None:
         """KID of the same models."""
         return self.kid if self.own_models is None else self.kid_clients
+
+
+def metric_names(rows: Iterable[Row]) -> list[str]:
+    """The user's own metrics that any of the rows has, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
 
 
 def row_of(run: Run, name: str) -> Row:
@@ -97,7 +112,14 @@ def row_of(run: Run, name: str) -> Row:
         clients_scored=basis.of if basis else None,
         fd_own_floor=basis.floor if basis else None,
         near_copies=(q.get("near_copies") or {}).get("features"),
+        metrics=_own_metrics(q),
     )
+
+
+def _own_metrics(quality: Mapping[str, Any]) -> dict[str, float]:
+    """The user's own metrics that were measured, by name: printable, as a run folder can come from anywhere."""
+    found = (quality.get("metrics") or {}).items()
+    return {plain(name): value for name, value in found if formatting.is_number(value)}
 
 
 def columns_of(fd_name: str) -> list[tuple[str, Any]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.report.compare import Comparison
-from osmotic.report.groups import FIGURES, Mean
+from osmotic.report.groups import Mean
+from osmotic.report.rows import Row, metric_names
 
 
 def write(comparison: Comparison, path: Path | str) -> tuple[Path, Path]:
@@ -30,11 +31,18 @@ def write(comparison: Comparison, path: Path | str) -> tuple[Path, Path]:
 
 def runs(comparison: Comparison) -> list[dict[str, Any]]:
     """A row per run, in the order given, the name of its group first."""
+    own = metric_names(comparison.rows)
     of = {id(row): group.name for group in comparison.groups for row in group.rows}
     return [
-        {"group": of[id(row)], **dataclasses.asdict(row), "pieces": " + ".join(row.pieces)}
+        {"group": of[id(row)], **_flat(row), **{f"metrics.{name}": row.metrics.get(name) for name in own}}
         for row in comparison.rows
     ]
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    told = dataclasses.asdict(row) | {"pieces": " + ".join(row.pieces)}
+    del told["metrics"]  # a column each
+    return told
 
 
 def groups(comparison: Comparison) -> list[dict[str, Any]]:
@@ -45,9 +53,9 @@ def groups(comparison: Comparison) -> list[dict[str, Any]]:
     first, rows = comparison.groups[0], []
     for group in comparison.groups:
         row: dict[str, Any] = {"group": group.name, "runs": len(group.runs), "num_samples": group.samples}
-        for key in FIGURES:
+        for key in comparison.figures:
             row |= _cells(key, group.mean(key))
-        for key in FIGURES:
+        for key in comparison.figures:
             pairs = comparison.comparable and group is not first
             row |= _cells(f"{key}_minus_first", group.paired(first, key) if pairs else None)
         rows.append(row)

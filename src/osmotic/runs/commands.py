@@ -104,6 +104,7 @@ def _table(summary: dict[str, Any]) -> None:
     rows = [
         *(_over_clients(quality, fd, conditions) if narrative.is_personal(quality) else scores),
         *_own_rows(quality),
+        *_own_metrics(quality),
         ("bytes up, down", f"{size(summary['bytes_up'])}, {size(summary['bytes_down'])}"),
         ("images seen, optimiser steps", f"{count(summary['images_seen'])}, {count(summary['client_steps'])}"),
         ("failures", count(len(summary["failures"]))),
@@ -133,6 +134,16 @@ def _beside(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares += f" (of fresh images {found['expected']:.1%})"
         rows.append(("near-copies of training images, by features and pixels", shares))
     return rows
+
+
+def _own_metrics(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The user's own metrics, by the names that they were registered under."""
+    from osmotic.errors import plain
+    from osmotic.report.formatting import figure
+
+    return [
+        (f"metric {plain(name)}", figure(value)) for name, value in (quality.get("metrics") or {}).items()
+    ]
 
 
 def _own_rows(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -317,7 +328,9 @@ def quality_text(quality: dict[str, Any]) -> str:
             f"floor {figure(quality['fd_floor'])})\nKID {figure(quality['kid'])}  "
             f"precision {figure(quality['precision'])}  recall {figure(quality['recall'])}"
         )
-        first += "".join(f"\n{left.strip()}: {right}" for left, right in _beside(quality))
+        first += "".join(
+            f"\n{left.strip()}: {right}" for left, right in (*_beside(quality), *_own_metrics(quality))
+        )
     return (
         f"{first}\n{quality['num_samples']} samples, {quality['sampler']}, guidance {quality['guidance']:g}, "
         f"{quality['nfe']} evaluations, encoder {quality['encoder']}, average over {quality['half_life']:g} images"
