@@ -85,6 +85,12 @@ def test_differences_are_paired_by_seed(two_groups: list[Path]) -> None:
     assert paired.half == pytest.approx(4.302653, abs=1e-6)
 
 
+def test_a_run_named_twice_is_no_second_draw(seeded: Callable[..., Path]) -> None:
+    first, second = seeded("a", 0, 6.0), seeded("b", 1, 8.0)
+    group = compare.compare([first, second, first, first]).groups[0]
+    assert group.mean("fd_ranked") == compare.compare([first, second]).groups[0].mean("fd_ranked")
+
+
 def test_runs_without_a_common_seed_have_no_difference(seeded: Callable[..., Path]) -> None:
     a, b = compare.compare([seeded("a", 0, 6.0), seeded("b", 1, 5.0, local_epochs=3.0)]).groups
     assert b.paired(a, "fd_ranked") is None

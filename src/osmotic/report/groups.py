@@ -70,8 +70,11 @@ class Group:
         return counts.pop() if len(counts) == 1 else None
 
     def mean(self, key: str) -> Mean | None:
-        """Of one of FIGURES or of `metrics.NAME`, over the runs that have it; None where none has."""
-        return mean_of([v for row in self.rows if (v := row.figure(key)) is not None])
+        """Of one of FIGURES or of `metrics.NAME`, over the seeds that have it; None where none has.
+
+        Of runs that repeat their seeds the first counts: a repetition is no further draw.
+        """
+        return mean_of(list(self._by_seeds(key).values()))
 
     def paired(self, other: Group, key: str) -> Mean | None:
         """Mean of this group's figure minus the other's, over the seeds that both have; None where there are none.
