@@ -91,6 +91,7 @@ def test_the_commands_are_those_of_the_contract():
 def test_every_command_explains_itself_and_its_options(osm: Command, command: str):
     done = osm(command, "--help")
     assert done.code == 0
+    assert osm(command, "-h").out == done.out
     assert f"osmotic {command}" in done.out
     callback = next(
         c.callback for c in cli.app.registered_commands if c.callback and c.callback.__name__ == command
@@ -110,7 +111,7 @@ def test_the_version_is_printed(osm: Command):
     assert (done.code, done.out) == (0, f"osmotic {osmotic.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_help_says_that_clients_are_simulated(osm: Command, arguments: tuple[str, ...]):
     told = " ".join(osm(*arguments).out.split())
     assert "simulated in one process" in told and "cannot be joined yet" in told
@@ -163,6 +164,8 @@ def test_leaves_prints_one_document_or_tells_a_person(osm: Command):
 
 BAD = {
     "unknown key": (["--set", "traning.rounds=5"], ["traning.rounds = 5", "unknown key", "training.rounds"]),
+    "end of a key": (["--set", "data.alpha=1"], ["unknown key", "data.dirichlet_alpha"]),
+    "another tool's key": (["--set", "lr=0.1"], ["unknown key", "training.learning_rate"]),
     "wrong type": (["--set", "training.rounds=many"], ["training.rounds = 'many'", "whole number"]),
     "out of range": (["--set", "training.rounds=0"], ["training.rounds = 0", ">= 1"]),
     "impossible together": (
@@ -224,11 +227,18 @@ def test_a_wrong_flag_is_told_in_one_line_too(osm: Command, arguments: list[str]
 HINTS = [
     (["Run"], "No such command 'Run'. Did you mean 'run'?"),
     (["train"], "No such command 'train'. Did you mean 'run'?"),
+    (["fit"], "No such command 'fit'. Did you mean 'run'?"),
+    (["help"], "No such command 'help'. Did you mean '--help'?"),
     (["zzz"], "No such command 'zzz'."),
     (["run", "--rounds", "3"], "No such option '--rounds'. Did you mean --set training.rounds=3?"),
     (["plan", "--epochs=2"], "No such option '--epochs'. Did you mean --set training.local_epochs=2?"),
     (["run", "--every", "3"], "Did you mean --set score.every=3 or --set checkpoint.every=3?"),
     (["plan", "--seed"], "Did you mean --set seed=...?"),
+    (["run", "--lr", "0.1"], "Did you mean --set training.learning_rate=0.1?"),
+    (["run", "fedprox"], "is no file. Did you mean --preset fedprox?"),
+    (["run", "mnist"], "is no file. Did you mean --data mnist?"),
+    (["plan", "npz:a.npz"], "is no file. Did you mean --data npz:a.npz?"),
+    (["run", "training.rounds=3"], "is no file. Did you mean --set training.rounds=3?"),
     (["report", "x", "--batch-size", "3"], "No such option '--batch-size'."),  # takes no keys
 ]
 

@@ -31,6 +31,7 @@ app = typer.Typer(
     name="osmotic",
     invoke_without_command=True,
     suggest_commands=False,  # `_hinted` does, for options and other tools' words too
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Train one image generator by federated learning: clients train, a server averages their weights "
@@ -70,7 +71,21 @@ def _load(
     with session.whole_imports():
         from osmotic.runs import resolve
 
+    if config is not None and not config.exists() and (option := _option_of(str(config))):
+        raise ConfigError("CONFIG", str(config), f"is no file. Did you mean {option} {config}?")
     return resolve.load(config, preset=preset, data=data, sets=sets)
+
+
+def _option_of(word: str) -> str | None:
+    """The option that a word was meant for which stands alone where a file is expected."""
+    from osmotic.config.presets import PRESETS
+    from osmotic.data.sources import NAMED
+
+    if word in PRESETS:
+        return "--preset"
+    if word in NAMED or word.startswith(("npz:", "folder:", "hf:")):
+        return "--data"
+    return "--set" if "=" in word else None
 
 
 def _plug(files: list[Path]) -> None:
@@ -359,7 +374,15 @@ def _options(
 
 
 # What other tools call a command of ours.
-ALSO = {"train": "run", "start": "run", "continue": "resume", "generate": "sample", "score": "evaluate"}
+ALSO = {
+    "train": "run",
+    "start": "run",
+    "fit": "run",
+    "help": "--help",
+    "continue": "resume",
+    "generate": "sample",
+    "score": "evaluate",
+}
 
 
 def _hinted(error: ClickException) -> str:
@@ -383,11 +406,10 @@ def _hinted(error: ClickException) -> str:
 
 def _keys_called(option: str) -> list[str]:
     """Configuration keys that an option such as `--rounds` or `--epochs` would stand for."""
+    from osmotic.config.keys import ending
     from osmotic.config.schema import valid_keys
 
-    leaf = option.lstrip("-").replace("-", "_")
-    called = [k for k in valid_keys() if k.rpartition(".")[2] == leaf]
-    return called or [k for k in valid_keys() if k.endswith(f"_{leaf}")]
+    return ending(option.lstrip("-").replace("-", "_"), valid_keys())
 
 
 def _given(option: str) -> str:

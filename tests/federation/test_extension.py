@@ -93,7 +93,7 @@ def test_grids_and_summary_of_the_old_end_are_taken_away(make_server: Any) -> No
 
 
 REFUSED = [
-    ((), "training.rounds=2", "training.rounds = 2: was 3 when this run began, which can only be raised"),
+    ((), "training.rounds=2", "training.rounds = 2: this run has 3, and they can only be made more"),
     ((), "training.batch_size=9", "training.batch_size = 9: was 16 when this run began; start a new run"),
     (
         ("training.lr_schedule=cosine",),

@@ -85,13 +85,24 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
+# What other tools call the last word of a key of ours.
+ALSO = {"lr": "learning_rate"}
+
+
+def ending(word: str, valid: Iterable[str]) -> list[str]:
+    """The keys that end in this word whole: `epochs` is how `training.local_epochs` ends. An equal last part comes first."""
+    word = ALSO.get(word, word)
+    equal = [c for c in valid if c.rpartition(".")[2] == word]
+    return equal or [c for c in valid if c.endswith(f"_{word}")]
+
+
 def nearest(name: str, valid: Iterable[Any]) -> str | None:
-    """The valid name closest to a misspelt one, or None."""
+    """The valid name closest to a misspelt one, or None. A slip of a letter goes before a last part that is whole in another."""
     candidates = [str(v) for v in valid]
-    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    if not found and "." in name:  # the right leaf under the wrong section
-        leaf = name.split(".")[-1]
-        found = [c for c in candidates if c.split(".")[-1] == leaf] or difflib.get_close_matches(
-            leaf, candidates, n=1, cutoff=0.5
-        )
+    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
+    if not found and (whole := ending(name.split(".")[-1], candidates)):
+        found = difflib.get_close_matches(name, whole, n=1, cutoff=0)
+    found = found or difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if not found and "." in name:  # a misspelt leaf under the wrong section
+        found = difflib.get_close_matches(name.split(".")[-1], candidates, n=1, cutoff=0.5)
     return found[0] if found else None

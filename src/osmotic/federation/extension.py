@@ -24,7 +24,7 @@ def check(before: Mapping[str, Any], config: Config, method: Method, chain: Chai
     old, new = before["training"]["rounds"], config.training.rounds
     refuse_changes({**before, "training": {**before["training"], "rounds": new}}, to_dict(config))
     if new < old:
-        raise ConfigError(KEY, new, f"was {old} when this run began, which can only be raised")
+        raise ConfigError(KEY, new, f"this run has {old}, and they can only be made more")
     if new == old:
         return
     reasons = {f"method {config.method.name}": method.tied_to(old)}
