@@ -34,7 +34,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.server import Server
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.gate import Expectation
-from osmotic.protocol.messages import Answer, Client, Packet, Phase, Sent, Spec
+from osmotic.protocol.messages import ADDRESS, Answer, Client, Packet, Phase, Sent, Spec
 from osmotic.runs import resolve
 from osmotic.storage.folder import RunDir
 
@@ -184,7 +184,9 @@ class Replay:
     def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
         """One answer per task, one at a time."""
         for sent in tasks:
-            header = {"num_examples": EXAMPLES, "metrics": {"loss": 0.1, "images": EXAMPLES, "steps": 1}}
+            address = {key: sent.packet.header[key] for key in ADDRESS}
+            metrics = {"loss": 0.1, "images": EXAMPLES, "steps": 1}
+            header = {**address, "num_examples": EXAMPLES, "metrics": metrics}
             yield Answer(sent, Packet(header, (self.reply.read_bytes(),)))
 
     def close(self) -> None:

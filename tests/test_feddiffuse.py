@@ -239,7 +239,7 @@ def test_killed_and_resumed_gives_the_same_bits_and_the_plan_the_same_bytes(
 
 
 def test_a_run_of_udec_killed_while_it_merges_gives_the_same_bits(make_server: Any) -> None:
-    settings = ("data.max_images=60", "method.name=udec", "training.rounds=2")
+    settings = ("data.max_images=60", "method.name=udec", "training.rounds=2", "score.every=0")
     unbroken = make_server(*settings, name="unbroken")
     unbroken.run()
     assert [p.name for p in unbroken.phases] == ["train", "train", MERGE]

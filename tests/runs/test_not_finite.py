@@ -106,7 +106,7 @@ def test_sampling_from_a_saved_model_that_is_broken_is_an_error(
     class Pipe:
         num_classes = 0
 
-        def set_progress_bar_config(self, disable: bool) -> None:
+        def set_progress_bar_config(self, **options: Any) -> None:
             pass
 
         def __call__(self, batch_size: int, **options: Any) -> Any:

@@ -341,6 +341,7 @@ def value_of(key: str) -> st.SearchStrategy[Any]:
 DRAWN_APART = ("data.source", "data.partition", "engine.device", "recipe.ema_half_lives")
 BOUND_TO_OTHERS = (
     "model.timesteps",
+    "model.sigma_data",
     "codec.error_feedback",
     "codec.changed_only",
     "score.guidance",
