@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from . import damage, deaths, disk, kills, packets, replies, runs, twice
@@ -18,9 +18,8 @@ BEGIN, END = "<!-- figures: written by `make chaos` -->", "<!-- end of figures -
 Row = tuple[str, str, list[str]]  # what was done, figures, what went wrong
 
 
-def all_deaths(farm: runs.Farm, workers: int) -> list[Row]:
+def all_deaths(farm: runs.Farm, workers: int) -> Iterator[Row]:
     """Every configuration its own row."""
-    rows = []
     for config in runs.CONFIGS:
         result = deaths.check(farm, [d for d in deaths.every(farm) if d.config == config], workers)
         tried = {way: result.tried[f"{config} {way}"] for way in deaths.WAYS}
@@ -28,8 +27,7 @@ def all_deaths(farm: runs.Farm, workers: int) -> list[Row]:
             f"{len(deaths.points(farm, config))} points: {tried['die']} deaths, {tried['torn']} in the middle of a write, "
             f"{tried['cut']} power cuts"
         )
-        rows.append((f"deaths, `{config}`", figures, result.wrong))
-    return rows
+        yield f"deaths, `{config}`", figures, result.wrong
 
 
 def all_packets(farm: runs.Farm, workers: int, total: int) -> list[Row]:
@@ -44,13 +42,11 @@ def all_packets(farm: runs.Farm, workers: int, total: int) -> list[Row]:
     return [("mutated packets", figures, result.wrong)]
 
 
-def all_replies(farm: runs.Farm, workers: int) -> list[Row]:
+def all_replies(farm: runs.Farm, workers: int) -> Iterator[Row]:
     """One row per configuration."""
-    rows = []
     for config in replies.CODEC:
         wrong = replies.check(farm, [(config, kind) for kind in replies.KINDS], workers)
-        rows.append((f"bad replies, `{config}`", f"{len(replies.KINDS)} kinds, each in a whole run", wrong))
-    return rows
+        yield f"bad replies, `{config}`", f"{len(replies.KINDS)} kinds, each in a whole run", wrong
 
 
 def all_pairs(farm: runs.Farm, workers: int) -> list[Row]:
@@ -92,7 +88,7 @@ def all_kills(farm: runs.Farm, workers: int) -> list[Row]:
 def everything(workers: int, total: int) -> int:
     """All kinds; writes the page and returns the exit code."""
     began, rows = time.monotonic(), list[tuple[Row, float]]()
-    kinds: list[Callable[[runs.Farm, int], list[Row]]] = [
+    kinds: list[Callable[[runs.Farm, int], Iterable[Row]]] = [
         lambda farm, workers: all_packets(farm, workers, total),
         all_replies,
         all_pairs,
@@ -169,7 +165,7 @@ def main() -> None:
         kind.add_argument("--way", choices=deaths.WAYS, default="die")
         kind.add_argument("--number", type=int, default=0)
         kind.add_argument("--kind", help="name of the reply or the damage")
-        kind.add_argument("--stopped", choices=list(damage.STOPPED), default="in round 3")
+        kind.add_argument("--stopped", choices=damage.STOPPED, default="in round 3")
         kind.add_argument("--pair", default="run+run")
         kind.add_argument("--race", type=int)
         kind.add_argument("--kilobytes", type=int, default=0)

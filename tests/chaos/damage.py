@@ -15,8 +15,8 @@ from .points import DIED
 from .runs import Farm, differences, left, settings
 
 SEED = 20
-# Where the run is stopped: between rounds 2 and 3, before its model is there, and not at all.
-STOPPED = {"in round 3": "write ledger.jsonl", "before the model": "mkdir .model.new", "finished": ""}
+# Where the run is stopped: while round 3 is booked, before its model is there, and not at all.
+STOPPED = ("in round 3", "before the model", "finished")
 Damage = Callable[
     [Path, Path, random.Random], None
 ]  # (the run, a run of another seed at the same point, draw)
@@ -94,7 +94,7 @@ def copied(which: Callable[[Path], list[Path]], source: int, target: int) -> Dam
     """One of these files over another."""
 
     def damage(run: Path, other: Path, draw: random.Random) -> None:
-        if found := which(run):
+        if len(found := which(run)) > 1:
             shutil.copyfile(found[source], found[target])
 
     return damage
@@ -190,11 +190,16 @@ class Case:
 def stopped(farm: Farm, config: str, where: str, seed: int) -> Path:
     """A run that died there; made once."""
     found = points(farm, config)
-    if config == "udec" and STOPPED[where].startswith("mkdir"):  # the folder around the clients' models
-        places = [n for n, p in enumerate(found, 1) if p == "mkdir model"]
-    else:
-        places = [n for n, p in enumerate(found, 1) if STOPPED[where] and p.startswith(STOPPED[where])]
-    at = places[min(2, len(places) - 1)] if places else 0
+    second = next(
+        n for n, point in enumerate(found, 1) if point.startswith("replace checkpoints/.checkpoint-000002")
+    )
+    at = {
+        "in round 3": next(n for n, p in enumerate(found, 1) if n > second and p.startswith("write ledger")),
+        "before the model": next(
+            n for n, p in enumerate(found, 1) if p.startswith(("mkdir .model", "mkdir model"))
+        ),
+        "finished": 0,
+    }[where]
 
     def stop(folder: Path) -> Path:
         begin = ["run", *settings(config), "--set", f"seed={seed}", "--out", str(folder)]
@@ -227,6 +232,9 @@ def harm(farm: Farm, case: Case) -> tuple[str, list[str]]:
         unread = tuple(
             n for n in found | expected if n.startswith(("checkpoints/", "clients/")) and n != newest
         )
+        if case.damage == "config.toml torn":
+            # Cut after a whole line it is a configuration, of which only keys that change no bit may be missing.
+            unread += ("config.toml", "tensorboard/", newest)
         wrong = [d for d in differences(expected, found) if not d.startswith(unread)]
         return "right", [f"resumed without a word, but {line}" for line in wrong[:4]]
     finally:
