@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from osmotic.errors import ConfigError
+from osmotic.storage import atomic
 from osmotic.storage.folder import RunDir
 
 
@@ -175,6 +176,20 @@ def test_an_append_that_failed_is_not_counted(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         run.append("metrics", [{"round": 2}])
     assert (run.sizes(), run.hashes()) == (sizes, hashes)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    # As the system gives it for a write: without a name.
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError) as caught:
+        if name == "metrics.jsonl":
+            RunDir(tmp_path).append("metrics", [{"round": 1}])
+        else:
+            atomic.write_text(tmp_path / name, "{}")
+    assert caught.value.filename == str(tmp_path / name)
 
 
 def test_a_folder_with_unfinished_files_and_a_lock_alone_is_free_and_with_anything_else_is_not(

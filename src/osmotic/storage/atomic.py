@@ -6,8 +6,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside the block an error of the file system that names no file, as a write to a full disk gives it, gets `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -33,7 +45,7 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     # writer, so that two of them cannot mix their bytes.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
             # The content before the name: a rename that reaches the disk first would leave an empty file

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from osmotic.errors import ConfigError
 from osmotic.storage import lock, strict_json
-from osmotic.storage.atomic import clear_tree, is_leftover
+from osmotic.storage.atomic import clear_tree, is_leftover, naming
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -144,7 +144,7 @@ class RunDir:
         data = text.encode("utf-8", "backslashreplace")
         # Appended, not replaced atomically: a log of n rounds would be written n times over. What a kill
         # leaves behind the last checkpoint is cut off on resume, so here a torn line does no harm.
-        with open(self.log(name), "ab") as file:
+        with naming(self.log(name)), open(self.log(name), "ab") as file:
             file.write(data)
             # Before the checkpoint that counts these bytes: it may never promise more than is on disk.
             file.flush()
