@@ -16,6 +16,7 @@ from osmotic.methods import METHODS, Method
 from osmotic.methods.fedavg import FedAvg
 from osmotic.pieces import PIECES, Piece
 from osmotic.report import card, compare, learning_rule, narrative, page, reading
+from osmotic.runs import commands
 
 MakeRun = Callable[..., Path]
 
@@ -97,6 +98,18 @@ def test_of_an_exchange_that_is_not_installed_nothing_is_claimed(run_folder: Mak
     assert "never left" not in text and "cannot be told" in text and "bytes up" in text
     assert "what they held is not known" in text and "weights or their changes" not in text
     assert "an unnamed exchange" in narrative.sentence(reading.read(edit(path, method=None)))
+
+
+def test_a_report_without_the_plugin_of_its_run_is_warned_of(
+    run_folder: MakeRun, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = edit(run_folder(clients=3, rounds=2), method="carrier", pieces=["prox", "echo"])
+    with pytest.warns(UserWarning, match="^carrier, echo: not known here, .*--plugin FILE"):
+        commands.report(path)
+    monkeypatch.setitem(METHODS, "carrier", Carrier)
+    monkeypatch.setitem(PIECES, "echo", PIECES["prox"])
+    commands.report(path)
+    assert not recwarn.list
 
 
 def test_a_plugin_is_told_in_its_own_words(run_folder: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,12 @@ def piece_names(run: Run) -> list[str]:
     return [str(name) for name in run.summary.get("pieces") or ()]
 
 
+def unknown(run: Run) -> list[str]:
+    """The names of its exchange and pieces that are not registered here."""
+    exchange = [name] if (name := str(run.summary.get("method") or "")) and name not in METHODS else []
+    return exchange + [name for name in piece_names(run) if name not in PIECES]
+
+
 def rule_lines(run: Run) -> list[tuple[str, str]]:
     """(`exchange` or `piece`, what it is with its paper): the learning rule of a run, one line for each of its parts."""
     exchange = exchange_of(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osmotic import plugins
-from osmotic.errors import ConfigError
+from osmotic.errors import ConfigError, plain
 from osmotic.runs import resolve
 from osmotic.storage import checkpoint, strict_json
 from osmotic.storage.folder import RunDir
@@ -45,10 +46,16 @@ def publish(run: RunDir, json: bool) -> bool:
 
 
 def report(directory: Path) -> Path:
-    """Writes model card and report of a finished run; returns the report's path."""
-    from osmotic.report import card, page
+    """Writes model card and report of a finished run; returns the report's path.
+
+    Exchange and pieces that are not known here are warned of: card and report cannot say what they send.
+    """
+    from osmotic.report import card, learning_rule, page, reading
 
     plugins.load_installed()  # their words for a piece stand on the page
+    if strangers := learning_rule.unknown(reading.read(directory)):
+        rule = "so card and report cannot tell what it sends; --plugin FILE names the file of it"
+        warnings.warn(f"{plain(', '.join(strangers))}: not known here, {rule}", stacklevel=2)
     card.write(directory)
     return page.write(directory)
 
