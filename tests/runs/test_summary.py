@@ -166,6 +166,22 @@ def test_the_resolved_file_repeats_the_run(run: tuple[Path, dict[str, Any], str]
     summary["wall_seconds"] = 0.0
 
 
+def test_a_finished_run_resumed_has_the_summary_to_the_byte(run: tuple[Path, dict[str, Any], str]) -> None:
+    from typer.testing import CliRunner
+
+    from osmotic import cli
+
+    file = run[0] / "summary.json"
+
+    def lines() -> list[str]:
+        return [line for line in file.read_text().splitlines() if "wall_seconds" not in line]
+
+    before = lines()
+    file.write_text("")
+    assert CliRunner().invoke(cli.app, ["resume", str(run[0]), "--json"]).exit_code == 0
+    assert lines() == before
+
+
 def test_plain_diffusers_loads_the_model_in_a_fresh_process(run: tuple[Path, dict[str, Any], str]) -> None:
     out, _, method = run
     folder = out / "model" if method == "fedavg" else out / "model" / "client-001"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -34,7 +35,7 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
 def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
     """The fields of summary.json; what was not measured is None."""
     cfg, state, method = study.config, server.state, server.method
-    totals, quality = state.totals, state.last_quality
+    totals, quality = state.totals, _sorted(state.last_quality)
     if quality is not None:
         quality = {k: quality.get(k) for k in QUALITY} | {k: quality[k] for k in MORE if k in quality}
     return {
@@ -74,8 +75,13 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "scored_weights_sha256": scored_hash,
         "auxiliary": server.chain.auxiliary(state.pieces),
         "quality": quality,
-        "failures": state.failures,
+        "failures": _sorted(state.failures),
     }
+
+
+def _sorted(value: Any) -> Any:
+    """Tables inside by key, as a checkpoint has them: a resumed run then writes the file of an unbroken one to the byte."""
+    return json.loads(strict_json.dumps(value, sort_keys=True))
 
 
 # Fields of `quality` that every scored run has, null where they were not measured.
