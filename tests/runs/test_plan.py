@@ -147,6 +147,20 @@ def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch):
     assert "at most" not in plan.text(plan.plan(resolve.load(sets=["training.rounds=1"])))
 
 
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["method.name=udec"], True),
+        (["after.pieces=personalise"], True),
+        (["method.name=fedavg"], False),
+        (["method.name=local"], False),  # nothing travels at all
+    ],
+)
+def test_what_travels_beside_training_is_told_of(sets: list[str], told: bool):
+    notes = plan.plan(resolve.load(sets=sets))["notes"]
+    assert any("own models and the images drawn from them travel too" in n for n in notes) is told
+
+
 def test_images_are_not_counted_where_they_are_not_known():
     for unknown in ("training.fraction_train=0.5", "data.holdout=0.2", "training.local_epochs=1.5"):
         assert plan.plan(resolve.load(sets=[unknown, "training.rounds=1"]))["images_seen"] is None

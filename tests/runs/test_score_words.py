@@ -35,6 +35,8 @@ def test_what_was_not_measured_has_no_words(missing: dict[str, Any]) -> None:
 
 def test_own_scores_are_told_with_the_clients_behind_them() -> None:
     assert commands._own_count({"mean": {"fd_own": 9.5, "clients_own": 1, "clients": 4}}) == " (1 of 4)"
+    none = {"mean": {"fd_own": None, "clients_own": 0, "clients": 4}}
+    assert commands._own_count(none) == " (none of 4 has 50 images to compare)"
     assert commands._own_count({"mean": {"fd_own": 9.5}}) == commands._own_count({}) == ""
 
 

@@ -124,8 +124,14 @@ def _table(summary: dict[str, Any]) -> None:
 
 def _own_count(quality: Mapping[str, Any]) -> str:
     """How many clients stand behind own scores, as " (3 of 10)"; nothing in runs of earlier versions."""
+    from osmotic.metrics.federated import MIN_OWN
+
     mean = quality.get("mean") or {}
-    return f" ({mean['clients_own']} of {mean['clients']})" if "clients_own" in mean else ""
+    if "clients_own" not in mean:
+        return ""
+    own, clients = mean["clients_own"], mean["clients"]
+    # A dash alone would look like a fault.
+    return f" ({own} of {clients})" if own else f" (none of {clients} has {MIN_OWN} images to compare)"
 
 
 def _beside(quality: Mapping[str, Any]) -> list[tuple[str, str]]:

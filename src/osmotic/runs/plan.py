@@ -169,6 +169,13 @@ def plan(
             f"piece {name} may train on the server: parts then move that are counted as unmoved"
             for name in trains
         ]
+        + (
+            [
+                "beside training, own models and the images drawn from them travel too; they are not counted here"
+            ]
+            if method.travels and (chain.personal or not method.global_model)
+            else []
+        )
         + list(shape.notes)
         + ["a client that fails or is refused changes its own figures"],
     }
