@@ -58,7 +58,7 @@ def all_pairs(farm: runs.Farm, workers: int) -> list[Row]:
 
 def all_disks(farm: runs.Farm, workers: int) -> list[Row]:
     """Played, and where a file system can be mounted, real."""
-    full = disk.every(farm, step=6)
+    full = disk.every(farm, step=8)
     real = (
         [(c, size) for c in ("fedavg", "udec") for size in range(24, 320, 36)] if disk.mountable(farm) else []
     )
@@ -80,9 +80,9 @@ def all_damage(farm: runs.Farm, workers: int) -> list[Row]:
 def all_kills(farm: runs.Farm, workers: int) -> list[Row]:
     """One row."""
     sent: Counter[str]
-    sent, wrong = kills.check(farm, range(12), workers=workers)
+    sent, wrong = kills.check(farm, range(10), workers=workers)
     figures = ", ".join(f"{n} {name}" for name, n in sorted(sent.items()))
-    return [("signals to the command", f"12 runs: {figures}", wrong)]
+    return [("signals to the command", f"10 runs: {figures}", wrong)]
 
 
 def everything(workers: int, total: int) -> int:

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ COMMON = (
     "training.batch_size=8",
     "recipe.ema_half_lives=[40.0]",
     "checkpoint.every=2",
-    "score.every=2",
+    "score.every=3",
     "score.samples=40",
     "score.steps=3",
     "score.guidance=1",
@@ -38,7 +39,13 @@ COMMON = (
 )
 CONFIGS = {
     "fedavg": (),
-    "udec": ("method.name=udec", "codec.up=int8", "codec.down=int8", "codec.error_feedback=true"),
+    "udec": (
+        "method.name=udec",
+        "codec.up=int8",
+        "codec.down=int8",
+        "codec.error_feedback=true",
+        "score.every=2",
+    ),
     "scaffold": (
         "local.pieces=scaffold",
         "server.pieces=adam",
@@ -71,7 +78,7 @@ class Farm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made: dict[str, Any] = {}
-        self._lock = threading.RLock()
+        self._lock, self._looking = threading.RLock(), threading.Lock()
         os.environ["OSMOTIC_CACHE"] = str(folder / "cache")
         os.environ["OMP_NUM_THREADS"] = "1"
         # The fork server is a program of its own, and must find these tests.
@@ -85,10 +92,18 @@ class Farm:
         """One command to its end; `before(*given)` is called in its process first, to prepare what befalls it."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".stderr") as file:
             process = self._context.Process(target=_child, args=(list(arguments), file.name, before, given))
-            process.start()
-            process.join()
+            # One at a time: a process that is started looks at all others, and the code of an end can be read only once.
+            with self._looking:
+                process.start()
+            while (code := self._code(process)) is None:
+                time.sleep(0.005)
             said = Path(file.name).read_text(errors="replace").splitlines()
-        return Ended(process.exitcode if process.exitcode is not None else -1, said)
+        return Ended(code, said)
+
+    def _code(self, process: Any) -> int | None:
+        with self._looking:
+            code: int | None = process.exitcode
+            return code
 
     def once(self, name: str, make: Callable[[Path], T]) -> T:
         """What `make` gives of a folder of this name, made once."""

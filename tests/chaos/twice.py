@@ -107,7 +107,7 @@ def race(farm: Farm, number: int) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pairs(farm: Farm, step: int = 15) -> list[Pair]:
+def pairs(farm: Farm, step: int = 20) -> list[Pair]:
     """All pairs of commands, the first held at every `step`th of its points."""
     found = []
     for config in ("fedavg", "udec"):
