@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -34,13 +35,35 @@ def quick(script: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_federated_round_gives_the_weights_of_a_hand_written_one() -> None:
-    record = quick("overhead.py")
-    assert record["weights_within_bound"] is True
-    assert record["two_workers_same_bits_as_one"] is True
-    # 3 clients, 20 images in batches of 16 are 2 steps, 1 epoch.
-    assert record["steps"] == 6
-    assert record["overhead_ratio"] > 0 and record["two_workers_over_two_threads"] > 0
+def test_a_round_gives_the_weights_and_losses_of_rounds_written_by_hand() -> None:
+    (row,) = quick("rounds.py")["results"]
+    assert row["weights_agree"] is True
+    off = row["distance_to_float64"]
+    assert 0 < off["osmotic"] < off["slip"]
+    # Two rounds each; the losses are rounded to five places, and the last one may fall on either side.
+    for side in ("two_processes", "two_threads", "plain"):
+        assert row["losses"]["osmotic"] == pytest.approx(row["losses"][side], abs=2e-5)
+        assert row[f"ratio_to_{side}"] > 0
+
+
+def test_weights_farther_from_float64_than_the_loops_by_hand_do_not_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    import rounds
+
+    def at(*values: float) -> dict[str, np.ndarray]:
+        return {"w": np.array(values)}
+
+    # A round moves the weights by 5. By hand they are 0.5 off at most, so 1 passes and more does not.
+    others = {"initial": at(0, 0), "float64": at(3, 4), "slip": at(3, 6)}
+    others |= {"two_processes": at(3, 4.25), "two_threads": at(3.5, 4), "plain": at(3, 4)}
+    near = rounds.agreement({**others, "osmotic": at(2, 4)})
+    assert near["weights_agree"]
+    assert near["distance_to_float64"] == pytest.approx(
+        {"osmotic": 0.2, "two_processes": 0.05, "two_threads": 0.1, "plain": 0.0, "slip": 0.4}
+    )
+    assert not rounds.agreement({**others, "osmotic": at(1.99, 4)})["weights_agree"]
 
 
 def test_a_step_is_held_against_a_matrix_product() -> None:
