@@ -90,7 +90,8 @@ def test_the_papers_edm_weight_leaves_the_raw_network_unweighted() -> None:
     sigma = torch.tensor([0.01, 0.5, 30.0])
     papers = (sigma.square() + 0.25) / (0.5 * sigma).square()
     torch.testing.assert_close(papers * targets.edm_scaling(sigma).c_out.square(), torch.ones(3))
-    assert TARGETS["edm"].example(images(), torch.ones(0), 5.0, seeded()).weight is None
+    edm, x0 = TARGETS["edm"], images()
+    assert edm.example(x0, torch.ones(0), 5.0, edm.draw(x0.shape, 0, seeded())).weight is None
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("mse", 0.25), ("huber", 0.125)])

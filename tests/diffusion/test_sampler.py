@@ -394,7 +394,8 @@ def test_edm_asks_for_unit_variance_where_the_data_have_the_standard_deviation_i
     # arXiv:2206.00364, app. B.6: input and goal of the network have variance 1 at every noise level.
     generator = torch.Generator().manual_seed(0)
     x0 = 0.75 * torch.randn(4_000, 1, 4, 4, generator=generator)
-    example = targets.Edm(0.75).example(x0, torch.empty(0), 0.0, generator)
+    edm = targets.Edm(0.75)
+    example = edm.example(x0, torch.empty(0), 0.0, edm.draw(x0.shape, 0, generator))
     # 64,000 values: four standard errors of a spread near 1.
     assert example.seen.std().item() == pytest.approx(1, abs=0.012)
     assert example.goal.std().item() == pytest.approx(1, abs=0.012)

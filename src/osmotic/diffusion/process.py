@@ -5,7 +5,7 @@ Next on the reader's path: `models/unet.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osmotic.diffusion import loss as losses
 from osmotic.diffusion import schedule as schedules
-from osmotic.diffusion.target import SIGMA_DATA, TARGETS, Contract, Edm, Target
+from osmotic.diffusion.target import SIGMA_DATA, TARGETS, Contract, Draw, Edm, Example, Target
 
 if TYPE_CHECKING:
     from osmotic.config.schema import ModelConfig, RecipeConfig
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
 # Called as model(noisy, timestep, class_labels=..., return_dict=False)[0], the way of diffusers' UNet2DModel:
 # noisy float [B, C, H, W], timestep [B], class_labels int64 [B] or None; the answer is shaped like noisy.
 Denoiser = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class StepDraw(Draw):
+    """A step's draw, label dropout with it.
+
+    Args:
+        dropped: whether the image's label is left out, bool [B]; None without labels.
+    """
+
+    dropped: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Question(Example):
+    """An example on the images' device, with the class that the network is told.
+
+    Args:
+        labels: int64 [B]; None for a network without classes.
+    """
+
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,23 +134,40 @@ class Process:
         self, model: Denoiser, x0: Tensor, labels: Tensor | None, generator: torch.Generator
     ) -> Tensor:
         """The loss of each image, [B], float32, whose mean is `loss`; arguments and errors as there."""
-        example = self._rule.example(x0, self.alpha_bar, self.min_snr, generator)
-        # Drawn last, so that a conditional network sees the timesteps and the noise of an unconditional one.
-        given = self._training_labels(labels, x0, generator)
-        level = example.level.to(x0.device)
-        output = model(example.seen, level, class_labels=given, return_dict=False)[0]
-        distances = losses.distance(output, example.goal, self.distance)
-        return distances if example.weight is None else example.weight.to(x0.device) * distances
+        return self.losses_of(model, self.ask(x0, labels, self.draw(x0.shape, labels is not None, generator)))
 
-    def _training_labels(
-        self, labels: Tensor | None, x0: Tensor, generator: torch.Generator
-    ) -> Tensor | None:
+    def draw(self, shape: Sequence[int], labelled: bool, generator: torch.Generator) -> StepDraw:
+        """All that chance decides of a step on images of this shape (B, C, H, W), in the order that `loss` says."""
+        drawn = self._rule.draw(shape, len(self.alpha_bar), generator)
+        dropped = None
+        # Last, so that a conditional network sees the timesteps and the noise of an unconditional one.
+        if self.num_classes and labelled:
+            dropped = torch.rand(shape[0], generator=generator, device=generator.device) < self.label_dropout
+        return StepDraw(drawn.level, drawn.noise, dropped)
+
+    def ask(self, x0: Tensor, labels: Tensor | None, draw: StepDraw) -> Question:
+        """What the network is asked about images [B, C, H, W]; those of several draws may stand side by side."""
+        example = self._rule.example(x0, self.alpha_bar, self.min_snr, draw)
+        return Question(
+            seen=example.seen,
+            level=example.level.to(x0.device),
+            goal=example.goal,
+            weight=None if example.weight is None else example.weight.to(x0.device),
+            labels=self._training_labels(labels, x0, draw),
+        )
+
+    def losses_of(self, model: Denoiser, question: Question) -> Tensor:
+        """The loss of each image, [B], float32; arguments and errors as `loss`."""
+        output = model(question.seen, question.level, class_labels=question.labels, return_dict=False)[0]
+        distances = losses.distance(output, question.goal, self.distance)
+        return distances if question.weight is None else question.weight * distances
+
+    def _training_labels(self, labels: Tensor | None, x0: Tensor, draw: StepDraw) -> Tensor | None:
         """Labels with their share dropped for classifier-free guidance (arXiv:2207.12598, alg. 1), [B]."""
         if self.num_classes == 0:
             if labels is not None:
                 raise ValueError("labels were given to an unconditional process (num_classes is 0)")
             return None
-        if labels is None:
+        if labels is None or draw.dropped is None:
             return torch.full((len(x0),), self.null_class, dtype=torch.int64, device=x0.device)
-        dropped = torch.rand(len(x0), generator=generator, device=generator.device) < self.label_dropout
-        return labels.to(x0.device).masked_fill(dropped.to(x0.device), self.null_class)
+        return labels.to(x0.device).masked_fill(draw.dropped.to(x0.device), self.null_class)

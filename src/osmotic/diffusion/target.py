@@ -8,6 +8,7 @@ torch is imported inside functions alone: a configuration is checked, and a plan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -25,6 +26,19 @@ SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 LOG_SIGMA_MEAN = -1.2
 LOG_SIGMA_STD = 1.2
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What chance decides of a training step, on the generator's device.
+
+    Args:
+        level: each image's noise level, [B]: timesteps, int64, or for EDM sigmas, float32.
+        noise: standard normal, [B, C, H, W], float32.
+    """
+
+    level: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +70,23 @@ class Target(Protocol):
     def prediction_type(self) -> str:
         """What diffusers' schedulers call this prediction."""
 
-    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
-        """Noisy images and what to make of them; draws the noise level first, then the noise.
+    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+        """The noise levels first, then the noise.
+
+        Args:
+            shape: of the images, (B, C, H, W).
+            timesteps: of the schedule; EDM ignores it.
+            generator: where all draws come from, on its own device; it is moved on.
+        """
+
+    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
+        """Noisy images and what to make of them.
 
         Args:
             x0: clean images in [-1, 1], float32, [B, C, H, W].
             alpha_bar: signal power kept at each timestep of the schedule, [timesteps], in (0, 1); EDM ignores it.
             min_snr: gamma of the min-SNR weight, >= 0, 0 is off; EDM ignores it.
-            generator: where all draws come from, on its own device; it is moved on.
+            draw: of images of this shape.
         Raises: ValueError if min_snr < 0.
         """
 
@@ -104,18 +127,21 @@ class ScheduledTarget(ABC):
             raise ValueError(f"gamma must be >= 0, got {gamma}")
         return snr.new_ones(snr.shape) if gamma == 0 else self.min_snr_weight(snr, gamma)
 
-    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
-        """As `Target.example`; timesteps [B] are uniform over the schedule (arXiv:2006.11239, alg. 1)."""
+    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+        """As `Target.draw`; timesteps [B] are uniform over the schedule (arXiv:2006.11239, alg. 1)."""
         import torch
 
         # Every draw is made where the generator is: drawn on the images' device, a GPU's numbers would differ.
-        where = generator.device
-        level = torch.randint(0, len(alpha_bar), (len(x0),), generator=generator, device=where)
-        kept = alpha_bar.to(where)[level]
-        noise = draw_noise(x0, generator)
+        level = torch.randint(0, timesteps, (shape[0],), generator=generator, device=generator.device)
+        return Draw(level, draw_noise(shape, generator))
+
+    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
+        """As `Target.example`."""
+        kept = alpha_bar.to(draw.level.device)[draw.level]
+        noise = draw.noise.to(x0.device)
         return Example(
             seen=add_noise(x0, noise, kept),
-            level=level,
+            level=draw.level,
             goal=self.goal(x0, noise, kept),
             weight=self.weight(snr(kept), min_snr),
         )
@@ -199,11 +225,15 @@ class Edm:
     # Of two possible signs of c_out it names the one of Table 1.
     prediction_type: ClassVar[str] = "epsilon"
 
-    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, generator: torch.Generator) -> Example:
-        """As `Target.example`; log-normal sigmas [B], and `seen` is c_in * x."""
-        sigma = draw_sigma(len(x0), generator)
-        scaling = edm_scaling(sigma, self.sigma_data)
-        noisy = x0 + per_image(sigma, x0) * draw_noise(x0, generator)
+    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+        """As `Target.draw`; log-normal sigmas [B]."""
+        sigma = draw_sigma(shape[0], generator)
+        return Draw(sigma, draw_noise(shape, generator))
+
+    def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
+        """As `Target.example`; `seen` is c_in * x."""
+        scaling = edm_scaling(draw.level, self.sigma_data)
+        noisy = x0 + per_image(draw.level, x0) * draw.noise.to(x0.device)
         return Example(
             seen=per_image(scaling.c_in, x0) * noisy,
             level=scaling.c_noise,
@@ -226,12 +256,12 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device).reshape(-1, *[1] * (images.ndim - 1))
 
 
-def draw_noise(x0: Tensor, generator: torch.Generator) -> Tensor:
-    """A standard normal draw, shaped like `x0` [B, C, H, W], float32, on its device."""
+def draw_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A standard normal draw, [B, C, H, W], float32, on the generator's device."""
     import torch
 
-    # Drawn where the generator is and in the default memory layout, so that neither device nor layout of x0 changes it.
-    return torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
+    # In the default memory layout, so that neither device nor layout of the images changes it.
+    return torch.randn(tuple(shape), generator=generator, device=generator.device)
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
