@@ -21,7 +21,7 @@ class Crash(BaseException):
     """Plays a killed process: nothing after it runs."""
 
 
-def crash_at(phase_number: int, answers: int) -> Callable[[str, Any], None]:
+def crash_at(phase_number: int, answers: int, end: type[BaseException] = Crash) -> Callable[[str, Any], None]:
     """Dies in the phase of this number after so many clients have done their step."""
     seen = {"phase": 0, "answered": 0}
 
@@ -31,7 +31,7 @@ def crash_at(phase_number: int, answers: int) -> Callable[[str, Any], None]:
         elif event == "answered":
             seen["answered"] += 1
             if (seen["phase"], seen["answered"]) == (phase_number, answers):
-                raise Crash
+                raise end
 
     return at
 

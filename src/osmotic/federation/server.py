@@ -11,6 +11,7 @@ Next on the reader's path: `methods/fedavg.py`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation import bookkeeping, extension, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
+from osmotic.federation.client import keeps_state
 from osmotic.federation.exchange import Exchange
 from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
 from osmotic.federation.interrupts import Interrupts
@@ -37,6 +39,7 @@ from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Repl
 from osmotic.protocol.participation import choose, learning_rate, score_due
 from osmotic.protocol.view import View
 from osmotic.storage import checkpoint, lock
+from osmotic.storage.beside import Beside
 from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
 
@@ -87,6 +90,7 @@ class Server:
         self.method, self.chain = blueprint.method(), blueprint.chain()
         self.layout, self.part_names = blueprint.layout, blueprint.part_names
         self.phases = self.chain.phases(self.method, self.config.training.rounds)
+        self._clients_keep = keeps_state(blueprint, self.chain)
         self.clients: list[Client] = []
         start = View(self.config, self.layout, self.part_names)
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
@@ -94,6 +98,7 @@ class Server:
             blueprint, self.state, engine, contract, self.run_id, flops_per_image, observer
         )
         self.interrupts = Interrupts()
+        self._saving: Beside[Callable[[], None]] = Beside()
         self._committed: dict[str, Any] | None = None  # logs and failures before the score
         self._clock = time.perf_counter()
 
@@ -117,11 +122,16 @@ class Server:
                     self.observer.phase_started(phase, state.step, len(self.phases))
                     self._phase(phase)
             except KeyboardInterrupt:
+                with contextlib.suppress(OSError):  # it is tried again
+                    self._saved()
                 if (
                     state.pending or state.step not in checkpoint.steps(self.run_dir.checkpoints)
                 ) and not interrupts.torn:
                     self.save()
                 raise
+            finally:
+                # The last act in the folder: whoever has called gives its lock back.
+                self._saved()
 
     def _phase(self, phase: Phase) -> None:
         started = time.perf_counter()
@@ -258,8 +268,10 @@ class Server:
             except Exception:  # it ends the run, and costs it nothing: the phase has counted
                 self.save()
                 raise
-            if state.step % self.config.checkpoint.every == 0 or state.step == len(self.phases):
-                self.save()
+            last = state.step == len(self.phases)
+            if last or state.step % self.config.checkpoint.every == 0:
+                # A client may delete what no checkpoint on disk asks for: where there is such, the next round must know it.
+                self.save(beside=not last and not self._clients_keep)
 
     def _abandon(self) -> None:
         """Forgets what the answers of a phase that does not count have left in the links."""
@@ -357,11 +369,14 @@ class Server:
 
     # --- the checkpoint ---
 
-    def save(self) -> None:
+    def save(self, beside: bool = False) -> None:
         """Writes the state after the last whole phase, atomically.
 
-        Raises: OSError as the file system gives it; older checkpoints are then untouched.
+        Args:
+            beside: only begins it, and leaves it to the next call, or to the end of the run, to wait for it.
+        Raises: OSError as the file system gives it, for the one before too; older checkpoints are then untouched.
         """
+        self._saved()
         state = self.state
         state.wall_seconds += time.perf_counter() - self._clock
         self._clock = time.perf_counter()
@@ -375,11 +390,23 @@ class Server:
         }
         if state.pending and self._committed:
             notes |= self._committed  # stopped while it was being scored: the score will be taken again
-        left = checkpoint.save(
-            self.run_dir.checkpoints, state.step, tensors, notes, self.config.checkpoint.keep
+        step, counted = state.step, dict(state.counted)
+        write = checkpoint.prepared(
+            self.run_dir.checkpoints, step, tensors, notes, self.config.checkpoint.keep
         )
-        self.exchange.checkpoints[state.step] = dict(state.counted)
-        self.exchange.checkpoints = {step: c for step, c in self.exchange.checkpoints.items() if step in left}
+
+        def known(left: list[int]) -> None:
+            found = {**self.exchange.checkpoints, step: counted}
+            self.exchange.checkpoints = {s: c for s, c in found.items() if s in left}
+
+        self._saving.begin(lambda: partial(known, write()))
+        if not beside:
+            self._saved()
+
+    def _saved(self) -> None:
+        """Waits for the checkpoint that is being written; only then does it count. Raises: OSError as `save`."""
+        if known := self._saving.wait():
+            known()
 
     def _written(self) -> dict[str, Any]:
         """How far the logs and the list of failures have come."""

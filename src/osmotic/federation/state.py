@@ -66,12 +66,17 @@ class ServerState:
         return average_of(self.weights, self.ema)
 
     def to_checkpoint(self) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors [...] and JSON. The names are a contract: checkpoints of earlier versions are read."""
+        """Tensors [...], which stay as they are while the server goes on, and JSON, to be taken down at once.
+
+        The names are a contract: checkpoints of earlier versions are read.
+        """
         down_tensors, down_notes = self.down.state()
         ema_tensors, ema_notes = self.ema.state()
         up_tensors, up_notes = self.up.state()
-        tensors = grouped("weights", self.weights) | grouped("down", down_tensors)
-        tensors |= grouped("ema", ema_tensors) | up_tensors | grouped("pieces", self.pieces)
+        tensors = grouped("weights", self.weights) | grouped("down", down_tensors) | up_tensors
+        # Averages are changed in place, and what a piece does with its arrays is its own affair.
+        moving = grouped("ema", ema_tensors) | grouped("pieces", self.pieces)
+        tensors |= {name: tensor.copy() for name, tensor in moving.items()}
         notes = {
             "down": down_notes,
             "ema": ema_notes,

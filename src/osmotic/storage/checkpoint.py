@@ -31,23 +31,34 @@ def path_of(folder: Path, step: int) -> Path:
 def save(
     folder: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
 ) -> list[int]:
-    """Writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum; deletes
-    all but the last `keep`.
+    """`prepared`, and written at once: the steps whose checkpoints are still there, ascending."""
+    return prepared(folder, step, tensors, state, keep)()
+
+
+def prepared(
+    folder: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int
+) -> Callable[[], list[int]]:
+    """What writes the checkpoint of `step` atomically, tensors and JSON in one file under one checksum, and deletes
+    all but the last `keep`; it may be called beside what goes on, from any thread.
 
     Args:
         folder: of this run's checkpoints; nobody else may be writing to it.
         step: phases done, >= 0.
-        tensors: arrays [...] of any shape, by name, of the dtypes of `store.DTYPES`.
-        state: what JSON can hold; under "run" the id of the run.
+        tensors: arrays [...] of any shape, by name, of the dtypes of `store.DTYPES`; not changed until it is written.
+        state: what JSON can hold, taken down now; under "run" the id of the run.
         keep: checkpoints to keep, >= 1.
-    Returns: the steps whose checkpoints are still there, ascending.
-    Raises: OSError as the file system gives it; the checkpoints before are then untouched.
+    Returns: a call that gives the steps whose checkpoints are still there, ascending. It raises OSError as the file
+        system gives it; the checkpoints before are then untouched.
     """
-    clear_leftovers(folder)
-    # Written before any old one is deleted: at every moment at least one whole checkpoint is there.
     seal = {"state": strict_json.dumps(state, sort_keys=True), "step": str(step)}
-    write_checked(path_of(folder, step), tensors, seal)
-    return drop_old(folder, keep)
+
+    def write() -> list[int]:
+        clear_leftovers(folder)
+        # Written before any old one is deleted: at every moment at least one whole checkpoint is there.
+        write_checked(path_of(folder, step), tensors, seal)
+        return drop_old(folder, keep)
+
+    return write
 
 
 def drop_old(folder: Path, keep: int) -> list[int]:
