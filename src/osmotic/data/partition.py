@@ -83,7 +83,7 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     Args:
         cfg: `partition`, its own keys, `clients` and `partition_seed` are read.
         split: labels int64 [N] and columns [N]; the images are not looked at.
-    Returns: one array of positions a client, in the order client-000, client-001, ...
+    Returns: one array of positions a client, in the order client-000, client-001, ..., client-999, client-1000, ...
     Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
         `data.clients` (more than images, or a client would have none, with `l-skew` and `q-skew` fewer than
         10), `data.classes_per_client` or `data.shards_per_client`.
@@ -118,6 +118,9 @@ def divide(cfg: DataConfig, split: Split) -> list[tuple[np.ndarray, np.ndarray]]
     Returns: (int64 [n], int64 [k]) a client.
     Raises: ConfigError as `partition`.
     """
+    parts = partition(cfg, split)
+    if cfg.holdout == 0:
+        return [(part, part[:0]) for part in parts]
     # A stream for each client, of the split's seed and not of the run's: runs of several seeds share their
     # test images.
     return [
@@ -127,7 +130,7 @@ def divide(cfg: DataConfig, split: Split) -> list[tuple[np.ndarray, np.ndarray]]
             split.labels,
             seeds.integer(cfg.partition_seed, seeds.HOLDOUT, 0, f"client-{i:03d}"),
         )
-        for i, part in enumerate(partition(cfg, split))
+        for i, part in enumerate(parts)
     ]
 
 
@@ -207,6 +210,8 @@ def _check_counts(cfg: DataConfig, keys: np.ndarray) -> None:
 
 def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
     """The positions in `keys` that each partition holds."""
+    if cfg.partition == "iid":
+        return np.array_split(np.arange(len(keys)), cfg.clients)
     if cfg.partition == "dirichlet":
         # A floor for the smallest client where there is room; where no draw reaches it, one image will do.
         floors = sorted({1, min(10, max(1, len(keys) // (200 * cfg.clients)))}, reverse=True)
@@ -247,8 +252,6 @@ def _partitioner(cfg: DataConfig, size: int, least: int) -> Partitioner:
 
     clients, seed = cfg.clients, cfg.partition_seed
     match cfg.partition:
-        case "iid":
-            return flwr.IidPartitioner(clients)
         case "linear":
             return flwr.LinearPartitioner(clients)
         case "exponential":
@@ -280,26 +283,33 @@ def _shards(clients: int, shards_per_client: int, size: int, seed: int) -> Parti
     return ShardPartitioner(clients, "key", num_shards_per_partition=shards_per_client, seed=seed)
 
 
-def _dataset(keys: np.ndarray) -> Any:
-    """The labels as the partitioners want them, with each image's position, to know it by afterwards."""
+def _dataset(keys: np.ndarray, positions: np.ndarray | None = None) -> Any:
+    """The labels as the partitioners want them, with each image's position, by default 0, 1, ..., to know it by afterwards."""
     import datasets
 
     class Labels(datasets.Dataset):
-        """Gives a column as a list: a lazy one takes half a second per 60,000 labels, in every draw."""
+        """Answers in arrays, where Arrow tables made anew take half a second per 60,000 labels, and a millisecond per client."""
 
         def __getitem__(self, key: Any) -> Any:
             found = super().__getitem__(key)
             return found[:] if isinstance(key, str) else found
 
-    return Labels.from_dict({"key": keys, "position": np.arange(len(keys))})
+        def sort(self, *_: Any, **__: Any) -> Any:
+            """By label, as only labels are sorted by; equal ones keep their order, as there."""
+            order = np.argsort(keys, kind="stable")
+            return _dataset(keys[order], where[order])
+
+        def select(self, indices: Any, *_: Any, **__: Any) -> Any:
+            """What `load_partition` gives, of which only the positions are read."""
+            return where[np.asarray(indices, np.int64)]
+
+    where = np.arange(len(keys)) if positions is None else positions
+    return Labels.from_dict({"key": keys})
 
 
 def _parts(partitioner: Partitioner) -> list[np.ndarray]:
     """Positions in the labels that were given, int64 [n] a client."""
-    return [
-        np.asarray(partitioner.load_partition(i)["position"][:], np.int64)
-        for i in range(partitioner.num_partitions)
-    ]
+    return [partitioner.load_partition(i) for i in range(partitioner.num_partitions)]
 
 
 @contextlib.contextmanager
