@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from metric_stand_ins import frechet_distance, pixel_encoder
 
-from osmotic.metrics.federated import ClientImages, OwnYardstick, aggregate, matching
+from osmotic.metrics.federated import ClientImages, OwnYardstick, RealImages, aggregate, matching
 
 
 def images(count: int, seed: int) -> np.ndarray:
@@ -39,9 +39,12 @@ def yardstick(
     others_labels: np.ndarray | None = None,
 ) -> OwnYardstick:
     """Of client 1, which trains on 80 images and is compared with `own`; features are the first four pixels."""
-    client = ClientImages("client-001", 1, 80, labels, features(own))
     rest = np.empty((0, 4), np.float32) if others is None else features(others)
-    return OwnYardstick(client, rest, others_labels, pool_labels, samples)
+    # The others' images first: where the client's own lie must not matter.
+    client = ClientImages("client-001", 1, 80, labels, len(rest) + np.arange(len(own)))
+    known = None if others_labels is None else np.concatenate([others_labels, np.zeros(len(own), np.int64)])
+    real = RealImages(np.concatenate([rest, features(own)]), known)
+    return OwnYardstick(client, real, pool_labels, samples)
 
 
 def features(images: np.ndarray) -> np.ndarray:
@@ -129,3 +132,17 @@ def test_aggregates_say_how_many_clients_stand_behind_own_scores():
 def test_no_clients_measure_nothing():
     scores = {"fd_all": None, "fd_own": None, "kid_all": None, "kid_own": None}
     assert aggregate([])["mean"] == scores | {"clients": 0, "clients_own": 0}
+
+
+def test_clients_with_too_few_images_cost_no_look_at_those_of_others() -> None:
+    # Ten thousand clients of eight images: what is done and kept for each must not hang on how many there are of all.
+    class Unread:
+        def __getitem__(self, key: object) -> np.ndarray:
+            raise AssertionError("the images of all were read")
+
+    real = RealImages(Unread(), None)  # type: ignore[arg-type]
+    client = ClientImages("client-9999", 9999, 8, np.zeros(8, np.int64), np.arange(8))
+    entry = OwnYardstick(client, real, np.repeat([0, 1], 100), 200).score(
+        np.zeros((200, 4)), 1.0, 0.5, "after"
+    )
+    assert (entry["fd_own"], entry["own_images"], entry["own_samples"]) == (None, 8, 100)

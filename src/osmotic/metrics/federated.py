@@ -17,7 +17,15 @@ from osmotic.metrics.alike import alike
 from osmotic.metrics.frechet import FeatureStatistics, frechet
 from osmotic.metrics.kid import kernel_distance
 
-__all__ = ["ClientImages", "FeatureStatistics", "OwnYardstick", "aggregate", "frechet", "matching"]
+__all__ = [
+    "ClientImages",
+    "FeatureStatistics",
+    "OwnYardstick",
+    "RealImages",
+    "aggregate",
+    "frechet",
+    "matching",
+]
 
 Stage = Literal["before", "after"]
 
@@ -27,17 +35,30 @@ SCORES = ("fd_all", "fd_own", "kid_all", "kid_own")
 
 
 @dataclass(frozen=True, eq=False)
+class RealImages:
+    """All real images there are, as features: one array, however many clients look at it.
+
+    Args:
+        features: [N, D].
+        labels: their classes if known, int64 [N].
+    """
+
+    features: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
 class ClientImages:
-    """One client's real images, as features.
+    """One client's real images.
 
     Args:
         name: as the run calls it, e.g. "client-003".
         client_id: >= 0.
         num_examples: images it trains on.
         labels: the classes of these if known, int64 [num_examples].
-        own: features of what its models are compared with, [K, D]: its own held-out images where it has any,
-            else those it trains on. Held-out ones come first, as a model that repeats its training images would
-            score well against them.
+        own: what its models are compared with, as positions in `RealImages`, int64 [K]: its own held-out images where
+            it has any, else those it trains on. Held-out ones come first, as a model that repeats its training images
+            would score well against them.
     """
 
     name: str
@@ -51,32 +72,40 @@ class OwnYardstick:
     """What the own scores of one client need of the real images: it hangs on the pool's labels alone.
 
     Args:
-        client: its real images.
-        others: features of all other real images there are, [L, D]: of other clients and of the test split.
-        others_labels: their classes if known, int64 [L].
+        client: which real images are its own.
+        real: all of them: the others' too, and those of the test split.
         pool_labels: the class each image of a pool is generated for, int64 [samples]; None takes the whole pool.
         samples: images of a pool.
     """
 
     def __init__(
-        self,
-        client: ClientImages,
-        others: np.ndarray,
-        others_labels: np.ndarray | None,
-        pool_labels: np.ndarray | None,
-        samples: int,
+        self, client: ClientImages, real: RealImages, pool_labels: np.ndarray | None, samples: int
     ) -> None:
-        self.client = client
-        self._rows = np.arange(samples)
+        rows = np.arange(samples)
         if pool_labels is not None and client.labels is not None:
-            self._rows = matching(pool_labels, client.labels)
+            rows = matching(pool_labels, client.labels)
         self._floor = None
-        if min(len(client.own), len(self._rows)) >= MIN_OWN:
-            mix = None if pool_labels is None else pool_labels[self._rows]
-            found = alike(mix, others_labels, len(self._rows), len(others))[1]
+        # A client with too few images has no own scores: there may be thousands, so nothing is kept for it but this.
+        self._told = {
+            "client_id": client.client_id,
+            "name": client.name,
+            "num_examples": client.num_examples,
+            "own_images": len(client.own),
+            "own_samples": len(rows),
+        }
+        self._compared: tuple[np.ndarray, np.ndarray] | None = None
+        if min(len(client.own), len(rows)) >= MIN_OWN:
+            own = real.features[client.own]
+            self._compared = own, rows
+            not_own = np.ones(len(real.features), bool)
+            not_own[client.own] = False
+            others = np.flatnonzero(not_own)
+            mix = None if pool_labels is None else pool_labels[rows]
+            labels = None if real.labels is None else real.labels[others]
+            found = alike(mix, labels, len(rows), len(others))[1]
             # Fewer than were generated, or another mix, is no floor: FD hangs on both.
-            if len(found) == len(self._rows):
-                self._floor = _distance(client.own, others[found])
+            if len(found) == len(rows):
+                self._floor = _distance(own, real.features[others[found]])
 
     def score(
         self, made: np.ndarray, fd_all: float | None, kid_all: float | None, stage: Stage
@@ -91,20 +120,23 @@ class OwnYardstick:
             fd_all, kid_all: of the whole pool against the images that all clients train on.
             stage: whether personal models are scored before or after the last average of shared parts is merged.
         """
-        own, picked = self.client.own, made[self._rows]
-        enough = min(len(own), len(picked)) >= MIN_OWN
+        fd_own = kid_own = None
+        if self._compared is not None:
+            own, rows = self._compared
+            fd_own, kid_own = _distance(own, made[rows]), kernel_distance(own, made[rows])
+        told = self._told
         return {
-            "client_id": self.client.client_id,
-            "name": self.client.name,
-            "num_examples": self.client.num_examples,
+            "client_id": told["client_id"],
+            "name": told["name"],
+            "num_examples": told["num_examples"],
             "stage": stage,
             "fd_all": fd_all,
-            "fd_own": _distance(own, picked) if enough else None,
+            "fd_own": fd_own,
             "kid_all": kid_all,
-            "kid_own": kernel_distance(own, picked) if enough else None,
+            "kid_own": kid_own,
             "fd_own_floor": self._floor,
-            "own_images": len(own),
-            "own_samples": len(picked),
+            "own_images": told["own_images"],
+            "own_samples": told["own_samples"],
         }
 
 

@@ -95,16 +95,17 @@ class Scoring:
         """Seed of the sampling noise."""
         return seeds.integer(self.study.config.seed, seeds.IMAGES)
 
-    def labels(self, counts: np.ndarray | None = None) -> np.ndarray | None:
-        """Labels of the pool, int64 [samples], sorted: in the proportions of `counts`, by default those of all clients."""
-        if self.study.spec.num_classes == 0:
+    def labels(self) -> np.ndarray | None:
+        """Labels of the pool, int64 [samples], sorted, in the proportions of all clients; None where none are told."""
+        return self._pool_labels
+
+    @cached_property
+    def _pool_labels(self) -> np.ndarray | None:
+        labels = self.study.dataset.train.labels
+        if self.study.spec.num_classes == 0 or labels is None:
             return None
-        if counts is None:
-            # Of what clients train on, not of the whole data set: held-out images were never seen.
-            held = np.concatenate([h.train for h in self.study.holdings])
-            labels = self.study.dataset.train.labels
-            assert labels is not None
-            counts = np.bincount(labels[held], minlength=self.study.spec.num_classes)
+        # Of what clients train on, not of the whole data set: held-out images were never seen.
+        counts = np.bincount(labels[self._train_rows], minlength=self.study.spec.num_classes)
         return apportion(counts, self.samples)
 
     def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
@@ -214,21 +215,27 @@ class Scoring:
     @cached_property
     def reference(self) -> Split:
         """All images that clients train on, [N, H, W, C]; a copy only where the data set has others too."""
-        rows, train = self._rows("train"), self.study.dataset.train
+        rows, train = self._train_rows, self.study.dataset.train
         return train if len(rows) == len(train) else gather([(train, rows)])
 
     @cached_property
     def held_out(self) -> Split:
         """Real images that nobody trains on, [K, H, W, C]: the test split, and what clients keep for their own test."""
-        rows, test = self._rows("own_test"), self.study.dataset.test
+        rows, test = self._own_test_rows, self.study.dataset.test
         if not len(rows):
             return test
         return gather([(test, np.arange(len(test))), (self.study.dataset.train, rows)])
 
-    def _rows(self, what: Literal["train", "own_test"]) -> np.ndarray:
-        """Positions of all clients' images in the training split, int64 [N]."""
+    @cached_property
+    def _train_rows(self) -> np.ndarray:
+        """Positions in the training split of all images that clients train on, int64 [N]."""
         # In the order of the data set: the reference is then the same for any split of it.
-        return np.sort(np.concatenate([getattr(h, what) for h in self.study.holdings]))
+        return np.sort(np.concatenate([h.train for h in self.study.holdings]))
+
+    @cached_property
+    def _own_test_rows(self) -> np.ndarray:
+        """Positions in the training split of all images that clients keep for their own test, int64 [K]."""
+        return np.sort(np.concatenate([h.own_test for h in self.study.holdings]))
 
     @cached_property
     def yardstick(self) -> Yardstick:
@@ -265,29 +272,21 @@ class Scoring:
         """What the models of one client are held against, made once, of features that are there already."""
         if (name := holding.client.name) in self._owns:
             return self._owns[name]
-        # First the images that clients train on, then the test split, then what clients keep.
-        everybody = np.concatenate([self.yardstick.real, self.yardstick.unseen])
-        rows = np.searchsorted(self._rows("train"), holding.train)
+        rows = np.searchsorted(self._train_rows, holding.train)
         if len(holding.own_test):
             before = len(self.reference) + len(self.study.dataset.test)
-            rows = before + np.searchsorted(self._rows("own_test"), holding.own_test)
-        others = np.setdiff1d(np.arange(len(everybody)), rows)
-        known, labels = self.study.dataset.train.labels, _labels(self.reference, self.held_out)
-        client = federated.ClientImages(
-            name,
-            holding.client.client_id,
-            len(holding.train),
-            None if known is None else known[holding.train],
-            everybody[rows],
-        )
-        self._owns[name] = federated.OwnYardstick(
-            client,
-            everybody[others],
-            None if labels is None else labels[others],
-            self.labels(),
-            self.samples,
-        )
+            rows = before + np.searchsorted(self._own_test_rows, holding.own_test)
+        known, client = self.study.dataset.train.labels, holding.client
+        labels = None if known is None else known[holding.train]
+        mine = federated.ClientImages(name, client.client_id, len(holding.train), labels, rows)
+        self._owns[name] = federated.OwnYardstick(mine, self._everybody, self._pool_labels, self.samples)
         return self._owns[name]
+
+    @cached_property
+    def _everybody(self) -> federated.RealImages:
+        # First the images that clients train on, then the test split, then what clients keep.
+        features = np.concatenate([self.yardstick.real, self.yardstick.unseen])
+        return federated.RealImages(features, _labels(self.reference, self.held_out))
 
     def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
         """PNG grid of the first images of each class, or of the first hundred, and beside it one of real images.
