@@ -307,3 +307,45 @@ def test_time_is_that_of_a_few_steps_times_the_work(monkeypatch: pytest.MonkeyPa
     long = plan.plan(resolve.load(sets=[*sets, "training.rounds=800", "score.every=800"]), time=True)
     assert long["quicker"] == {"keys": "--set training.rounds=290", "seconds": pytest.approx(1794.6, abs=1)}
     assert "quicker      --set training.rounds=290 would take about 30 min" in plan.text(long)
+
+
+def test_above_a_thousand_clients_a_plan_asks_those_whom_the_run_asks(tmp_path: Path) -> None:
+    # client-1000 stands before client-101 in the order of names, by which the engine lists clients.
+    from osmotic.runs import launch, study
+
+    config = resolve.load(
+        sets=["data.clients=1100", "data.partition=iid", "training.fraction_train=0.01", "training.rounds=1"]
+    )
+    busy = {name for name, cost in plan.plan(config)["sites"].items() if cost["bytes_up"]}
+    prepared = study.prepare(config)
+    make_worker, stop = launch.worker_factory(prepared, {}, "")
+    engine = launch.make_engine(prepared, tmp_path / "clients", make_worker, stop)
+    asked = choose(config, Phase("train", 1), engine.clients(1, 0.0))
+    assert busy == {client.name for client in asked} and len(busy) == 11
+
+
+def test_a_plan_of_ten_thousand_clients_does_no_more_for_those_who_are_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Work that is done for a task or a kind of task, and not for a client of the list.
+    counts = dict.fromkeys(("asked", "checked", "sized"), 0)
+
+    def counting(what: str, original: Any) -> Any:
+        def counted(*args: Any, **keys: Any) -> Any:
+            counts[what] += 1
+            return original(*args, **keys)
+
+        return counted
+
+    monkeypatch.setattr(DownLink, "message", counting("asked", DownLink.message))
+    monkeypatch.setattr(Gate, "expect", counting("checked", Gate.expect))
+    monkeypatch.setattr(base.Codec, "packet_bytes", counting("sized", base.Codec.packet_bytes))
+    sets = ["data.source=npz:none.npz", "data.partition=iid", "training.rounds=3"]
+    shape = plan.Shape(8, 1, 10, 80_000)
+    monkeypatch.setattr(plan.sources, "describe", lambda data: shape)
+    made = []
+    for clients, share in ((100, 1.0), (10_000, 0.01)):
+        counts |= dict.fromkeys(counts, 0)
+        plan.plan(resolve.load(sets=[*sets, f"data.clients={clients}", f"training.fraction_train={share}"]))
+        made.append(dict(counts))
+    assert made[0] == made[1] and made[0]["asked"] == 300 and made[0]["checked"] == 1

@@ -193,8 +193,10 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
     count = 1 if method.pools_data else num_clients(config, dataset)
     names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
+    # By name, as engines list them: client-1000 comes before client-101, and who takes part is drawn by place.
     # Even shares, as who has which images is not known: packets are as long for any.
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
+    clients.sort(key=lambda client: client.name)
     return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients)
 
 

@@ -34,7 +34,8 @@ FEW = 64  # images that an encoder is tried on
 def workload(study: Study) -> list[dict[Work, float]]:
     """The work of every phase of a study's run (`estimate.workload`)."""
     blueprint, config = study.blueprint, study.config
-    view = View(config, blueprint.layout, blueprint.part_names, tuple(h.client for h in study.holdings))
+    clients = tuple(sorted((h.client for h in study.holdings), key=lambda client: client.name))
+    view = View(config, blueprint.layout, blueprint.part_names, clients)
     steps = Scoring(study, None).encoder_steps
     return estimate.workload(config, blueprint.method(), blueprint.chain(), view, steps)
 
