@@ -22,7 +22,8 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -30,6 +31,8 @@ from osmotic.errors import ConfigError
 
 GROUP = "osmotic.plugins"
 FILES: list[Path] = []  # what `load_file` has run in this process, for whoever starts another one
+# (kind, name) -> what a file or an installed package has registered: another process that loads them has it too.
+LOADED: dict[tuple[str, str], Any] = {}
 # Groups of tensors and control values that are not a piece's, and keys that stand beside pieces in their section.
 NOT_FOR_PIECES = frozenset({"model", "image", "own", "codec", "control", "score", "pieces", "options"})
 
@@ -137,7 +140,8 @@ def load_file(path: Path | str) -> types.ModuleType:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        with _noted():
+            exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise ConfigError("--plugin", str(path), _fault(error, path)) from error
@@ -156,11 +160,33 @@ def load_installed() -> None:
 
     for point in entry_points(group=GROUP):
         try:
-            point.load()
+            with _noted():
+                point.load()
         except (Exception, SystemExit) as error:
             package = point.dist.name if point.dist is not None else "?"
             told = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"plugin {point.name} of package {package} cannot be loaded ({told})", stacklevel=2)
+
+
+def registries() -> dict[str, Mapping[str, Any]]:
+    """What clients are made of, by kind and name."""
+    from osmotic.codecs import CODECS
+    from osmotic.methods import METHODS
+    from osmotic.models import NETWORKS
+    from osmotic.pieces import PIECES
+
+    return {"piece": PIECES, "exchange": METHODS, "codec": CODECS, "network": NETWORKS}
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """What is registered inside the block is written down in LOADED."""
+    before = {kind: dict(known) for kind, known in registries().items()}
+    yield
+    for kind, known in registries().items():
+        for name, thing in known.items():
+            if before[kind].get(name) is not thing:
+                LOADED[kind, name] = thing
 
 
 def _fault(error: BaseException, path: Path) -> str:

@@ -158,6 +158,11 @@ class EngineConfig:
 
     name: str = key("inprocess", "where clients run")
     workers: int = key(0, "clients side by side; 0 means one per core", 0, 1024)
+    processes: bool | Literal["auto"] = key(
+        "auto",
+        "clients in processes of their own: true, false (threads), or auto: on Linux, where two or more work on a CPU, in "
+        "runs of 1,000 optimiser steps or more; what is registered from Python and not by a plugin's file needs threads",
+    )
     threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = key(True, "same bits every time, also on CUDA")
@@ -321,7 +326,7 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may change between the parts of a run without changing its result.
-FREE = ("engine.workers", "track.", "checkpoint.")
+FREE = ("engine.workers", "engine.processes", "track.", "checkpoint.")
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

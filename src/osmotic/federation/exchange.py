@@ -231,9 +231,16 @@ def _well_formed(answer: Answer) -> Answer:
     if packet is None:
         return answer
     fits = isinstance(packet, Packet) and isinstance(packet.header, Mapping)
-    if fits and isinstance(packet.blobs, list | tuple) and all(isinstance(b, bytes) for b in packet.blobs):
+    if fits and isinstance(packet.blobs, list | tuple) and all(_is_bytes(b) for b in packet.blobs):
         return answer
     return Answer(answer.sent, failure=answer.failure or Failure("bad", "is no header and byte strings"))
+
+
+def _is_bytes(blob: object) -> bool:
+    """Whether it is a byte string, or a view of one: its length is then that of its bytes."""
+    return isinstance(blob, bytes) or (
+        isinstance(blob, memoryview) and blob.format == "B" and blob.ndim == 1 and blob.c_contiguous
+    )
 
 
 def _misdirected(answer: Answer) -> Failure | None:

@@ -16,23 +16,25 @@ from osmotic.config import toml
 from osmotic.config.schema import Config, to_dict
 from osmotic.data.dataset import Dataset
 from osmotic.engines import ENGINES, WHERE
+from osmotic.engines.nursery import Nursery
+from osmotic.engines.processes import Processes
 from osmotic.errors import ConfigError
 from osmotic.federation import extension
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.interfaces import Engine, Observer, Work
 from osmotic.federation.server import Server
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import quicker, resolve, timing
+from osmotic.runs import apart, quicker, resolve, timing
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
 from osmotic.runs.scoring import Scoring
+from osmotic.runs.sites import make_site
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
 from osmotic.storage import checkpoint, strict_json
 from osmotic.storage.atomic import write_text
 from osmotic.storage.folder import RunDir
-from osmotic.storage.store import Store
 from osmotic.tensors import Tensors
 from osmotic.training.images import Images
 from osmotic.training.loop import fit
@@ -45,8 +47,13 @@ def start(
     observer: Callable[[RunDir, Config], RunObserver],
     dataset: Dataset | None = None,
     read: Callable[[int, int], object] = lambda done, count: None,
+    nursery: Nursery | None = None,
 ) -> RunDir:
-    """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong."""
+    """Trains from the beginning into a new folder. Raises ConfigError before any work if something is wrong.
+
+    Args:
+        nursery: of workers that are processes; None where clients are threads.
+    """
     study = prepare(config, dataset, read)
     run = RunDir.new(out)
     with run.held():
@@ -56,7 +63,7 @@ def start(
         version = metadata.version("osmotic")
         write_text(run.config, f"# osmotic {version}; {repeats}\n" + toml.to_toml(study.config))
         write_text(run.partition, strict_json.dumps(describe_partition(study)))
-        return _run(study, run, observer(run, study.config), resume=False)
+        return _run(study, run, observer(run, study.config), resume=False, nursery=nursery)
 
 
 def resume(
@@ -93,7 +100,8 @@ def resume(
                 notes = "".join(line for line in told if line.startswith("#"))
                 write_text(run.config, notes + toml.to_toml(study.config))
 
-        return _run(study, run, observer(run, study.config), resume=True, agreed=record)
+        with apart.started(study.config, sum(len(h.train) for h in study.holdings)) as nursery:
+            return _run(study, run, observer(run, study.config), True, nursery, agreed=record)
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
@@ -109,10 +117,15 @@ def refuse_other_images(run: RunDir, study: Study) -> None:
 
 
 def _run(
-    study: Study, run: RunDir, observer: RunObserver, resume: bool, agreed: Callable[[], None] = lambda: None
+    study: Study,
+    run: RunDir,
+    observer: RunObserver,
+    resume: bool,
+    nursery: Nursery | None,
+    agreed: Callable[[], None] = lambda: None,
 ) -> RunDir:
     make_deterministic(study)
-    server, _ = make_server(study, run, observer)
+    server, _ = make_server(study, run, observer, nursery)
     try:
         if resume:
             server.restore(agreed)
@@ -169,15 +182,23 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
         server.engine.close()
 
 
-def make_server(study: Study, run: RunDir, observer: Observer) -> tuple[Server, Scoring]:
-    """The server with its engine, clients and scorer."""
+def make_server(
+    study: Study, run: RunDir, observer: Observer, nursery: Nursery | None = None
+) -> tuple[Server, Scoring]:
+    """The server with its engine, clients and scorer; the nursery's workers serve the clients, where there is one."""
     initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
     study.blueprint.sampling().scheduler()  # imported here, before there are threads
     make_worker, stop = worker_factory(study, initial, contract, observer.worked)
     scoring = Scoring(study, run, observer.worked)
+    stores = run.path / "clients"
+    engine: Engine
+    if nursery is not None and apart.prepare(nursery, study, initial, contract, stores):
+        engine = Processes([h.client for h in study.holdings], nursery, study.workers, observer.worked)
+    else:
+        engine = make_engine(study, stores, make_worker, stop)
     server = Server(
         study.blueprint,
-        make_engine(study, run.path / "clients", make_worker, stop),
+        engine,
         run,
         initial=initial,
         contract=contract,
@@ -199,21 +220,9 @@ def make_engine(
 
 def make_sites(study: Study, folder: Path) -> list[Site]:
     """The clients of a simulation: each with its images on the device and a store of its own."""
-    images, labels = study.dataset.train.images, study.dataset.train.labels
-    conditional = study.spec.num_classes > 0
+    train = study.dataset.train
     return [
-        Site(
-            h.client,
-            Images.of(
-                images,
-                labels if conditional else None,
-                study.device,
-                study.blueprint.space,
-                rows=h.train,
-                flip=study.config.data.flip,
-            ),
-            Store(folder / h.client.name),
-        )
+        make_site(study.blueprint, study.device, train.images, train.labels, h.client, h.train, folder)
         for h in study.holdings
     ]
 

@@ -159,6 +159,11 @@ def _typed(cls: Any, prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: checked(f"{prefix}.{name}", v, hints[name], meta[name]) for name, v in given.items()}
 
 
+def rebuilt(tables: Mapping[str, Any]) -> Config:
+    """A resolved configuration from its tables (`to_dict`), where all of its names are known; nothing is checked again."""
+    return _filled(build(flatten(tables)))
+
+
 def recorded(path: Path) -> Config:
     """The configuration in a run folder's file as it stands; what its names stand for need not be known here.
 

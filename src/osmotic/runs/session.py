@@ -40,17 +40,19 @@ def start(
     What can be known without the images is refused before the seconds that imports take.
     """
     with whole_imports():
+        from osmotic.runs import apart
         from osmotic.runs import plan as planning
         from osmotic.storage.folder import RunDir
 
     RunDir.refuse_used(folder)
     more = () if dataset is None else (dataset,)
-    planning.network(config, *more)
-    with _observed(callbacks, quiet) as (observer, display):
+    _, shape = planning.network(config, *more)
+    # Before the seconds that imports take here: they take as long there.
+    with apart.started(config, shape.num_train) as nursery, _observed(callbacks, quiet) as (observer, display):
         with whole_imports():
             from osmotic.runs import launch
 
-        return launch.start(config, folder, observer, dataset, display.read)
+        return launch.start(config, folder, observer, dataset, display.read, nursery)
 
 
 def go_on(

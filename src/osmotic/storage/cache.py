@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -21,7 +22,13 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "osmotic"
 
 
-def nameless(shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+class Nameless(np.memmap):
+    """An array in a file without a name; `file` is kept open, so that another process can be given it."""
+
+    file: IO[bytes] | None = None  # of the whole array; None of a part of it
+
+
+def nameless(shape: tuple[int, ...], dtype: np.dtype) -> Nameless:
     """An array of zeros that lies in a file of the cache folder instead of in memory; the file has no name.
 
     The system frees it with the process, however that ends, so nothing of the images stays behind on the disk.
@@ -41,4 +48,6 @@ def nameless(shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
-        return np.memmap(file, dtype, "r+", shape=shape)
+        found = Nameless(file, dtype, "r+", shape=shape)
+        found.file = os.fdopen(os.dup(file.fileno()), "rb")
+        return found

@@ -1,0 +1,37 @@
+"""Simulated clients: what each owns, made from images that all of them share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.client import Site
+from osmotic.protocol.messages import Client
+from osmotic.storage.store import Store
+from osmotic.training.images import Images
+
+
+def make_site(
+    blueprint: Blueprint,
+    device: torch.device,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    client: Client,
+    rows: np.ndarray,
+    stores: Path,
+) -> Site:
+    """A client with its images on the device and a store of its own.
+
+    Args:
+        images: of the training split, [N, H, W, C].
+        labels: int64 [N], or None.
+        rows: which of them are the client's, int64 [n].
+        stores: folder of all clients' private states.
+    """
+    given = labels if blueprint.spec.num_classes else None
+    flip = blueprint.config.data.flip
+    held = Images.of(images, given, device, blueprint.space, rows=rows, flip=flip)
+    return Site(client, held, Store(stores / client.name))
