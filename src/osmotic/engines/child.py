@@ -35,6 +35,8 @@ from osmotic.training.loop import Cancelled
 TOLD_EVERY = 0.1  # seconds between two words on progress
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+_started: list[socket.socket] = []  # to workers that are no forks; each ends when its own is closed
+
 MakeWorker = Callable[[threading.Event, Callable[[Work, float], object]], Worker]
 
 
@@ -232,12 +234,12 @@ def _worker(
         _become_worker(desk, end)
     # A fork would leave the other threads behind, and whatever lock they hold.
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with theirs:
         command = [*sys.orig_argv[:-1], str(theirs.fileno())]
         pid = subprocess.Popen(command, pass_fds=[theirs.fileno()]).pid
-        theirs.close()
-        send(ours, setup[0], setup[1])
-        send(ours, {"call": 0, "hire": "this process"}, [end])
+    _started.append(ours)
+    send(ours, setup[0], setup[1])
+    send(ours, {"call": 0, "hire": "this process"}, [end])
     return pid
 
 

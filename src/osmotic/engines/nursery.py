@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from osmotic.engines.shared import Slab, receive, send
@@ -23,6 +24,10 @@ MALLOC = {
 # One thread until a worker sets its own number: a process with threads is not to be forked.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Gone(Exception):
+    """The process of the nursery has ended."""
 
 
 class Nursery:
@@ -64,18 +69,20 @@ class Nursery:
         assert self._setup is not None
         self._calls += 1
         setup, files = self._setup
-        try:
+        with suppress(ConnectionError):  # `wait` will find that nobody is there
             send(self._control, {"call": self._calls, "prepare": setup}, [file.fileno() for file in files])
-        except ConnectionError:
-            raise self._gone() from None
 
     def wait(self) -> None:
         """Returns once workers can be had. Raises: RunStopped if there will be none."""
-        if not self._ready:
+        if self._ready:
+            return
+        try:
             told = self._answer(self._calls)
-            if "error" in told:
-                raise RunStopped(f"worker processes cannot start: {told['error']}")
-            self._ready = True
+        except _Gone:
+            raise RunStopped("worker processes cannot start: the process that makes them has ended") from None
+        if "error" in told:
+            raise RunStopped(f"worker processes cannot start: {told['error']}")
+        self._ready = True
 
     def hire(self) -> tuple[socket.socket, int]:
         """A new worker process: our end of the socket to it, and its id. Raises: RunStopped if there is none to be had."""
@@ -84,11 +91,8 @@ class Nursery:
             try:
                 self.wait()
                 pid = self._ask({"hire": "fork"}, [theirs.fileno()])["pid"]
-            except (ConnectionError, RunStopped):
-                if not self._has_ended():
-                    ours.close()
-                    raise
-                # Somebody has ended the nursery, as the system does that is out of memory: once more, with a new one.
+            except _Gone:  # as the system does that is out of memory: once more, with a new one
+                self._control.close()
                 self._start()
                 self.wait()
                 pid = self._ask({"hire": "fork"}, [theirs.fileno()])["pid"]
@@ -98,19 +102,13 @@ class Nursery:
         """How a worker process has ended, or is about to, in a few words."""
         try:
             status = int(self._ask({"end_of": pid})["status"])
-        except (ConnectionError, RunStopped):
+        except _Gone:
             return "has ended"
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             known = {s.value for s in signal.Signals}
             return f"was killed by {signal.Signals(number).name if number in known else f'signal {number}'}"
         return f"has ended with code {os.waitstatus_to_exitcode(status)}"
-
-    def _has_ended(self) -> bool:
-        try:
-            return self._process is None or self._process.wait(1) is not None
-        except subprocess.TimeoutExpired:
-            return False
 
     def close(self) -> None:
         """Ends all of its processes."""
@@ -128,17 +126,17 @@ class Nursery:
 
     def _ask(self, message: Mapping[str, Any], files: Sequence[int] = ()) -> dict[str, Any]:
         self._calls += 1
-        send(self._control, {**message, "call": self._calls}, files)
+        try:
+            send(self._control, {**message, "call": self._calls}, files)
+        except ConnectionError:
+            raise _Gone from None
         return self._answer(self._calls)
 
     def _answer(self, call: int) -> dict[str, Any]:
         while (heard := receive(self._control)) is not None:
             if heard[0]["call"] == call:  # an earlier one: whoever asked was interrupted
                 return heard[0]
-        raise self._gone()
-
-    def _gone(self) -> RunStopped:
-        return RunStopped("worker processes cannot start: the process that makes them has ended")
+        raise _Gone
 
     def __enter__(self) -> Nursery:
         return self
