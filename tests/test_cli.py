@@ -114,7 +114,7 @@ def test_the_version_is_printed(osm: Command):
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_help_says_that_clients_are_simulated(osm: Command, arguments: tuple[str, ...]):
     told = " ".join(osm(*arguments).out.split())
-    assert "simulated in one process" in told and "cannot be joined yet" in told
+    assert "simulated on this machine" in told and "cannot be joined yet" in told
 
 
 def test_every_engine_says_where_its_clients_are():

@@ -1,4 +1,4 @@
-"""osmotic trains one diffusion model by federated learning, today with all clients simulated in one process.
+"""osmotic trains one diffusion model by federated learning, today with all clients simulated on one machine.
 
     run = osmotic.run(preset="fedavg", data="digits", training={"rounds": 5})
     run.summary["quality"]["fd"], run.sample(10, label=3)

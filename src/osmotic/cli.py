@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train one image generator by federated learning: clients train, a server averages their weights "
     "(diffusion models).\n\n"
-    "All clients are simulated in one process on this machine; sites of their own cannot be joined yet. "
+    "All clients are simulated on this machine; sites of their own cannot be joined yet. "
     "`osmotic run` alone trains on the built-in digits and leaves a report in ./runs.",
 )
 

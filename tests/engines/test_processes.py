@@ -27,6 +27,7 @@ from osmotic.engines.processes import Processes
 from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation.client import StoreFailed
 from osmotic.methods.fedavg import FedAvg
+from osmotic.models import NETWORKS
 from osmotic.pieces import PIECES
 from osmotic.protocol.messages import Client, Phase, Task
 from osmotic.protocol.view import View
@@ -53,9 +54,17 @@ class Shared(Nursery):
         pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def plugin() -> Iterator[None]:
+    """What the plugin registers is known while these tests run."""
+    plugins.load_file(PLUGIN)
+    yield
+    plugins.FILES.remove(PLUGIN.resolve())
+    del PIECES["mishap"], NETWORKS["tiny-of-a-file"]
+
+
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    plugins.load_file(PLUGIN)
     shared = Shared(apart.PROGRAM)
     yield shared
     Nursery.close(shared)
@@ -241,7 +250,9 @@ def test_no_room_for_shared_memory_stops_the_run_in_one_line(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(OSError, match="No space left on device: .* bytes for worker processes") as caught:
+        with pytest.raises(
+            OSError, match=r"No space left on device: .* bytes for worker processes"
+        ) as caught:
             server.run()
     assert caught.value.filename == "shared memory"
     server.run()
@@ -352,7 +363,6 @@ def test_short_runs_keep_threads_and_long_ones_take_processes() -> None:
 
 
 def test_what_only_this_process_has_registered_keeps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins.load_file(PLUGIN)
     assert apart.against(loaded("local.pieces=mishap", "model.network=tiny-of-a-file")) is None
 
     class Other(PIECES["mishap"]):  # type: ignore[name-defined,misc]
@@ -408,7 +418,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_sigkill_nobody(tmp_path: Path, nursery: 
         return found
 
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    started: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "env": path}
+    started: dict[str, Any] = {
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+        "env": path,
+    }
     process = subprocess.Popen(command, **started)
     children = until_rounds(process, 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them

@@ -37,8 +37,8 @@ def test_the_card_of_a_simulation_says_so_and_never_that_images_stayed_with_owne
     run_folder: MakeRun,
 ) -> None:
     text = text_of(run_folder())
-    assert "10 simulated clients in one process trained" in text
-    assert "This run was a simulation: all clients share one process" in text
+    assert "10 simulated clients on one machine trained" in text
+    assert "This run was a simulation: all clients share one machine" in text
     assert not re.search(r"never (left|leave)|stayed where", text)
     # One trainer with all images simulates no clients; of an engine that is not known here nothing is said.
     assert "simulat" not in text_of(run_folder("central", method="central"))

@@ -203,8 +203,8 @@ def test_every_client_has_a_chart_of_its_loss_up_to_a_number_that_is_said(run_fo
 
 def test_the_page_of_a_simulation_says_so(run_folder: MakeRun) -> None:
     told = parsed(run_folder()).sections[""]
-    assert "This run is a simulation: all clients share one process on one machine" in told
-    assert "stayed where" not in told and "10 simulated clients in one process" in told
+    assert "This run is a simulation: all clients share one machine" in told
+    assert "stayed where" not in told and "10 simulated clients on one machine" in told
 
 
 def test_a_page_with_everything_stays_under_two_megabytes(full_folder: MakeRun) -> None:

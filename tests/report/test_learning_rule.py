@@ -23,7 +23,7 @@ MakeRun = Callable[..., Path]
 MODEL = "a class-conditional diffusion model of 702,753 parameters"
 SPLIT = "split by class with a Dirichlet(0.5) draw"
 STAYED = f"the images were {SPLIT}."
-THREE = "3 simulated clients in one process"
+THREE = "3 simulated clients on one machine"
 SENTENCES = {
     "fedavg": f"{THREE} trained {MODEL} together on digits with fedavg, for 2 rounds; {STAYED}",
     "usplit": f"{THREE} trained {MODEL} together on digits with usplit, each returning a part of it, for 2 rounds; "

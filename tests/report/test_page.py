@@ -236,7 +236,7 @@ def test_the_snippet_fits_the_kind_of_pipeline(run_folder: MakeRun) -> None:
     [
         ("central", "One trainer held all images"),
         ("local", "alone"),
-        ("fedavg", "10 simulated clients in one process"),
+        ("fedavg", "10 simulated clients on one machine"),
     ],
 )
 def test_the_sentence_never_calls_a_baseline_federated(run_folder: MakeRun, method: str, claim: str) -> None:

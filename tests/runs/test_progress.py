@@ -127,7 +127,7 @@ def test_a_run_tells_start_time_and_phases_on_stderr_alone(
     config = resolve.load(sets=[*SMALL, "training.rounds=1"])
     osmotic.run(config, out=tmp_path / "run", quiet=False)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("osmotic: a simulation: all clients share one process")
+    assert lines[0].startswith("osmotic: a simulation: all clients share one machine")
     assert lines[1].startswith("osmotic: 3 clients on ") and "96 images of 8x8, grey, 10 classes" in lines[1]
     assert "network unet-8 with 702,753 weights; 1 round, 40 samples" in lines[1]
     assert lines[2].startswith("osmotic: about ") and lines[2].endswith(" scoring)")

@@ -16,7 +16,7 @@ def _inprocess(*args: Any, **kwargs: Any) -> Engine:
 
 # What a person is told of where an engine's clients are: a simulation must never read as a federation of sites.
 WHERE: dict[str, str] = {
-    "inprocess": "a simulation: all clients share one process on one machine, and nothing crosses a network"
+    "inprocess": "a simulation: all clients share one machine, and nothing crosses a network"
 }
 
 # name -> (sites, make_worker, workers, threads, stop) -> engine

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from osmotic.engines.shared import Pool, receive, send
+from osmotic.engines.shared import Pool, one_after_another, receive, send
 from osmotic.errors import plain
 from osmotic.federation.client import Site, StoreFailed, Worker
 from osmotic.federation.interfaces import Work
@@ -93,7 +93,7 @@ class Desk:
             sys.stdout.flush()  # what plugins print; this process does not end as others do
 
     def _serve(self, job: Job) -> None:
-        views = [memoryview(self._windows[slab])[:length] for slab, length in job.blobs]
+        views: list[Any] = [memoryview(self._windows[slab])[:length] for slab, length in job.blobs]
         try:
             answer = self.worker.serve(self.site_of(job.client), Packet(job.header, tuple(views)))
             self._answer(job.number, answer)
@@ -109,15 +109,14 @@ class Desk:
         message: dict[str, Any] = {"answer": number, "header": dict(answer.header), "lengths": lengths}
         files = []
         if lengths:
+            starts, size = one_after_another(lengths)
             try:
-                slab = self._pool.take(sum(lengths))
+                slab = self._pool.take(size)
             except OSError as error:
                 self._tell({"failed": [error.errno, error.strerror, error.filename], "store": False})
                 return
-            start = 0
-            for blob in answer.blobs:
+            for start, blob in zip(starts, answer.blobs, strict=True):
                 slab.memory[start : start + len(blob)] = blob
-                start += len(blob)
             message["slab"] = slab.number
             if slab.number not in self._shown:
                 self._shown.add(slab.number)
@@ -155,7 +154,7 @@ class Desk:
             desk._tell({"warning": [category.__name__, str(message)]})
 
         logging.getLogger().handlers[:] = [Handler()]
-        warnings.showwarning = showwarning
+        warnings.showwarning = showwarning  # type: ignore[assignment]
 
     # --- what the run tells ---
 
@@ -223,9 +222,7 @@ def nurse(control: socket.socket, prepare: Callable[[Mapping[str, Any], list[int
         os._exit(0)
 
 
-def _worker(
-    control: socket.socket, desk: Desk, end: int, setup: tuple[Mapping[str, Any], list[int]]
-) -> int:
+def _worker(control: socket.socket, desk: Desk, end: int, setup: tuple[Mapping[str, Any], list[int]]) -> int:
     """A new worker process that serves at this end of a socket: its id."""
     if len(os.listdir("/proc/self/task")) == 1:
         if pid := os.fork():

@@ -18,13 +18,14 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from osmotic.engines.nursery import Nursery
-from osmotic.engines.shared import Pool, Slab, receive, send
+from osmotic.engines.shared import Pool, Slab, one_after_another, receive, send
 from osmotic.federation.client import StoreFailed
 from osmotic.federation.interfaces import Work
 from osmotic.protocol.messages import Answer, Client, Failure, Packet, Sent
@@ -64,7 +65,9 @@ class Outbox:
 
     def __init__(self) -> None:
         self.pool = Pool()
-        self._lies: dict[int, tuple[Slab, list[bytes]]] = {}  # by identity; kept, so that it stays the blob's own
+        self._lies: dict[
+            int, tuple[Slab, list[bytes]]
+        ] = {}  # by identity; kept, so that it stays the blob's own
 
     def put(self, blob: bytes) -> Slab:
         """The slab in which `blob` lies, from its beginning. Raises: OSError if there is no room."""
@@ -204,10 +207,8 @@ class Processes:
                 idle -= 1
 
     def _tell(self, worker: Hired, message: Mapping[str, Any], files: Sequence[int] = ()) -> None:
-        try:
+        with suppress(ConnectionError):  # it has died, which is seen when it is listened to
             send(worker.socket, message, files)
-        except ConnectionError:
-            pass  # it has died, which is seen when it is listened to
 
     # --- answers from workers ---
 
@@ -241,19 +242,18 @@ class Processes:
         return posted.sent
 
     def _packet(self, worker: Hired, message: Mapping[str, Any], files: Sequence[int]) -> Packet:
-        blobs: list[memoryview] = []
+        blobs: list[Any] = []
         if message["lengths"]:
             number = message["slab"]
             if files:
                 worker.windows[number] = mmap.mmap(files[0], message["size"], access=mmap.ACCESS_READ)
                 os.close(files[0])
             # Whoever holds a view of a blob holds this array: the worker has its slab back when the last one is gone.
-            whole = np.frombuffer(worker.windows[number], np.uint8)
+            whole: Any = np.frombuffer(worker.windows[number], np.uint8)
             weakref.finalize(whole, worker.freed.append, number).atexit = False
-            start = 0
-            for length in message["lengths"]:
+            starts, _ = one_after_another(message["lengths"])
+            for start, length in zip(starts, message["lengths"], strict=True):
                 blobs.append(memoryview(whole)[start : start + length])
-                start += length
         return Packet(message["header"], tuple(blobs))
 
     def _died(self, worker: Hired, waiting: deque[Sent]) -> list[Answer]:

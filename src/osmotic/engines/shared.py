@@ -18,7 +18,7 @@ import numpy as np
 
 HEAD = struct.Struct("<II")  # bytes of the JSON that follows, and how many open files come with it
 MAX_FILES = 16  # of one message
-ALIGNED = 64  # arrays in one piece of memory begin at multiples of so many bytes
+ALIGNED = 64  # bytes, a cache line: what lies in one piece of memory begins at multiples of it
 
 
 class Slab:
@@ -51,7 +51,9 @@ class Slab:
             os.posix_fallocate(file, 0, size)
         except OSError as error:
             os.close(file)
-            told = f"{error.strerror}: {size:,} bytes for worker processes; engine.processes = false needs none"
+            told = (
+                f"{error.strerror}: {size:,} bytes for worker processes; engine.processes = false needs none"
+            )
             raise OSError(error.errno, told, "shared memory") from None
         return cls(number, file, size, write=True)
 
@@ -89,14 +91,23 @@ class Pool:
         self._free.add(number)
 
 
+def one_after_another(lengths: Sequence[int]) -> tuple[list[int], int]:
+    """Where pieces of these lengths, in bytes, begin in one piece of memory, and the bytes of all."""
+    starts, end = [], 0
+    for length in lengths:
+        starts.append(end)
+        end += -(-length // ALIGNED) * ALIGNED
+    return starts, end
+
+
 def put_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[Slab, dict[str, Any]]:
     """Arrays [...] by name in one slab, and where each lies, as JSON for `get_arrays`. Raises: OSError as `Slab.new`."""
-    places: dict[str, Any] = {}
-    end = 0
-    for name, array in arrays.items():
-        places[name] = [array.dtype.str, list(array.shape), end]
-        end += -(-array.nbytes // ALIGNED) * ALIGNED
-    slab = Slab.new(0, max(1, end))
+    starts, size = one_after_another([array.nbytes for array in arrays.values()])
+    places = {
+        name: [array.dtype.str, list(array.shape), start]
+        for (name, array), start in zip(arrays.items(), starts, strict=True)
+    }
+    slab = Slab.new(0, max(1, size))
     for name, array in arrays.items():
         _view(slab.memory, places[name])[...] = array
     return slab, places

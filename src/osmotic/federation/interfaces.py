@@ -88,7 +88,7 @@ class Observer(Protocol):
         """A client has answered, well or not; in any order."""
 
     def worked(self, work: Work, amount: float) -> None:
-        """So much of one kind of work is done; called for every batch, from any thread, so it must be quick."""
+        """So much of one kind of work is done; called for every batch or for a few, from any thread, so it must be quick."""
 
     def phase_done(self, line: Mapping[str, Any]) -> None:
         """A phase is closed; `line` is its line of metrics.jsonl, already written."""

@@ -120,12 +120,12 @@ class Task:
 class Packet:
     """What travels: a small JSON header and byte strings. The ledger counts the byte strings.
 
-    A blob is one packet of a codec (`codecs/base.py`); that of the exact extras comes last. It is a byte string, or a view
-    of bytes that others may write to once nobody holds the view.
+    A blob is one packet of a codec (`codecs/base.py`); that of the exact extras comes last. It is a byte string, or a
+    memoryview of bytes that may change once nobody holds the view.
     """
 
     header: Mapping[str, Any]
-    blobs: tuple[bytes | memoryview, ...] = ()
+    blobs: tuple[bytes, ...] = ()
 
     @property
     def num_bytes(self) -> int:

@@ -41,7 +41,7 @@ def sentence(run: Run) -> str:
         int(summary.get("num_clients") or 0), "simulated client" if simulated else "client"
     )
     told = exchange.sentence.format(
-        clients=clients + (" in one process" if simulated else ""),
+        clients=clients + (" on one machine" if simulated else ""),
         model=f"{'an' if model[:1] in 'aeiou' else 'a'} {model}",
         data=data_name(run),
         rounds=formatting.plural(summary.get("rounds") or 0, "round"),
@@ -55,7 +55,7 @@ def sentence(run: Run) -> str:
 
 
 def where(run: Run) -> str:
-    """Where the clients were, such as `a simulation: all clients share one process`; empty where the engine is not known.
+    """Where the clients were, such as `a simulation: all clients share one machine`; empty where the engine is not known.
 
     Also where one trainer held all images: there are no clients then.
     """

@@ -67,7 +67,9 @@ def against(config: Config) -> str | None:
         made_by = thing if isinstance(thing, type) else type(thing)
         ours = made_by.__module__.startswith("osmotic.") and not getattr(thing, "own", False)
         if not (thing is None or ours or plugins.LOADED.get((kind, name)) is thing):
-            return f"{kind} {name} is registered in Python, where only a file that --plugin names is found again"
+            return (
+                f"{kind} {name} is registered in Python, where only a file that --plugin names is found again"
+            )
     return None
 
 

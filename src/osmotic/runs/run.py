@@ -182,7 +182,7 @@ class Run:
         Args:
             callbacks, quiet: as of `run`.
             data: where the run was begun with images handed over in Python, the same ones.
-            keys: a larger `training.rounds`, and keys that leave the result as it is (`engine.workers`, `track.`, `checkpoint.`).
+            keys: a larger `training.rounds`, and keys that leave the result as it is (`engine.workers`, `engine.processes`, `track.`, `checkpoint.`).
         Returns: this run.
         Raises: ConfigError for other images, any other key, or what is registered no more; as `run`.
         """

@@ -48,7 +48,10 @@ def start(
     more = () if dataset is None else (dataset,)
     _, shape = planning.network(config, *more)
     # Before the seconds that imports take here: they take as long there.
-    with apart.started(config, shape.num_train) as nursery, _observed(callbacks, quiet) as (observer, display):
+    with (
+        apart.started(config, shape.num_train) as nursery,
+        _observed(callbacks, quiet) as (observer, display),
+    ):
         with whole_imports():
             from osmotic.runs import launch
 
