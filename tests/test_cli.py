@@ -20,6 +20,7 @@ from PIL import Image
 import osmotic.runs
 from osmotic import cli, engines
 from osmotic.config import presets, schema, toml
+from osmotic.data.dataset import Shape
 from osmotic.errors import RunStopped
 from osmotic.runs import commands, plan, resolve
 
@@ -397,7 +398,8 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
     monkeypatch.setitem(sys.modules, "osmotic.runs.launch", module)
     monkeypatch.setattr(osmotic.runs, "launch", module, raising=False)
     monkeypatch.setattr(commands, "publish", lambda run, json: print(f"published {run} {json}") or True)
-    monkeypatch.setattr(plan, "network", lambda cfg: None)  # no images are there to be looked at
+    shape = Shape(image_size=8, channels=1, num_classes=10, num_train=100)
+    monkeypatch.setattr(plan, "network", lambda cfg: (None, shape))  # no images are there to be looked at
     return fake
 
 
