@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_CLIENTS = 100  # rows that can still be told apart in a drawing of a page's length
-
 
 def client_scores(
     per_client: Sequence[Mapping[str, Any]],
@@ -28,12 +26,12 @@ def client_scores(
     As an <svg>; None if nothing was measured. A short line on a bar is the floor: what real images score there.
 
     Args:
-        per_client: entries of the summary's `quality.per_client`; the first 100 clients by name are shown.
+        per_client: entries of the summary's `quality.per_client`, of so few clients that each has a row (`crowds.MOST`).
         name: what the Fréchet distance is called.
         stage_words: what the stages are called, where there are two.
         scopes: which scores to draw. Those against all are one figure where all clients share one model.
     """
-    clients = sorted({str(c.get("name")) for c in per_client})[:MAX_CLIENTS]
+    clients = sorted({str(c.get("name")) for c in per_client})
     stages = [s for s in ("before", "after") if any((c.get("stage") or "before") == s for c in per_client)]
 
     def values(stage: str, key: str) -> dict[str, float]:
@@ -88,11 +86,11 @@ def client_scores(
 def partition(table: PartitionTable) -> str | None:
     """A row for every client: its images of each class as a heat map, beside its number of images; None without clients.
 
-    The first 100 clients are shown. Images without labels have no heat map.
+    Images without labels have no heat map. Many clients are for `crowds.partition`.
     """
     import numpy as np
 
-    clients = table.clients[:MAX_CLIENTS]
+    clients = table.clients
     if not clients:
         return None
     sizes = list(table.sizes[: len(clients)])

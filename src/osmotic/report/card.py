@@ -5,6 +5,7 @@ Source: the sections of a model card after Mitchell et al., arXiv 1810.03993.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from osmotic.report import evidence, formatting, learning_rule, narrative, tables, templates
@@ -21,25 +22,26 @@ def write(run_dir: Path | str) -> list[Path]:
     from osmotic.storage.atomic import write_text
 
     run = read(run_dir)
-    paths = []
+    paths, clients = [], tables.client_rows(run)
     for folder in narrative.model_folders(run):
         path = run.path / folder / "README.md"
-        write_text(path, render(run, folder))
+        write_text(path, render(run, folder, clients))
         paths.append(path)
     return paths
 
 
-def render(run: Run, folder: str = "model") -> str:
+def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] | None = None) -> str:
     """The card in Markdown for one pipeline folder.
 
     Args:
         run: the run.
         folder: relative to it: `model`, or that of one client, as `model/client-003` or `personal/client-003`.
+        clients: what `tables.client_rows` gives, where it is known already.
     """
     q = run.quality
     # A model in the run folder is one that its client gave away, and the card has to say so.
     own_folders = [f for f in narrative.model_folders(run) if f != "model"]
-    clients = tables.client_rows(run)
+    clients = tables.client_rows(run) if clients is None else clients
     spreads = [
         (tables.score_heading(key, q), narrative.spread(c.scores.get(key) for c in clients))
         for key in tables.score_keys(clients, q)

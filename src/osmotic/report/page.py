@@ -8,6 +8,7 @@ from typing import Any
 
 from osmotic.report import (
     bars,
+    crowds,
     curves,
     evidence,
     formatting,
@@ -42,6 +43,9 @@ def render(run: Run) -> str:
     # A Fréchet distance is called FID on Inception-v3 features alone; said of others it would invite a comparison.
     fd_name = formatting.fd_name(q.get("encoder"))
     clients = tables.client_rows(run)
+    many = len(clients) > crowds.MOST
+    failures = [(tables.failed_client(run, f), f) for f in run.failures[: crowds.MOST]]
+    draw = crowds if many else bars
     folders = narrative.model_folders(run)
     return (
         templates.html()
@@ -65,18 +69,18 @@ def render(run: Run) -> str:
             personal=narrative.is_personal(q),
             before=narrative.before_merging(q),
             shared=narrative.shared_parts(run),
-            drawings=drawings(run, fd_name),
+            drawings=drawings(run, fd_name, many),
             metrics=metrics(run),
-            partition_plot=run.partition and bars.partition(run.partition),
-            max_clients=bars.MAX_CLIENTS,
-            client_plot=bars.client_scores(
+            many=many,
+            partition_plot=run.partition and draw.partition(run.partition),
+            client_plot=draw.client_scores(
                 q.get("per_client") or [],
                 fd_name,
                 narrative.stage_words(q),
                 # One model for all: against all clients' images its clients have one score, the headline's.
                 ("own",) if q.get("fd") is not None else ("all", "own"),
             ),
-            client_losses=curves.client_losses(run.training_rounds),
+            client_losses=([], 0) if many else curves.client_losses(run.training_rounds),
             score_rows=evidence.score_rows(run),
             copies=evidence.copies(q),
             own_basis=evidence.own_basis(q),
@@ -89,10 +93,11 @@ def render(run: Run) -> str:
             personal_models=narrative.own_models(q.get("personal") or {}),
             clients=clients,
             score_columns=tables.score_keys(clients, q),
-            client_table=tables.client_table(clients, q),
+            client_table=(crowds.quantile_table if many else tables.client_table)(clients, q),
+            ends=crowds.ends(clients, q) if many else [],
             client_floors=any(c.get("fd_own_floor") is not None for c in q.get("per_client") or ()),
             ledger=tables.ledger_rows(run),
-            failures=[(tables.failed_client(run, f), f) for f in run.failures],
+            failures=failures,
             kept=[r.number for r in run.training_rounds if r.kept_old_weights],
             snippet=narrative.load_snippet(run),
             repeat=narrative.repeat_command(run),
@@ -102,12 +107,13 @@ def render(run: Run) -> str:
     )
 
 
-def drawings(run: Run, fd_name: str) -> list[str]:
+def drawings(run: Run, fd_name: str, many: bool = False) -> list[str]:
     """The curves and bars that the run has figures for, as <svg> elements; scores first.
 
     Args:
         run: the run.
         fd_name: FD, or FID where the encoder is Inception-v3.
+        many: whether the clients are so many that each is not drawn for itself.
     """
     scored = [r.quality for r in run.scored_rounds if r.quality]
     # A run that ended without a last score is told by the last one there is.
@@ -122,6 +128,7 @@ def drawings(run: Run, fd_name: str) -> list[str]:
         curves.own_scores(run.scored_rounds, "fd_all", fd_name, merged),
         curves.own_scores(run.scored_rounds, "kid_all", "KID", merged),
         curves.loss(run.training_rounds),
+        crowds.losses(run.training_rounds) if many else None,
         curves.traffic(run.ledger),
         bars.class_histogram(
             last.get("class_histogram") or [],

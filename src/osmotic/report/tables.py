@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +113,7 @@ def client_rows(run: Run) -> list[ClientRow]:
     for r in run.training_rounds:
         losses |= r.client_loss
     names = sorted(set(sizes) | set(moved) | set(scores) | set(losses))
-    failed = [failed_client(run, f) for f in run.failures]
+    failed = Counter(failed_client(run, f) for f in run.failures)
     return [
         ClientRow(
             name=name,
@@ -124,7 +124,7 @@ def client_rows(run: Run) -> list[ClientRow]:
             bytes_up=moved[name]["up"],
             bytes_down=moved[name]["down"],
             loss=losses.get(name),
-            failures=failed.count(name),
+            failures=failed[name],
             scores=scores.get(name, {}),
         )
         for name in names
@@ -174,27 +174,46 @@ def score_heading(key: str, quality: Mapping[str, Any]) -> str:
     return SCORES[score].format(fd=name) + (f", {when}" if when else "")
 
 
+@dataclass(frozen=True)
+class Column:
+    """One figure of every client, and how it is written; `measured` ones are outcomes, others follow from the set-up."""
+
+    heading: str
+    values: Sequence[float | None]
+    write: Callable[[float | None], str]
+    measured: bool = False
+
+
+def columns(clients: Sequence[ClientRow], quality: Mapping[str, Any]) -> list[Column]:
+    """What is told of every client; a figure that tells nothing of any client is left out."""
+    count, size = formatting.count, formatting.size
+    found = [
+        Column("Images", [c.size for c in clients], count),
+        Column("Rounds counted", [c.rounds for c in clients], count),
+        Column("Images seen", [c.images for c in clients], count),
+        Column("Sent up", [c.bytes_up for c in clients], size),
+        Column("Sent down", [c.bytes_down for c in clients], size),
+        Column("Last loss", [c.loss for c in clients], formatting.figure, measured=True),
+    ]
+    if any(c.holdout for c in clients):
+        found.insert(1, Column("Held out", [c.holdout for c in clients], count))
+    for key in score_keys(clients, quality):
+        score = key.split(" ")[0]
+        values = [c.scores.get(key) for c in clients]
+        write = WRITERS.get(score, formatting.figure)
+        found.append(Column(score_heading(key, quality), values, write, measured=score not in OF_REAL_IMAGES))
+    if any(c.failures for c in clients):
+        found.append(Column("Failures", [c.failures for c in clients], count))
+    return found
+
+
 def client_table(
     clients: Sequence[ClientRow], quality: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(headings, (client, cells) by name) of the table of clients; a column that tells nothing of any client is left out."""
-    columns: list[tuple[str, list[str]]] = [
-        ("Images", [formatting.count(c.size) for c in clients]),
-        ("Rounds counted", [formatting.count(c.rounds) for c in clients]),
-        ("Images seen", [formatting.count(c.images) for c in clients]),
-        ("Sent up", [formatting.size(c.bytes_up) for c in clients]),
-        ("Sent down", [formatting.size(c.bytes_down) for c in clients]),
-        ("Last loss", [formatting.figure(c.loss) for c in clients]),
-    ]
-    if any(c.holdout for c in clients):
-        columns.insert(1, ("Held out", [formatting.count(c.holdout) for c in clients]))
-    for key in score_keys(clients, quality):
-        write = WRITERS.get(key.split(" ")[0], formatting.figure)
-        columns.append((score_heading(key, quality), [write(c.scores.get(key)) for c in clients]))
-    if any(c.failures for c in clients):
-        columns.append(("Failures", [formatting.count(c.failures) for c in clients]))
-    rows = [(c.name, [cells[k] for _, cells in columns]) for k, c in enumerate(clients)]
-    return [heading for heading, _ in columns], rows
+    """(headings, (client, cells) by name) of the table of clients."""
+    told = columns(clients, quality)
+    rows = [(c.name, [column.write(column.values[k]) for column in told]) for k, c in enumerate(clients)]
+    return [column.heading for column in told], rows
 
 
 def further_scores(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
