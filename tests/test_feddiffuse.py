@@ -25,7 +25,7 @@ from osmotic.protocol.messages import MERGE, Client, Packet, Phase, Reply
 from osmotic.protocol.view import View
 from osmotic.runs import plan, resolve
 from osmotic.storage.store import StateLost, read_checked
-from osmotic.training.weights import copy_weights, weights_of
+from osmotic.training.weights import copy_weights
 
 P, D, M, U = 2_996_315, 1_280_642, 999_376, 716_297  # 28x28x1: all, encoder, bottleneck, decoder
 MILLIONS = {
@@ -417,9 +417,9 @@ def test_personal_parts_never_leave_and_never_reset(
 
     def watched(self: Worker, opened: Opened) -> Any:
         key = (opened.step.server_round, opened.site.client.name)
-        began[key] = weights_of(self.named)
+        began[key] = dict(self.network.copy())
         answer = train(self, opened)
-        ended[key] = weights_of(self.named)
+        ended[key] = dict(self.network.copy())
         left = {*answer.coded, *answer.exact}
         assert {n.removeprefix("model/") for n in left} == set(network_parts.names(self.named, shared))
         return answer
@@ -515,7 +515,7 @@ def test_the_encoder_is_averaged_rarely_and_reaches_everybody(
     train = Worker.train
 
     def watched(self: Worker, opened: Opened) -> Any:
-        began[opened.step.server_round, opened.site.client.name] = weights_of(self.named)
+        began[opened.step.server_round, opened.site.client.name] = dict(self.network.copy())
         return train(self, opened)
 
     monkeypatch.setattr(Worker, "train", watched)

@@ -11,6 +11,7 @@ from osmotic.diffusion.space import Pixels
 from osmotic.protocol.participation import batch_plan, images_planned
 from osmotic.training.images import Images
 from osmotic.training.loop import Cancelled, fit
+from osmotic.training.network import FlatNetwork
 
 
 class Line(torch.nn.Module):
@@ -60,7 +61,9 @@ def test_steps_of_some_epochs_and_the_images_they_see(
     assert images_planned(num_images, batch_size, epochs) == seen
     own, training = images(*[0] * num_images), TrainingConfig(batch_size=batch_size)
     rng = np.random.default_rng(0)
-    assert fit(Line(), own, Squares(), training, steps=steps, learning_rate=0.1, rng=rng)[1] == seen  # type: ignore[arg-type]
+    assert (
+        fit(FlatNetwork(Line()), own, Squares(), training, steps=steps, learning_rate=0.1, rng=rng)[1] == seen
+    )  # type: ignore[arg-type]
 
 
 def test_sgd_by_hand() -> None:
@@ -68,7 +71,13 @@ def test_sgd_by_hand() -> None:
     # losses 1/2 and 1/8, mean 5/16.
     model = Line()
     loss, seen = fit(
-        model, images(255, 255), Squares(), SGD, steps=2, learning_rate=0.5, rng=np.random.default_rng(0)
+        FlatNetwork(model),
+        images(255, 255),
+        Squares(),
+        SGD,
+        steps=2,
+        learning_rate=0.5,
+        rng=np.random.default_rng(0),
     )  # type: ignore[arg-type]
     assert model.w.item() == pytest.approx(0.75)
     assert (loss, seen) == (pytest.approx(5 / 16), 4)
@@ -77,7 +86,7 @@ def test_sgd_by_hand() -> None:
 def test_every_image_is_seen_once_per_pass_and_the_last_batch_is_kept() -> None:
     process = Squares()
     _, seen = fit(
-        Line(),
+        FlatNetwork(Line()),
         images(0, 51, 102, 153, 204),
         process,
         SGD,
@@ -98,7 +107,15 @@ def test_gradient_norm_is_clipped() -> None:
     # The gradient is -1 and its norm is cut to 0.25, so one step of 0.5 moves by 0.125.
     model = Line()
     training = TrainingConfig(optimizer="sgd", grad_clip=0.25)
-    fit(model, images(255), Squares(), training, steps=1, learning_rate=0.5, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    fit(
+        FlatNetwork(model),
+        images(255),
+        Squares(),
+        training,
+        steps=1,
+        learning_rate=0.5,
+        rng=np.random.default_rng(0),
+    )  # type: ignore[arg-type]
     assert model.w.item() == pytest.approx(0.125, rel=1e-4)  # torch adds 1e-6 to the norm
 
 
@@ -108,7 +125,7 @@ def test_kept_moments_go_on_where_they_were(optimizer: str) -> None:
 
     def train(model: Line, steps: int, moments: dict[str, np.ndarray]) -> None:
         fit(
-            model,
+            FlatNetwork(model),
             images(255),
             Squares(),
             training,
@@ -133,7 +150,7 @@ def test_a_stopped_run_ends_before_its_next_step() -> None:
     model = Line()
     with pytest.raises(Cancelled):
         fit(
-            model,
+            FlatNetwork(model),
             images(255),
             Squares(),
             SGD,

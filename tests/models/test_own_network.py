@@ -20,7 +20,7 @@ from osmotic.diffusion import sampler
 from osmotic.diffusion.process import Process
 from osmotic.errors import ConfigError
 from osmotic.models import NetworkSpec, construct, pipeline
-from osmotic.models.dropout import make_seeded, seed
+from osmotic.models.dropout import make_seeded, seeded
 
 
 class Mixer(nn.Module):
@@ -195,7 +195,8 @@ def test_its_dropout_draws_from_the_generator_it_is_given(mixer: None) -> None:
     make_seeded(model)
     answers = []
     for _ in range(2):
-        seed(model, torch.Generator().manual_seed(3))
+        for dropout in seeded(model):
+            dropout.generator = torch.Generator().manual_seed(3)
         answers.append(model(torch.ones(2, 1, 4, 4), torch.ones(2), class_labels=torch.zeros(2).long())[0])
     assert torch.equal(*answers)
 

@@ -18,6 +18,7 @@ from osmotic.config.schema import DataConfig
 from osmotic.data import sources
 from osmotic.storage import cache
 from osmotic.training.images import Images, Mapped
+from osmotic.training.network import FlatNetwork
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -94,6 +95,7 @@ import numpy as np, torch
 from osmotic.config.schema import DataConfig
 from osmotic.data import sources
 from osmotic.runs.study import _hash
+from osmotic.training.network import FlatNetwork
 from osmotic.training.images import Images
 
 warnings.simplefilter("ignore")
@@ -187,7 +189,7 @@ def test_mirroring_moves_neither_the_order_of_the_images_nor_their_noise() -> No
     for flip in (False, True):
         seen: list[Any] = []
         loop.fit(
-            torch.nn.Linear(1, 1),
+            FlatNetwork(torch.nn.Linear(1, 1)),
             Images.of(symmetric, None, CPU, flip=flip),
             Watched(),  # type: ignore[arg-type]
             TrainingConfig(batch_size=2),

@@ -1,7 +1,8 @@
 """What a codec is, and the byte form that all of them share: a checked header, then raw sections.
 
-Packet layout (little-endian): b"OSM1" | u32 CRC-32 of everything after it | u32 header length | header JSON | sections.
-The header lists codec, and for each tensor its name, dtype and shape; section sizes follow from these alone, so that a
+Packet layout (little-endian): b"OSM2" | u64 XXH3 of everything after it | u32 header length | header JSON | sections.
+The header is padded with blanks, so that sections begin at a multiple of ALIGNED bytes and can be read where they lie. It
+lists codec, and for each tensor its name, dtype and shape; section sizes follow from these alone, so that a
 reader knows every size before it allocates. Who knows what must come back (`Wanted`) also knows the header's length
 beforehand, so that a longer one is not even parsed.
 """
@@ -11,19 +12,21 @@ from __future__ import annotations
 import json
 import math
 import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64
 
 from osmotic.errors import plain, shown
+from osmotic.flat import FlatLayout
 from osmotic.tensors import Tensors
 
-MAGIC = b"OSM1"
-HEAD = struct.Struct("<4sII")
+MAGIC = b"OSM2"
+HEAD = struct.Struct("<4sQI")
+ALIGNED = 64  # bytes, a cache line
 # Most that a header may hold and claim where nobody has said what it must: bytes, axes, elements per axis and in all,
 # an axis of 0 left out, as numpy does. It is a stranger's text.
 MAX_HEADER = 2**20
@@ -132,6 +135,19 @@ class Codec(ABC):
         for entry, section in zip(entries, sections, strict=True):
             yield entry.name, self.decode_tensor(entry, section)
 
+    def read(
+        self, data: bytes, memory: Tensors, wanted: Wanted | None = None, layout: FlatLayout | None = None
+    ) -> Mapping[str, np.ndarray]:
+        """All tensors of a packet, name -> read-only array [...].
+
+        Args:
+            wanted: as `decode`.
+            layout: where they are all of a network, or of some of its parts: a codec that keeps them in that order need not
+                take them apart (`flat.Flat`).
+        Raises: BadPacket as `decode`.
+        """
+        return dict(self.decode(data, memory, wanted))
+
     def packet_bytes(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
         """Bytes of the packet of tensors {name: (dtype, shape)}; exact, or an upper bound if `bounded`.
 
@@ -191,7 +207,7 @@ class Codec(ABC):
 
 
 def header_bytes(codec: str, entries: list[Entry], lengths: list[int] | None) -> bytes:
-    """Header JSON without spaces; `lengths`, in bytes, only for codecs whose sections vary with the data."""
+    """Header JSON, padded; `lengths`, in bytes, only for codecs whose sections vary with the data."""
     header: dict[str, Any] = {
         "codec": codec,
         "tensors": [[e.name, e.dtype, list(e.shape), e.form] for e in entries],
@@ -199,16 +215,21 @@ def header_bytes(codec: str, entries: list[Entry], lengths: list[int] | None) ->
     if lengths is not None:
         # Fixed width: the header's own length stays predictable.
         header["lengths"] = [f"{n:010d}" for n in lengths]
-    return json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(HEAD.size + len(text)) % ALIGNED)
 
 
 def pack(codec: str, entries: list[Entry], sections: list[bytes], with_lengths: bool) -> bytes:
     """Header and sections as one packet; `sections` in the order of `entries`."""
-    header = header_bytes(codec, entries, [len(s) for s in sections] if with_lengths else None)
-    crc = zlib.crc32(header)
+    return seal(header_bytes(codec, entries, [len(s) for s in sections] if with_lengths else None), *sections)
+
+
+def seal(header: bytes, *sections: bytes | memoryview) -> bytes:
+    """A packet of a header and what follows it: the head with the checksum before them."""
+    check = xxh3_64(header)
     for section in sections:
-        crc = zlib.crc32(section, crc)
-    return b"".join([HEAD.pack(MAGIC, crc, len(header)), header, *sections])
+        check.update(section)
+    return b"".join([HEAD.pack(MAGIC, check.intdigest(), len(header)), header, *sections])
 
 
 def unpack(data: bytes, codec: Codec, wanted: Wanted | None = None) -> tuple[list[Entry], list[memoryview]]:
@@ -223,16 +244,7 @@ def unpack(data: bytes, codec: Codec, wanted: Wanted | None = None) -> tuple[lis
     most_header, most = (MAX_HEADER, None) if wanted is None else _most(codec, wanted)
     if most is not None and len(view) > most:
         raise BadPacket(f"{len(view)} bytes are more than the {most} of what was asked for")
-    if len(view) < HEAD.size:
-        raise BadPacket(f"{len(view)} bytes are shorter than a packet head")
-    magic, crc, length = HEAD.unpack(view[: HEAD.size])
-    if magic != MAGIC:
-        raise BadPacket("does not start like a packet")
-    if length > most_header or HEAD.size + length > len(view):
-        raise BadPacket(f"header of {length} bytes does not fit")
-    # Before the JSON is parsed: a torn packet is told from one that was written wrongly.
-    if zlib.crc32(view[HEAD.size :]) != crc:
-        raise BadPacket("checksum does not match: torn or altered")
+    length = checked(view, most_header)
     entries, lengths = _read_header(bytes(view[HEAD.size : HEAD.size + length]), codec)
     if wanted is not None:
         _refuse_other(entries, wanted)
@@ -246,13 +258,33 @@ def unpack(data: bytes, codec: Codec, wanted: Wanted | None = None) -> tuple[lis
     return entries, sections
 
 
+def checked(view: memoryview, most_header: int) -> int:
+    """Bytes of a packet's header, once head and checksum are found in order.
+
+    Raises: BadPacket for what is torn, altered, no packet, or has a longer header than `most_header`.
+    """
+    if len(view) < HEAD.size:
+        raise BadPacket(f"{len(view)} bytes are shorter than a packet head")
+    magic, check, length = HEAD.unpack(view[: HEAD.size])
+    if magic != MAGIC:
+        raise BadPacket("does not start like a packet")
+    if length > most_header or HEAD.size + length > len(view):
+        raise BadPacket(f"header of {length} bytes does not fit")
+    # Before the JSON is parsed: a torn packet is told from one that was written wrongly.
+    if xxh3_64(view[HEAD.size :]).intdigest() != check:
+        raise BadPacket("checksum does not match: torn or altered")
+    return int(length)
+
+
 def _most(codec: Codec, wanted: Wanted) -> tuple[int, int | None]:
     """Bytes of the longest header that names what is wanted, and of the longest packet; None where an axis is open."""
     closed = {n: (d, tuple(MAX_AXIS - 1 if k is None else k for k in s)) for n, (d, s) in wanted.items()}
     entries = [codec.entry(name, *closed[name]) for name in sorted(closed)]
     header = len(header_bytes(codec.name, entries, [0] * len(entries) if codec.bounded else None))
     if any(None in shape for _, shape in wanted.values()):
-        return header + 16 * len(entries), None  # the form, a short word, may change with the open axis
+        return header + 16 * len(
+            entries
+        ) + ALIGNED, None  # the form, a short word, may change with the open axis
     return header, HEAD.size + header + sum(codec.section_bytes(e) for e in entries)
 
 

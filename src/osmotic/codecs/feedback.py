@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from osmotic.codecs.base import Codec, Entry, Wanted
+from osmotic.flat import FlatLayout
 from osmotic.tensors import Tensors
 
 
@@ -49,6 +50,12 @@ class ErrorFeedback(Codec):
     ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, tensor [...]) pairs as `inner`: the residual is the sender's alone. Raises: BadPacket."""
         return self.inner.decode(data, memory, wanted)
+
+    def read(
+        self, data: bytes, memory: Tensors, wanted: Wanted | None = None, layout: FlatLayout | None = None
+    ) -> Mapping[str, np.ndarray]:
+        """Name -> tensor [...] as `inner`. Raises: BadPacket."""
+        return self.inner.read(data, memory, wanted, layout)
 
     # --- all else is as `inner` does it ---
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:

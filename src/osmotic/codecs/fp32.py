@@ -1,10 +1,29 @@
-"""fp32: every tensor as it is, bit for bit; the reference for all other codecs."""
+"""fp32: every tensor as it is, bit for bit; the reference for all other codecs.
+
+All weights of a network, or of some of its parts, travel as the one buffer that they are (`osmotic/flat.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+
 import numpy as np
 
-from osmotic.codecs.base import Codec, Entry, decode_raw, encode_raw
+from osmotic.codecs.base import (
+    HEAD,
+    BadPacket,
+    Codec,
+    Entry,
+    Wanted,
+    checked,
+    decode_raw,
+    encode_raw,
+    header_bytes,
+    seal,
+)
+from osmotic.flat import Flat, FlatLayout, channels_last
+from osmotic.tensors import Tensors
 
 
 class Fp32(Codec):
@@ -14,8 +33,8 @@ class Fp32(Codec):
     absolute = True
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-        """Form raw for every tensor [...], whatever its dtype and shape."""
-        return "raw"
+        """Form of a tensor [...]: last for four axes, which lie as [0, 2, 3, 1], channels-last; raw for all others."""
+        return "last" if len(shape) == 4 else "raw"
 
     def section_bytes(self, entry: Entry) -> int:
         """Bytes of the section of a tensor [...], exact: 4 per weight."""
@@ -24,9 +43,42 @@ class Fp32(Codec):
     def encode_tensor(
         self, entry: Entry, tensor: np.ndarray, rng: np.random.Generator | None = None
     ) -> bytes:
-        """The bytes of a tensor [...], little-endian, row-major; `rng` is not used, nothing is rounded."""
-        return encode_raw(tensor)
+        """The bytes of a tensor [...], little-endian, in the order of its form; `rng` is not used, nothing is rounded."""
+        return encode_raw(channels_last(tensor) if entry.form == "last" else tensor)
 
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         """A read-only view [...] of `data` with entry.shape: the packet must outlive it."""
-        return decode_raw(entry, data)
+        if entry.form != "last":
+            return decode_raw(entry, data)
+        first, second, third, fourth = entry.shape
+        stored = Entry(entry.name, entry.dtype, (first, third, fourth, second), "raw")
+        return decode_raw(stored, data).transpose(0, 3, 1, 2)
+
+    def encode(
+        self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
+    ) -> bytes:
+        """As `Codec.encode`; of a network, name -> float32 [...] in one buffer, the packet is that buffer."""
+        if isinstance(tensors, Flat):
+            return seal(_header(tensors.layout), tensors.buffer.astype("<f4", copy=False).data.cast("B"))
+        return super().encode(tensors, memory, rng)
+
+    def read(
+        self, data: bytes, memory: Tensors, wanted: Wanted | None = None, layout: FlatLayout | None = None
+    ) -> Mapping[str, np.ndarray]:
+        """As `Codec.read`; what was written from one buffer, float32 [...] by name, is read as one."""
+        if layout is not None:
+            view, header = memoryview(data), _header(layout)
+            start = HEAD.size + len(header)
+            # The header to the byte, so that there is nothing in it to be read.
+            if len(view) == start + 4 * layout.size and view[HEAD.size : start] == header:
+                if checked(view, len(header)) != len(header):
+                    raise BadPacket("header is not as long as it says")
+                return Flat(layout, np.frombuffer(view[start:], "<f4").astype(np.float32, copy=False))
+        return super().read(data, memory, wanted, layout)
+
+
+@lru_cache(maxsize=64)
+def _header(layout: FlatLayout) -> bytes:
+    """The header of a packet that is one buffer."""
+    codec = Fp32()
+    return header_bytes(codec.name, [codec.entry(n, "float32", s) for n, s in layout.items()], None)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from osmotic.flat import Flat
+
 
 def round_gain(images: int, half_life: float) -> float:
     """Share of the average that a round renews, in [0, 1]: 1 - 0.5 ** (images / half_life); all of it at half-life 0.
@@ -44,7 +46,7 @@ class Ema:
             raise ValueError(f"half_lives must be distinct and >= 0, got {list(half_lives)}")
         self.half_lives = tuple(float(h) for h in half_lives)
         self._mass = [0.0] * len(self.half_lives)
-        self._averages: list[dict[str, np.ndarray]] = [{} for _ in self.half_lives]
+        self._averages: list[Mapping[str, np.ndarray]] = [{} for _ in self.half_lives]
 
     @property
     def empty(self) -> bool:
@@ -62,9 +64,7 @@ class Ema:
         if images < 0:
             raise ValueError(f"images must be >= 0, got {images}")
         for averages in self._averages:
-            if averages and {k: v.shape for k, v in averages.items()} != {
-                k: v.shape for k, v in weights.items()
-            }:
+            if averages and _shapes(averages) != _shapes(weights):
                 raise ValueError("weights must keep their names and shapes from round to round")
         if images == 0:
             return
@@ -74,15 +74,19 @@ class Ema:
             self._mass[index] += gain * (1.0 - self._mass[index])
             share = gain / self._mass[index]
             averages = self._averages[index]
-            for name, value in weights.items():
-                old = averages.get(name)
-                # At share 1 the formula below would give old + (value - old), which is not value to the last bit.
-                if old is None or share == 1.0:
-                    averages[name] = value.astype(np.float64)
-                else:
+            # At share 1 the formula below would give old + (value - old), which is not value to the last bit.
+            if not averages or share == 1.0:
+                self._averages[index] = _as_float64(weights)
+            elif isinstance(weights, Flat):
+                if not isinstance(averages, Flat):  # as it was restored
+                    averages = self._averages[index] = Flat.of(weights.layout, averages, np.float64)
+                averages.buffer += share * (weights.buffer - averages.buffer)
+            else:
+                for name, value in weights.items():
+                    old = averages[name]
                     old += share * (value - old)
 
-    def average(self, half_life: float) -> dict[str, np.ndarray]:
+    def average(self, half_life: float) -> Mapping[str, np.ndarray]:
         """The average of one half-life, name -> float32 array [...] shaped as the weights, copies.
 
         Raises: ValueError if this half-life is not kept or nothing was taken in yet.
@@ -92,7 +96,10 @@ class Ema:
         index = self.half_lives.index(half_life)
         if not self._mass[index]:
             raise ValueError("no average before the first update")
-        return {name: value.astype(np.float32) for name, value in self._averages[index].items()}
+        averages = self._averages[index]
+        if isinstance(averages, Flat):
+            return Flat(averages.layout, averages.buffer.astype(np.float32))
+        return {name: value.astype(np.float32) for name, value in averages.items()}
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(tensors, json) for the checkpoint: float64 arrays [...] named "INDEX/NAME", and half-lives with their masses.
@@ -114,8 +121,20 @@ class Ema:
         if tuple(state["half_lives"]) != self.half_lives:
             raise ValueError(f"state is of half_lives {state['half_lives']}, not {list(self.half_lives)}")
         self._mass = [float(mass) for mass in state["mass"]]
-        self._averages = [{} for _ in self.half_lives]
+        restored: list[dict[str, np.ndarray]] = [{} for _ in self.half_lives]
         for key, value in tensors.items():
             # Copied, since `update` writes in place and a checkpoint's arrays may be views of its file.
             index, _, name = key.partition("/")
-            self._averages[int(index)][name] = np.array(value, dtype=np.float64)
+            restored[int(index)][name] = np.array(value, dtype=np.float64)
+        self._averages = list(restored)
+
+
+def _shapes(weights: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]]:
+    return weights.layout if isinstance(weights, Flat) else {k: v.shape for k, v in weights.items()}
+
+
+def _as_float64(weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Copies of weights, name -> [...], in float64; in one buffer where they lie in one."""
+    if isinstance(weights, Flat):
+        return Flat(weights.layout, weights.buffer.astype(np.float64))
+    return {name: value.astype(np.float64) for name, value in weights.items()}

@@ -19,12 +19,12 @@ from osmotic.config.schema import Config
 from osmotic.diffusion.process import Process
 from osmotic.diffusion.sampler import Sampling
 from osmotic.diffusion.space import Pixels, Space
+from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
 from osmotic.models import norms
 from osmotic.models.dropout import make_seeded
 from osmotic.models.layout import Layout
 from osmotic.pieces import Chain
-from osmotic.tensors import Tensors
 
 if TYPE_CHECKING:
     from osmotic.models import NetworkSpec
@@ -66,6 +66,11 @@ class Blueprint:
         """Part of the network -> its parameter names, sorted."""
         return self.spec.part_names()
 
+    @cached_property
+    def flat(self) -> FlatLayout:
+        """Where each parameter lies in the one buffer of all weights."""
+        return FlatLayout(self.layout, self.part_names)
+
     def method(self) -> Method:
         """The exchange; everyone makes their own, so that one half cannot lean on what the other has seen."""
         return methods.make(self.config.method.name, dict(self.config.method.options))
@@ -102,6 +107,7 @@ class Blueprint:
         return {
             "parameters": {n: list(s) for n, s in self.layout.items()},
             "dtype": "float32",
+            "layout": self.flat.sha256,
             "norm_groups": models.norm_groups(self.spec),
             "process": self.process.contract(),
             "image": [self.spec.image_size, self.spec.image_size, self.spec.channels],
@@ -110,9 +116,10 @@ class Blueprint:
             **self.space.contract(),
         }
 
-    def initial(self) -> Tensors:
+    def initial(self) -> Flat:
         """The weights of round 0, name -> float32 [...]: a function of network and seed alone."""
-        return models.initial(self.spec, seeds.integer(self.config.seed, seeds.WEIGHTS))
+        drawn = models.initial(self.spec, seeds.integer(self.config.seed, seeds.WEIGHTS))
+        return Flat.of(self.flat, drawn)
 
     def model(self, device: torch.device) -> torch.nn.Module:
         """A network for [B, C, H, W] on the device, channels-last: on CPUs 1.25 times as fast."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from osmotic.federation import ledger
+from osmotic.flat import Flat
 from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import Answer, Failure, Phase, Task
 
@@ -137,6 +138,6 @@ def line(
     }
 
 
-def distance(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> float:
-    """Euclidean norm of the change of weights, name -> float32 [...], in float64 by sorted name."""
-    return math.sqrt(sum(float(np.square(new[n] - old[n], dtype=np.float64).sum()) for n in sorted(old)))
+def distance(new: Flat, old: Flat) -> float:
+    """Euclidean norm of the change of weights, name -> float32 [...], in float64."""
+    return math.sqrt(float(np.square(new.buffer - old.buffer, dtype=np.float64).sum()))

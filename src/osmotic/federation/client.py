@@ -27,16 +27,17 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import held, receive
 from osmotic.federation.interfaces import Work
 from osmotic.federation.memory import ClientState
+from osmotic.flat import Flat
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain
 from osmotic.protocol.messages import ADDRESS, SCORING, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
-from osmotic.tensors import Tensors, group
+from osmotic.tensors import Tensors, group, grouped
 from osmotic.training.images import Images
 from osmotic.training.loop import Cancelled, fit
-from osmotic.training.weights import copy_weights, weights_of
+from osmotic.training.network import FlatNetwork
 
 log = logging.getLogger("osmotic.client")
 
@@ -73,8 +74,8 @@ class Opened:
 class Result:
     """What a step brought: tensors [...] for the codec ("model/NAME"), exact ones, figures beside them."""
 
-    coded: Tensors = field(default_factory=dict)
-    exact: Tensors = field(default_factory=dict)
+    coded: Mapping[str, np.ndarray] = field(default_factory=dict)
+    exact: Mapping[str, np.ndarray] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,7 +96,7 @@ class Worker:
 
     Args:
         blueprint: what server and clients have in common; it holds no images.
-        initial: the run's initial weights, name -> float32 [...]; everybody can draw them from the seed.
+        initial: the run's initial weights, of the blueprint's layout; everybody can draw them from the seed.
         contract: hash that a packet must carry.
         stop: set when the run is being stopped.
         worked: is told of every batch that is trained on or drawn (`interfaces.Observer`).
@@ -107,19 +108,19 @@ class Worker:
         self,
         blueprint: Blueprint,
         model: torch.nn.Module,
-        initial: Tensors,
+        initial: Flat,
         contract: str,
         stop: threading.Event | None = None,
         worked: Callable[[Work, float], object] = lambda work, amount: None,
         own_disk: bool = True,
     ) -> None:
         self.blueprint, self.config, self.model = blueprint, blueprint.config, model
+        self.network = FlatNetwork(model, blueprint.flat)
         self.initial, self.contract, self.stop = initial, contract, stop or threading.Event()
         self.worked, self.own_disk = worked, own_disk
         # Exchange and pieces of this worker's own: a hook on a client can then not read what the server's have seen.
         self.method, self.chain = blueprint.method(), blueprint.chain()
-        self.named = dict(model.named_parameters())  # walking the modules takes a millisecond
-        self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
+        self.named = self.network.parameters
         self.part_names = blueprint.part_names
         self.stateful = keeps_state(blueprint, self.chain)
 
@@ -182,14 +183,11 @@ class Worker:
         if state.codec:
             down.adopt(state.codec)
             up.adopt(state.codec)
-        received = receive(
-            header["down"], blobs, down, state, self.shapes, codec_config.changed_only, self.part_names
-        )
+        received = receive(header["down"], blobs, down, state, self.network.layout, codec_config.changed_only)
         received |= held(header["held"], self.part_names, state)
         # Images are drawn from the average of a personal model, training goes on from the weights themselves.
         own = state.personal | (state.average if header["action"] != "train" else {})
-        # Later ones win: what the server sent is newer than what was kept, and that newer than round 0.
-        copy_weights(self.named, {**self.initial, **own, **received})
+        self._start(own, received)
         step = Step(
             client=site.client,
             phase=header["phase"],
@@ -202,10 +200,27 @@ class Worker:
             control=header["control"],
             extras=extras,
             model=self.model,
+            received=self.network.received,
             parameters=self.named,
             images=site.images,
         )
         return Opened(site, header, state, step, up)
+
+    def _start(self, own: Tensors, received: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Puts the weights that a step starts from, name -> float32 [...], into the network.
+
+        Later ones win: what the server sent, by part, is newer than what the client kept, and that newer than round 0.
+        """
+        start = self.network.start
+        for part, names in self.part_names.items():
+            if part in received:
+                start.put(received[part], part)
+                continue
+            start.put(self.initial.part(part), part)
+            for name in names:
+                if name in own:
+                    np.copyto(start[name], own[name])
+        self.network.begin()
 
     # --- the actions ---
 
@@ -215,7 +230,6 @@ class Worker:
         Raises: Cancelled if the run is being stopped.
         """
         state, step, training = opened.state, opened.step, self.config.training
-        step.received = {n: p.detach().clone() for n, p in self.named.items()}
         rule = self.chain.open(self.method, step, state.pieces)
         moments = dict(state.optimizer) if self.blueprint.keeps_moments else None
         epochs = opened.header["local_epochs"]
@@ -223,7 +237,7 @@ class Worker:
         epochs = training.local_epochs if epochs is None else float(epochs)
         steps = batch_plan(len(images), training.batch_size, epochs)
         loss, seen = fit(
-            self.model,
+            self.network,
             images,
             self.blueprint.process,
             training,
@@ -236,21 +250,20 @@ class Worker:
             stop=self.stop.is_set,
             stepped=partial(self.worked, "train", 1),
         )
-        change = {
-            n: (self.named[n].detach() - step.received[n]).cpu().contiguous().numpy()
-            for n in sorted(step.names(step.returns))
-        }
-        change, extras, state.pieces = rule.close(change)
+        change, extras, state.pieces = rule.close(self.network.change(step.returns))
         if moments is not None:
             state.optimizer = moments
         # A piece's phase may keep other parts than the exchange does (`personalise` keeps all).
         kept = opened.header["keep"]
-        state.personal |= weights_of(self.named, step.names(self.method.keep() if kept is None else kept))
+        state.personal |= self.network.copy(self.method.keep() if kept is None else kept)
         if not self.method.global_model:
             self._average(state, int(opened.header["round_images"]))
-        coded = {f"model/{n}": t for n, t in change.items()}
         wire = opened.header["coded"]  # extras that a piece lets through the lossy codec
-        coded |= {n: t for n, t in extras.items() if n in wire}
+        coded: Mapping[str, np.ndarray]
+        if isinstance(change, Flat) and not wire:
+            coded = change.named("model/")
+        else:
+            coded = grouped("model", change) | {n: t for n, t in extras.items() if n in wire}
         exact = {n: t for n, t in extras.items() if n not in wire}
         return Result(coded, exact, {"loss": loss, "images": seen, "steps": steps})
 
@@ -268,10 +281,10 @@ class Worker:
         ema = Ema(half_lives)
         if state.ema_mass is not None:
             ema.restore(state.ema, {"half_lives": list(half_lives), "mass": state.ema_mass.tolist()})
-        ema.update(weights_of(self.named), images)
+        ema.update(self.network.copy(), images)
         state.ema, notes = ema.state()
         state.ema_mass = np.array(notes["mass"])
-        state.average = ema.average(half_lives[0])
+        state.average = dict(ema.average(half_lives[0]))
 
     def sample(self, opened: Opened) -> Result:
         """Images drawn from the client's own model, "image/samples" uint8 [N, H, W, C], labels as the control says."""
@@ -292,7 +305,7 @@ class Worker:
 
         So the server gets it where policy allows.
         """
-        return Result(exact={f"own/{n}": t for n, t in weights_of(self.named).items()})
+        return Result(exact=self.network.copy().named("own/"))
 
     # --- close ---
 

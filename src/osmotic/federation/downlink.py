@@ -20,6 +20,7 @@ from osmotic import seeds
 from osmotic.codecs import EXACT, BadPacket, Codec
 from osmotic.codecs.base import unpack
 from osmotic.federation.memory import ClientState
+from osmotic.flat import Flat, FlatLayout
 from osmotic.storage.store import StateLost
 from osmotic.tensors import Tensors, group
 
@@ -144,7 +145,8 @@ class DownLink:
 
     def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
         if part not in self._full:
-            self._full[part] = EXACT.encode({n: weights[n] for n in self.names[part]}, {})
+            own = {n: weights[n] for n in self.names[part]}
+            self._full[part] = EXACT.encode(weights.part(part) if isinstance(weights, Flat) else own, {})
         return self._full[part]
 
     def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
@@ -216,65 +218,58 @@ def receive(
     blobs: list[bytes],
     codec: Codec,
     state: ClientState,
-    shapes: Mapping[str, tuple[int, ...]],
+    layout: FlatLayout,
     keep: bool = False,
-    names: Mapping[str, list[str]] | None = None,
-) -> Tensors:
-    """Client end: this round's weights of every part sent, name -> float32 [...].
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """Client end: this round's weights of every part sent, part -> name -> float32 [...]; they may be views of `blobs`.
 
     Args:
-        shapes: name -> shape, of the whole network.
-        names: part -> parameter names, where a part must come with all of them and no others.
+        layout: of the whole network; a part must come with all of its parameters and no others.
 
     `state` keeps `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
-    Raises: BadPacket for names or shapes the network does not have; StateLost if the replica to build on is not here.
+    Raises: BadPacket for parts, names or shapes the network does not have; StateLost if the replica to build on is not here.
     """
-    weights: Tensors = {}
+    weights: dict[str, Mapping[str, np.ndarray]] = {}
     waiting = list(blobs)
     for entry in entries:
         part, base = str(entry["part"]), entry["base"]
-        wanted = None
-        if names is not None:
-            if part not in names:
-                raise BadPacket(f"{part} is no part of the network")
-            wanted = {n: ("float32", tuple(shapes[n])) for n in names[part]}
+        if part not in layout.part_names:
+            raise BadPacket(f"{part} is no part of the network")
+        own = layout.of_parts([part])
         payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
+        got: Mapping[str, np.ndarray]
         if base is None:
-            got = {n: t.copy() for n, t in EXACT.decode(payload[0], {}, wanted)}
+            got = EXACT.read(payload[0], {}, own.wanted, own)
         else:
             if state.heard.get(part) != base:
                 raise StateLost(
                     f"the replica of round {base} that the change of {part} builds on is not here"
                 )
-            got = {}
+            got = state.replica
             for data in payload:
-                for name, change in codec.decode(data, {}, wanted):
-                    _check(name, change, shapes)  # before the sum, which would broadcast a wrong shape
-                    got[name] = got.get(name, state.replica[name]) + change
-        for name, tensor in got.items():
-            _check(name, tensor, shapes)
+                # The packet holds this part's names and shapes alone, or it is refused before the sum.
+                got = {name: got[name] + change for name, change in codec.decode(data, {}, own.wanted)}
         if keep or not codec.absolute:
+            # Copied: views would keep all of the packet in memory, and it is not ours.
+            got = {name: tensor.copy() for name, tensor in got.items()} if base is None else got
             state.replica |= got
             state.heard[part] = int(entry["round"])
-        weights |= got
+        weights[part] = got
     return weights
 
 
-def held(rounds: Mapping[str, int], names: Mapping[str, list[str]], state: ClientState) -> Tensors:
+def held(
+    rounds: Mapping[str, int], names: Mapping[str, list[str]], state: ClientState
+) -> dict[str, Mapping[str, np.ndarray]]:
     """Client end: the parts that were not sent because they have not moved since this client heard them.
 
     Args:
         rounds: part -> round in which it was sent.
         names: part -> parameter names.
-    Returns: name -> float32 [...], the replica's own arrays.
+    Returns: part -> name -> float32 [...], the replica's own arrays.
     Raises: StateLost if it is not here as of that round.
     """
     for part, number in rounds.items():
         if state.heard.get(part) != number:
             raise StateLost(f"the {part} as of round {number}, which was not sent again, is not here")
-    return {n: state.replica[n] for part in rounds for n in names[part]}
-
-
-def _check(name: str, tensor: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if name not in shapes or tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
-        raise BadPacket(f"{name} {tensor.dtype.name} {list(tensor.shape)} is not in the network")
+    return {part: {n: state.replica[n] for n in names[part]} for part in rounds}

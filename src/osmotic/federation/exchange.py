@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from osmotic.codecs import EXACT, BadPacket
 from osmotic.errors import plain, shown
 from osmotic.federation import bookkeeping, ledger
@@ -19,9 +21,19 @@ from osmotic.federation.interfaces import Engine, Observer
 from osmotic.federation.state import ServerState
 from osmotic.protocol.aggregate import Accumulator, OutOfRange
 from osmotic.protocol.gate import Gate, Refused
-from osmotic.protocol.messages import ADDRESS, KINDS, Answer, Failure, Packet, Phase, Reply, Sent, Task
+from osmotic.protocol.messages import (
+    ADDRESS,
+    KINDS,
+    Answer,
+    Failure,
+    Packet,
+    Phase,
+    Reply,
+    Sent,
+    Task,
+    changes,
+)
 from osmotic.protocol.participation import images_planned, learning_rate, weights_sent
-from osmotic.tensors import Tensors, group
 
 log = logging.getLogger("osmotic.server")
 
@@ -60,7 +72,11 @@ class Exchange:
         ] = {}  # step of a checkpoint on disk -> who was counted when
 
     def post(
-        self, phase: Phase, tasks: Iterable[Task], tally: Tally, weights: Tensors | None = None
+        self,
+        phase: Phase,
+        tasks: Iterable[Task],
+        tally: Tally,
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> Iterator[Sent]:
         """Tasks as packets, made one at a time as the engine asks for them.
 
@@ -213,7 +229,7 @@ class Exchange:
             weight = expected.check(tensors, packet.header.get("num_examples"))
             if total is not None:
                 # Before `accept`: a reply that does not fit the sum is refused whole, not half folded.
-                total.check_weight(group(tensors, "model"), weight)
+                total.check_weight(changes(tensors), weight)
             return Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
         except Refused as error:
             return Failure(error.kind, str(error))

@@ -63,7 +63,7 @@ class Trainer(Protocol):
 class Scorer(Protocol):
     """Scores models; knows the data sets, which the server does not."""
 
-    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
+    def score_global(self, weights: Mapping[str, np.ndarray], server_round: int) -> dict[str, Any]:
         """Quality of the global model, name -> float32 [...], by the names of the summary."""
 
     def wanted(self, client: Client) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Reply, Spec, 
 from osmotic.tensors import Tensors, group
 
 # Asks clients, beside the phases: (phase, tasks, what takes a reply, weights to send instead of the global ones).
-Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Tensors | None], None]
+Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Mapping[str, np.ndarray] | None], None]
 
 # What the server learns from either, for a site that decides whether to join.
 REVEALS = (
@@ -43,7 +43,7 @@ def score(
     samples: int,
     phase: Phase,
     shared: tuple[str, ...],
-    merged: Tensors,
+    merged: Mapping[str, np.ndarray],
     image: tuple[int, int, int],
 ) -> dict[str, Any]:
     """Every client draws from its own model; the images come back outside the four totals, and are scored.

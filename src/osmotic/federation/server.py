@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -34,8 +34,9 @@ from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
 from osmotic.federation.interrupts import Interrupts
 from osmotic.federation.lab import ServerLab
 from osmotic.federation.state import ServerState
+from osmotic.flat import Flat
 from osmotic.protocol.aggregate import Accumulator
-from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task
+from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task, contract_hash
 from osmotic.protocol.participation import choose, learning_rate, score_due
 from osmotic.protocol.view import View
 from osmotic.storage import checkpoint, lock
@@ -46,13 +47,17 @@ from osmotic.tensors import Tensors
 
 @dataclass
 class Outcome:
-    """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state."""
+    """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state.
+
+    `moved` names the parameters that somebody has returned, or that the server has trained.
+    """
 
     phase: Phase
     tally: Tally
     quorum: bool
-    weights: Tensors
+    weights: Flat
     pieces: Tensors
+    moved: Set[str] = frozenset()
     server_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -76,7 +81,7 @@ class Server:
         engine: Engine,
         run: RunDir,
         *,
-        initial: Tensors,
+        initial: Flat,
         contract: str,
         flops_per_image: int,
         scorer: Scorer,
@@ -193,14 +198,17 @@ class Server:
             change = bent.items()
 
         # 5. Apply it. Without pieces the mean comes tensor by tensor, each sum given up as it is taken.
-        weights = dict(state.weights)
-        for name, moved in change:
-            weights[name] = weights[name] + moved
+        weights, moved = state.weights.copy(), set()
+        for name, step in change:
+            np.add(weights[name], step, out=weights[name])
+            moved.add(name)
 
         # 6. After: what the pieces train or draw on the server.
-        lab = ServerLab(view, phase, weights, self.trainer)
+        lab = ServerLab(view, phase, dict(weights), self.trainer)
         pieces, more = self.chain.after(lab, pieces, phase)
-        return Outcome(phase, tally, True, lab.weights, pieces, lab.steps, {**metrics, **more})
+        if lab.steps:
+            weights, moved = Flat.of(weights.layout, lab.weights), set(weights)
+        return Outcome(phase, tally, True, weights, pieces, moved, lab.steps, {**metrics, **more})
 
     def _commit(self, outcome: Outcome) -> dict[str, Any]:
         """Step 7. The phase counts: only here does anything move that the next phase builds on. Returns its metrics line."""
@@ -210,8 +218,7 @@ class Server:
             state.pieces = outcome.pieces
             state.server_steps += outcome.server_steps
             for part, names in self.part_names.items():
-                # By identity, which costs nothing: what nobody returned is still the same array.
-                if any(state.weights[n] is not old[n] for n in names):
+                if not outcome.moved.isdisjoint(names):
                     state.changed[part] = phase.server_round
             state.down.commit({n: tally.asked[n].send for n in tally.answers}, phase.server_round)
             state.up.commit(tally.answers)
@@ -241,8 +248,7 @@ class Server:
         images = sum(int(m.get("images", 0)) for m in tally.answers.values())
         if phase.name == TRAIN and self.method.shared and images:
             # Only what the server averages: personal parts have their own averages at their clients.
-            shared = sorted(n for part in self.method.shared for n in self.part_names[part])
-            self.state.ema.update({n: self.state.weights[n] for n in shared}, images)
+            self.state.ema.update(self.state.weights.parts(self.method.shared), images)
 
     def _finish(self, phase: Phase, started: float) -> None:
         """Steps 8 and 9: the score, if one is due, and the line that closes the phase."""
@@ -353,7 +359,7 @@ class Server:
         phase: Phase,
         tasks: Sequence[Task],
         accept: Callable[[Reply], None],
-        weights: Tensors | None,
+        weights: Mapping[str, np.ndarray] | None,
         book: bool = True,
     ) -> None:
         """A question beside the phases, which changes nothing that counts; its traffic and failures are booked."""
@@ -432,7 +438,9 @@ class Server:
             agreed()
             return  # stopped before its first checkpoint: nothing was trained yet
         step, tensors, notes = checkpoint.load_latest(folder, usable=self._leads_on, run_id=run.run_id)
-        if notes["contract"] != self.contract:
+        # Earlier versions did not name the layout of the buffer, which follows from the rest.
+        before = {k: v for k, v in self.blueprint.contract().items() if k != "layout"}
+        if notes["contract"] not in (self.contract, contract_hash(before)):
             raise ConfigError(
                 str(self.run_dir.path),
                 None,

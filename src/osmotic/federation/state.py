@@ -13,6 +13,7 @@ from osmotic.federation import ledger
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import DownLink
 from osmotic.federation.uplink import UpLink
+from osmotic.flat import Flat
 from osmotic.tensors import Tensors, group, grouped
 
 
@@ -21,7 +22,7 @@ class ServerState:
     """The server between two phases.
 
     Args:
-        weights: the global ones, name -> float32 [...], sorted. Arrays are replaced, never changed in place.
+        weights: the global ones, name -> float32 [...]. The buffer is replaced, never changed in place.
         ema: their averages over rounds.
         up, down: the two links.
         pieces: state of the learning rule, "PIECE/NAME" -> array [...].
@@ -32,7 +33,7 @@ class ServerState:
         pending: the metrics line of the last phase, if its score is still to be taken.
     """
 
-    weights: Tensors
+    weights: Flat
     ema: Ema
     up: UpLink
     down: DownLink
@@ -49,19 +50,19 @@ class ServerState:
     pending: dict[str, Any] | None = None
 
     @classmethod
-    def initial(cls, blueprint: Blueprint, weights: Mapping[str, np.ndarray], pieces: Tensors) -> ServerState:
+    def initial(cls, blueprint: Blueprint, weights: Flat, pieces: Tensors) -> ServerState:
         """Before the first phase: round 0's weights, name -> float32 [...], nothing sent, nothing counted."""
         config = blueprint.config
         down = blueprint.codec("down")
         return cls(
-            {n: weights[n].copy() for n in sorted(weights)},
+            weights.copy(),
             Ema(config.recipe.ema_half_lives),
             UpLink(blueprint.codec("up"), config.seed),
             DownLink(down, blueprint.part_names, config.codec.changed_only, config.seed),
             pieces,
         )
 
-    def scored_weights(self) -> Tensors:
+    def scored_weights(self) -> Mapping[str, np.ndarray]:
         """The average of the first half-life, else the raw weights: name -> float32 [...]."""
         return average_of(self.weights, self.ema)
 
@@ -95,7 +96,7 @@ class ServerState:
 
     def from_checkpoint(self, step: int, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
         """The inverse of `to_checkpoint`: its tensors [...] and JSON."""
-        self.step, self.weights = step, dict(sorted(group(tensors, "weights").items()))
+        self.step, self.weights = step, Flat.of(self.weights.layout, group(tensors, "weights"))
         self.ema.restore(group(tensors, "ema"), notes["ema"])
         self.down.restore(group(tensors, "down"), notes["down"])
         self.up.restore(tensors, notes)
@@ -108,7 +109,9 @@ class ServerState:
         self.last_quality, self.pending = notes["last_quality"], notes.get("pending")
 
 
-def average_of(weights: Tensors, ema: Ema, half_life: float | None = None) -> Tensors:
+def average_of(
+    weights: Mapping[str, np.ndarray], ema: Ema, half_life: float | None = None
+) -> Mapping[str, np.ndarray]:
     """The average over `half_life` images, name -> float32 [...]; by default the first one kept.
 
     The weights themselves where nothing was averaged yet, or for a half-life of 0.

@@ -60,7 +60,7 @@ class UpLink:
         weights, version = self._next
         return grouped("codec", weights) if version is not None and self.heard.get(client) != version else {}
 
-    def decode(self, client: str, packet: Packet, expected: Expectation) -> Tensors:
+    def decode(self, client: str, packet: Packet, expected: Expectation) -> Mapping[str, np.ndarray]:
         """The tensors [...] of a reply: the coded blob, where anything coded is expected, then the exact one.
 
         Raises: BadPacket for torn, altered or missing blobs, or other tensors than each must hold.
@@ -71,12 +71,12 @@ class UpLink:
             raise BadPacket(f"holds {len(blobs)} blobs, not {number}")
         # A copy: if the phase does not count, the decoder must not have moved on.
         memory = {n: t.copy() for n, t in self.memory.get(client, {}).items()}
-        tensors: Tensors = {}
+        tensors: Mapping[str, np.ndarray] = {}
         if expected.coded:
-            tensors |= self.codec.decode(blobs.pop(0), memory, expected.wanted_coded)
+            tensors = self.codec.read(blobs.pop(0), memory, expected.wanted_coded, expected.layout)
         if expected.exact:
             # Two lists without a common name: nothing of the first blob can be overwritten.
-            tensors |= EXACT.decode(blobs.pop(0), {}, expected.wanted_exact)
+            tensors = {**tensors, **EXACT.read(blobs.pop(0), {}, expected.wanted_exact)}
         self._memory[client] = memory
         return tensors
 

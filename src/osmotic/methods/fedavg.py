@@ -19,7 +19,6 @@ from osmotic.models.parts import PARTS
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import TRAIN, Client, Phase, Reply, Task
 from osmotic.protocol.view import View
-from osmotic.tensors import group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class FedAvg(Method):
     def fold(self, total: Accumulator, reply: Reply) -> None:
         """sum <- sum + n_k (theta_r^k - theta_{r-1}), name -> int64 [...] in fixed point."""
         # Added as integers: the sum has the same bits in any order of arrival.
-        total.add(group(reply.tensors, "model"), reply.weight)
+        total.add(reply.changes, reply.weight)
 
     def mean(self, total: Accumulator) -> Iterator[tuple[str, np.ndarray]]:
         """sum_k p_k (theta_r^k - theta_{r-1}), float32 [...] name by name; the sums are used up."""

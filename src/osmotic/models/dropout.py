@@ -19,7 +19,7 @@ class SeededDropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         if self.generator is None:
-            raise RuntimeError("dropout has no generator: call `seed` before training")
+            raise RuntimeError("dropout has no generator: set `generator` before training")
         # On the CPU, so that a GPU drops the same activations.
         kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.p
         return x * kept / (1 - self.p)
@@ -34,8 +34,6 @@ def make_seeded(model: nn.Module) -> None:
             setattr(parent, name.rpartition(".")[2], SeededDropout(module.p))
 
 
-def seed(model: nn.Module, generator: torch.Generator) -> None:
-    """Gives all dropout of `model` this generator, in their order of use."""
-    for module in model.modules():
-        if isinstance(module, SeededDropout):
-            module.generator = generator
+def seeded(model: nn.Module) -> list[SeededDropout]:
+    """All such dropout of `model`, in order of use; its `generator` is to be set before training."""
+    return [module for module in model.modules() if isinstance(module, SeededDropout)]

@@ -81,7 +81,7 @@ class Chain:
 
     def gather(self, view: View, gathered: dict[str, Any], reply: Reply) -> None:
         """Shows every piece its share of a reply; `gathered` holds what each made of those before, by piece."""
-        change = group(reply.tensors, "model")
+        change = reply.changes
         for name, piece in self.pieces.items():
             own = replace(reply, tensors=group(reply.tensors, name), change=change)
             gathered[name] = piece.gather(view, gathered.get(name), own)
@@ -193,7 +193,7 @@ class LocalRule:
         for step in (self.step, *self.steps.values()):
             step.taken += 1
 
-    def close(self, change: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def close(self, change: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], Tensors, Tensors]:
         """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), given the change made.
 
         All are name -> array [...].
@@ -206,5 +206,6 @@ class LocalRule:
             sent, own = _checked(name, "extras", sent), _checked(name, "state", own)
             extras |= grouped(name, sent)
             state |= grouped(name, own)
-            change = _checked(name, "filter", piece.filter(self.steps[name], own, change))
+            if type(piece).filter is not Piece.filter:  # else it stays one buffer
+                change = _checked(name, "filter", piece.filter(self.steps[name], own, dict(change)))
         return change, extras, state

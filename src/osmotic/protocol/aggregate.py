@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from osmotic.flat import Flat, FlatLayout, channels_last
+
 # Elements: 512 KiB of float64 stays in the second-level cache (unchunked took 2.5 times as long,
 # benchmarks/README.md).
 CHUNK = 64 * 1024
@@ -42,6 +44,9 @@ class Accumulator:
         # 62 bits and not 63: the sum also holds up to half a step of rounding from every reply.
         self.scale_bits = 62 - math.ceil(math.log2(self.total_weight * self.max_abs))
         self.sums: dict[str, np.ndarray] = {}  # int64 [...]
+        self._flat: dict[
+            FlatLayout, Flat
+        ] = {}  # the sums of whole parts of a network: `sums` are views of these
         self.weights: dict[str, int] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -77,16 +82,14 @@ class Accumulator:
             weight: number of examples, an integer in 1 .. total_weight.
         """
         jobs = []
-        for name, tensor in tensors.items():
-            if name not in self.sums:
-                self.sums[name] = np.zeros(tensor.shape, np.int64)
-                self.weights[name] = 0
-            self.weights[name] += weight
-            flat, total = np.ascontiguousarray(tensor).reshape(-1), self.sums[name].reshape(-1)
+        for values, total in self._pairs(tensors):
             # Eight chunks a job: a thread is not worth waking for less.
             jobs += [
-                (flat[i : i + 8 * CHUNK], total[i : i + 8 * CHUNK]) for i in range(0, flat.size, 8 * CHUNK)
+                (values[i : i + 8 * CHUNK], total[i : i + 8 * CHUNK])
+                for i in range(0, values.size, 8 * CHUNK)
             ]
+        for name in tensors:
+            self.weights[name] = self.weights.get(name, 0) + weight
         factor = weight * 2.0**self.scale_bits
         if sum(len(values) for values, _ in jobs) < 16 * CHUNK:  # threads cost more than they save
             for values, total in jobs:
@@ -96,15 +99,47 @@ class Accumulator:
             self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         list(self._pool.map(lambda job: _add_scaled(job[0], job[1], factor), jobs))
 
+    def _pairs(self, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What is to be added and the sum that it goes to, each [n]: part by part of a network in one buffer, else by name."""
+        rest = iter(tensors)
+        if isinstance(tensors, Flat):
+            rest = iter(())
+            for part in tensors.layout.part_names:
+                one = tensors.part(part)
+                if self._flat_sums(one.layout):
+                    yield one.buffer, self._flat[one.layout].buffer
+                else:  # the sums of some were begun by name
+                    yield from self._pairs(dict(one))
+        for name in rest:
+            tensor = tensors[name]
+            if name not in self.sums:
+                self.sums[name] = np.zeros(tensor.shape, np.int64)
+            total = self.sums[name]
+            if (
+                not total.flags.c_contiguous
+            ):  # in a buffer, channels-last: reshaped as it is, it would be a copy
+                tensor, total = channels_last(tensor), channels_last(total)
+            yield np.ascontiguousarray(tensor).reshape(-1), total.reshape(-1)
+
+    def _flat_sums(self, layout: FlatLayout) -> bool:
+        """Whether the sums of a part lie in one buffer; makes it where none of them was begun."""
+        if layout not in self._flat:
+            if any(name in self.sums for name in layout):
+                return False
+            self._flat[layout] = Flat(layout, np.zeros(layout.size, np.int64))
+            self.sums.update(self._flat[layout])
+        return True
+
     def mean(self) -> dict[str, np.ndarray]:
         """Weighted mean of every tensor that somebody sent, name -> float32 [...], computed in float64."""
         return {name: self._mean(name) for name in sorted(self.sums)}
 
     def drain(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`mean` tensor by tensor, float32 [...]; each sum is given up as its mean is taken.
+        """`mean` tensor by tensor, float32 [...]; each sum is given up as its mean is taken, those of a part with its last.
 
         That halves the memory at the peak.
         """
+        self._flat.clear()
         for name in sorted(self.sums):
             mean = self._mean(name)
             del self.sums[name]
@@ -112,11 +147,8 @@ class Accumulator:
 
     def _mean(self, name: str) -> np.ndarray:
         divisor = 2.0**self.scale_bits * self.weights[name]
-        total, out = self.sums[name], np.empty(self.sums[name].shape, np.float32)
-        flat, flat_out = total.reshape(-1), out.reshape(-1)
-        for i in range(0, flat.size, CHUNK):
-            flat_out[i : i + CHUNK] = flat[i : i + CHUNK] / divisor
-        return out
+        mean: np.ndarray = (self.sums[name] / divisor).astype(np.float32)
+        return mean
 
 
 _scratch = threading.local()  # a thread's two buffers: allocating them per tensor costs as much as the sum

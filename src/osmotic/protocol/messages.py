@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from osmotic.errors import shown
+from osmotic.flat import Flat
+from osmotic.tensors import group
 
 TRAIN = "train"  # a federated round: the only phase whose changes the exchange averages
 MERGE = "merge"  # the phase that merges the last average into personal models, to score them
@@ -175,6 +177,18 @@ class Reply:
     weight: int
     metrics: Mapping[str, float]
     change: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> Mapping[str, np.ndarray]:
+        """The "model/NAME" tensors by NAME, float32 [...]: views."""
+        return changes(self.tensors)
+
+
+def changes(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The "model/NAME" tensors of a reply by NAME, float32 [...]: still one buffer where they came as one."""
+    if isinstance(tensors, Flat) and tensors.layout.prefix == "model/":
+        return tensors.named("")
+    return group(tensors, "model")
 
 
 def contract_hash(contract: Mapping[str, Any]) -> str:

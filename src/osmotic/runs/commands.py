@@ -303,7 +303,7 @@ def _evaluated(
 
 def _averaged(
     tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any], kept: tuple[float, ...], half_life: float
-) -> dict[str, np.ndarray]:
+) -> Mapping[str, np.ndarray]:
     """The server's weights in a checkpoint, averaged over this half-life; 0 gives them as they are."""
     from osmotic.diffusion.ema import Ema
     from osmotic.federation.state import average_of

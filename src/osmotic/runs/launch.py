@@ -23,6 +23,7 @@ from osmotic.federation import extension
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.interfaces import Engine, Observer, Work
 from osmotic.federation.server import Server
+from osmotic.flat import Flat
 from osmotic.protocol.messages import contract_hash
 from osmotic.runs import apart, quicker, resolve, timing
 from osmotic.runs.announce import LONG, Start
@@ -38,7 +39,6 @@ from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
 from osmotic.training.images import Images
 from osmotic.training.loop import fit
-from osmotic.training.weights import copy_weights, weights_of
 
 
 def start(
@@ -229,7 +229,7 @@ def make_sites(study: Study, folder: Path) -> list[Site]:
 
 def worker_factory(
     study: Study,
-    initial: Tensors,
+    initial: Flat,
     contract: str,
     worked: Callable[[Work, float], object] = lambda work, amount: None,
 ) -> tuple[Callable[[], Worker], threading.Event]:
@@ -262,7 +262,7 @@ class ServerTrainer:
         worker, blueprint = self._loaded(weights), self.study.blueprint
         given = labels if blueprint.spec.num_classes else None
         fit(
-            worker.model,
+            worker.network,
             Images.of(images, given, self.study.device, blueprint.space, flip=blueprint.config.data.flip),
             blueprint.process,
             blueprint.config.training,
@@ -270,7 +270,7 @@ class ServerTrainer:
             learning_rate=learning_rate,
             rng=np.random.default_rng(seed),
         )
-        return weights_of(worker.named)
+        return dict(worker.network.copy())
 
     def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
         """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
@@ -278,7 +278,7 @@ class ServerTrainer:
 
     def _loaded(self, weights: Tensors) -> Worker:
         self._worker = self._worker or self._make()
-        copy_weights(self._worker.named, weights)
+        self._worker.network.load(weights)
         return self._worker
 
 

@@ -24,7 +24,6 @@ from osmotic.protocol.messages import Client
 from osmotic.runs import grids
 from osmotic.runs.study import Holding, Study
 from osmotic.storage.folder import RunDir
-from osmotic.tensors import Tensors
 from osmotic.training.weights import copy_weights
 
 # Fields of the summary that are null where no global model exists.
@@ -108,7 +107,9 @@ class Scoring:
         counts = np.bincount(labels[self._train_rows], minlength=self.study.spec.num_classes)
         return apportion(counts, self.samples)
 
-    def draw(self, weights: Tensors, labels: np.ndarray | None, samples: int) -> tuple[np.ndarray, int]:
+    def draw(
+        self, weights: Mapping[str, np.ndarray], labels: np.ndarray | None, samples: int
+    ) -> tuple[np.ndarray, int]:
         """Images of these weights, uint8 [samples, H, W, C], and network evaluations per image."""
         # Kept from round to round: they are built once, and only their weights change.
         while len(self._models) < self.study.workers:
@@ -118,7 +119,7 @@ class Scoring:
         drawn = partial(self.worked, "draw")
         return self.study.blueprint.draw_chunks(self._models, labels, samples, self.seed, drawn)
 
-    def score_global(self, weights: Tensors, server_round: int) -> dict[str, Any]:
+    def score_global(self, weights: Mapping[str, np.ndarray], server_round: int) -> dict[str, Any]:
         """Quality of the global model, with one entry per client, and the round's sample grid.
 
         Args:

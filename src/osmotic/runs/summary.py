@@ -17,7 +17,6 @@ from osmotic.runs.study import Study
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
 from osmotic.storage.folder import RunDir
-from osmotic.tensors import Tensors
 
 
 def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
@@ -115,7 +114,7 @@ QUALITY = (
 MORE = ("metrics", "personal")  # own metrics; scores of clients' own models beside a global one
 
 
-def weights_sha256(weights: Tensors, state_hashes: dict[str, str] | None = None) -> str:
+def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, str] | None = None) -> str:
     """SHA-256, 64 hexadecimal digits, of weights, then of each client's state hash by client name.
 
     Args:

@@ -23,6 +23,7 @@ from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study
 from osmotic.training.images import Images
 from osmotic.training.loop import fit
+from osmotic.training.network import FlatNetwork
 
 PATIENCE = (
     1.0  # seconds that a single timing may take, about: large batches of large networks are scaled up to
@@ -75,12 +76,16 @@ class Trial:
         rows = np.arange(size) % len(split)
         labels = split.labels[rows] if split.labels is not None and study.spec.num_classes else None
         self.images = Images.of(split.images[rows], labels, study.device, study.blueprint.space)
+        self._flat: dict[int, FlatNetwork] = {}
 
     def train(self, model: torch.nn.Module) -> None:
         """One optimiser step."""
         config = self.study.config.training
+        # Once per network: it takes as long as a step.
+        network = self._flat.get(id(model)) or FlatNetwork(model)
+        self._flat[id(model)] = network
         fit(
-            model,
+            network,
             self.images,
             self.study.blueprint.process,
             replace(config, batch_size=self.size),

@@ -13,10 +13,10 @@ import torch
 
 from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.process import Process
-from osmotic.models import dropout
 from osmotic.tensors import Tensors
 from osmotic.training.images import Images
-from osmotic.training.optimizers import load_moments, make_optimizer, moments_of
+from osmotic.training.network import FlatNetwork
+from osmotic.training.optimizers import load_moments, make_optimizer, moments_of, steps_of
 
 FLIPS = 1  # purpose of a stream beside that of the noise
 
@@ -42,7 +42,7 @@ class Rule(Protocol):
 
 
 def fit(
-    model: torch.nn.Module,
+    network: FlatNetwork,
     images: Images,
     process: Process,
     training: TrainingConfig,
@@ -58,7 +58,7 @@ def fit(
     """Takes `steps` optimiser steps on the network's denoising loss.
 
     Args:
-        model: changed in place.
+        network: changed in place.
         steps: optimiser steps to take, >= 1; the images are walked in a new random order each pass.
         rng: order of the images, and seed of the noise.
         rule: what bends the loop; None for plain training.
@@ -75,12 +75,13 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     # A stream of its own: mirroring moves neither the order of the images nor their noise.
     coins = np.random.default_rng([seed, FLIPS]) if images.flip else None
-    named = _trained(model, rule.trainable() if rule else None)
-    optimizer = make_optimizer(list(named.values()), training.optimizer, learning_rate)
+    network.train(rule.trainable() if rule else None)
+    runs = network.trained(steps_of(moments or {}))
+    parameters = [run for _, run in runs.values()]
+    optimizer = make_optimizer(parameters, training.optimizer, learning_rate)
     if moments:
-        load_moments(optimizer, named, moments)
-    model.train()
-    dropout.seed(model, generator)
+        load_moments(optimizer, network, runs, moments)
+    network.seed_dropout(generator)
     loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -90,13 +91,14 @@ def fit(
             order = torch.from_numpy(rng.permutation(len(images)))
         index, order = order[:size].to(device), order[size:]
         x, y = images.batch(index, coins)  # [B, C, H, W], [B]
-        loss = process.loss(model, x, y, generator)
-        optimizer.zero_grad(set_to_none=True)
-        (rule.objective(loss, model) if rule else loss).backward()
+        loss = process.loss(network.model, x, y, generator)
+        network.gradient.zero_()
+        (rule.objective(loss, network.model) if rule else loss).backward()
         if rule:
             rule.after_backward()
+            network.gather()
         if training.grad_clip:
-            torch.nn.utils.clip_grad_norm_(list(named.values()), training.grad_clip)
+            torch.nn.utils.clip_grad_norm_(parameters, training.grad_clip)
         optimizer.step()
         if rule:
             rule.stepped()
@@ -104,15 +106,5 @@ def fit(
         seen += len(index)
         stepped()
     if moments is not None:  # those of parts that were frozen this time stay
-        moments.update(moments_of(optimizer, named))
+        moments.update(moments_of(optimizer, network, runs))
     return float(loss_sum) / steps, seen
-
-
-def _trained(model: torch.nn.Module, chosen: set[str] | None) -> dict[str, torch.nn.Parameter]:
-    """The parameters to train, by name; the others are frozen."""
-    named = {n: p for n, p in model.named_parameters() if chosen is None or n in chosen}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in named)
-        # A worker's network served another client before, which may have trained other parts.
-        parameter.grad = None
-    return named

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from osmotic.tensors import Tensors
+from osmotic.training.network import FlatNetwork, Runs
 
 Parameters = Sequence[torch.nn.Parameter]
 
@@ -27,33 +28,52 @@ def make_optimizer(parameters: Parameters, name: str, learning_rate: float) -> t
     return OPTIMIZERS[name](list(parameters), learning_rate)
 
 
-def moments_of(optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]) -> Tensors:
+def moments_of(optimizer: torch.optim.Optimizer, network: FlatNetwork, runs: Runs) -> Tensors:
     """The optimiser's state, "NAME|SLOT" -> float32 [...]: copies.
 
     Shaped as the parameter, or [] for a step count.
     """
+    found: Tensors = {}
+    for names, run in runs.values():
+        for slot, value in optimizer.state[run].items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            for name in names:
+                if value.ndim == 0:
+                    found[f"{name}|{slot}"] = np.array(float(value), np.float32)
+                else:
+                    view = network.view(value, names, name)
+                    found[f"{name}|{slot}"] = view.detach().cpu().contiguous().numpy().copy()
+    return found
+
+
+def steps_of(moments: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Parameter name -> optimiser steps that its moments have seen; one step count serves a whole run of parameters."""
     return {
-        f"{name}|{key}": value.detach().cpu().numpy().astype(np.float32).copy()
-        for name, p in named.items()
-        for key, value in optimizer.state[p].items()
-        if isinstance(value, torch.Tensor)
+        key.removesuffix("|step"): float(value) for key, value in moments.items() if key.endswith("|step")
     }
 
 
 def load_moments(
-    optimizer: torch.optim.Optimizer,
-    named: Mapping[str, torch.nn.Parameter],
-    moments: Mapping[str, np.ndarray],
+    optimizer: torch.optim.Optimizer, network: FlatNetwork, runs: Runs, moments: Mapping[str, np.ndarray]
 ) -> None:
     """Puts what `moments_of` gave, "NAME|SLOT" -> float32 [...], into a fresh optimiser.
 
     Parameters that are not trained now are passed over.
+
+    Args:
+        runs: as `network.trained(steps_of(moments))` gives them, so that all of a run have seen as many steps.
     """
+    slots: dict[str, dict[str, np.ndarray]] = {}
     for key, value in moments.items():
         name, _, slot = key.partition("|")
-        if name not in named:
-            continue
-        p = named[name]
-        # Moments take the memory format of their weight: a fused step mixes both element by element.
-        tensor = torch.from_numpy(value.copy()).to(p.device)
-        optimizer.state[p][slot] = torch.empty_like(p).copy_(tensor) if tensor.shape == p.shape else tensor
+        slots.setdefault(name, {})[slot] = value
+    for first, (names, run) in runs.items():
+        for slot, value in slots.get(first, {}).items():
+            if value.ndim == 0 and slot == "step":
+                optimizer.state[run][slot] = torch.from_numpy(value.copy()).to(run.device)
+                continue
+            state = torch.empty_like(run)
+            for name in names:
+                network.view(state, names, name).copy_(torch.from_numpy(slots[name][slot].copy()))
+            optimizer.state[run][slot] = state
