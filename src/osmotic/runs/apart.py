@@ -17,10 +17,10 @@ from osmotic.config.schema import Config, to_dict
 from osmotic.engines.nursery import Nursery
 from osmotic.engines.shared import Slab, put_arrays
 from osmotic.errors import ConfigError
+from osmotic.flat import Flat
 from osmotic.methods import METHODS
 from osmotic.protocol.participation import batch_plan
 from osmotic.storage.cache import Nameless
-from osmotic.tensors import Tensors, grouped
 
 if TYPE_CHECKING:
     from osmotic.runs.study import Study
@@ -83,11 +83,11 @@ def pays(config: Config, num_train: int) -> bool:
     return min(config.engine.workers or cores, asked) > 1 and training.rounds * asked * each >= STEPS
 
 
-def prepare(nursery: Nursery, study: Study, initial: Tensors, contract: str, stores: Path) -> bool:
+def prepare(nursery: Nursery, study: Study, initial: Flat, contract: str, stores: Path) -> bool:
     """Tells the nursery all that workers need; False if these clients must be threads.
 
     Args:
-        initial: weights at round 0, name -> float32 [...].
+        initial: weights at round 0, of the blueprint's layout.
         stores: folder of the clients' private states.
     Raises: ConfigError as `started`, for what only the data or the device tell; OSError if there is no room for the images.
     """
@@ -106,7 +106,7 @@ def prepare(nursery: Nursery, study: Study, initial: Tensors, contract: str, sto
         arrays["images"] = images
     if labels is not None:
         arrays["labels"] = labels
-    slab, places = put_arrays(arrays | grouped("initial", initial))
+    slab, places = put_arrays(arrays | {"initial": initial.buffer})
     told: dict[str, Any] = {
         "log_level": logging.getLogger("osmotic").getEffectiveLevel(),
         "plugins": [str(path) for path in plugins.FILES],

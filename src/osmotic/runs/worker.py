@@ -22,10 +22,10 @@ from osmotic.engines import child
 from osmotic.engines.shared import get_arrays
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
+from osmotic.flat import Flat
 from osmotic.protocol.messages import Client
 from osmotic.runs import resolve
 from osmotic.runs.sites import make_site
-from osmotic.tensors import group
 from osmotic.training.optimizers import make_optimizer
 
 
@@ -47,7 +47,8 @@ def prepare(setup: Mapping[str, Any], files: list[int]) -> child.Desk:
         dtype, shape = setup["mapped"]
         with os.fdopen(files[1], "rb", closefd=False) as file:
             images = np.memmap(file, np.dtype(dtype), "r", shape=tuple(shape))
-    labels, rows, initial = arrays.get("labels"), arrays["rows"], group(arrays, "initial")
+    labels, rows = arrays.get("labels"), arrays["rows"]
+    initial = Flat(blueprint.flat, arrays["initial"])
     clients = {name: (i, Client(i, name, count)) for i, (name, count) in enumerate(setup["clients"])}
     ends = np.cumsum([count for _, count in setup["clients"]])
     device, stores = torch.device("cpu"), Path(setup["stores"])
