@@ -56,9 +56,9 @@ def test_fedavg_with_one_client_is_central_training(make_server: Any) -> None:
     federated = make_server("method.name=fedavg", *settings, name="federated")
     central = make_server("method.name=central", *settings, name="central")
     # The random order of images and noise follows the client's name, so both must have the same one.
-    site = federated.engine.sites.pop("client-000")
+    site = federated.engine.sites["client-000"]
     site.client = central.engine.sites["central"].client
-    federated.engine.sites["central"] = site
+    federated.engine.sites, federated.engine._clients = {"central": site}, [site.client]
     federated.run()
     central.run()
     worst = max(

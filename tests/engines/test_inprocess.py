@@ -70,8 +70,9 @@ def make(clients: int, workers: int, work: Callable[[str, threading.Event], None
         made.append(FakeWorker(work, stop))
         return made[-1]
 
-    sites: Any = [FakeSite(Client(i, f"client-{i:03d}", 10)) for i in reversed(range(clients))]
-    engine: Any = ENGINES["inprocess"](sites, make_worker, workers, 1, stop)
+    known = [Client(i, f"client-{i:03d}", 10) for i in reversed(range(clients))]
+    sites: Any = {client.name: FakeSite(client) for client in known}
+    engine: Any = ENGINES["inprocess"](known, sites, make_worker, workers, 1, stop)
     return Case(engine, made)
 
 

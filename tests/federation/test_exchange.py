@@ -292,6 +292,7 @@ def test_a_run_whose_first_phase_nobody_came_through_stops_and_can_be_resumed(ma
     broken = ["client-000", "client-001", "client-002"]
 
     def breaks(server: Any) -> None:
+        server.engine.sites = dict(server.engine.sites)  # kept, not made anew for each task
         for name in broken:
             server.engine.sites[name].images = None
 
@@ -369,6 +370,7 @@ def test_what_goes_wrong_on_a_client_is_told_without_its_paths(
     make_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(server: Any) -> None:
+        server.engine.sites = dict(server.engine.sites)  # kept, not made anew for each task
         server.engine.sites[SECOND].images = None
 
     server = make_server(*TINY, "training.rounds=1", change=broken)

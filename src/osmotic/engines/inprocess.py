@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import torch
@@ -23,7 +23,8 @@ class InProcess:
     """The default engine.
 
     Args:
-        sites: what each client owns.
+        clients: who takes part.
+        sites: what each client owns, by name; looked up once for every task.
         make_worker: builds one worker's network; called once per worker, when it is first needed.
         workers: clients side by side, >= 1.
         threads: operator threads of each worker; bits depend on it.
@@ -32,22 +33,23 @@ class InProcess:
 
     def __init__(
         self,
-        sites: Sequence[Site],
+        clients: Sequence[Client],
+        sites: Mapping[str, Site],
         make_worker: Callable[[], Worker],
         workers: int,
         threads: int,
         stop: threading.Event,
     ) -> None:
-        self.sites = {site.client.name: site for site in sites}
+        self._clients, self.sites = sorted(clients, key=lambda client: client.name), sites
         self.workers, self.threads, self.stop = workers, threads, stop
         self._make_worker = make_worker
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
         """All clients, at once; raises TimeoutError if there are fewer than `at_least`."""
-        if len(self.sites) < at_least:
-            raise TimeoutError(f"{len(self.sites)} clients are here, {at_least} are needed")
-        return [self.sites[name].client for name in sorted(self.sites)]
+        if len(self._clients) < at_least:
+            raise TimeoutError(f"{len(self._clients)} clients are here, {at_least} are needed")
+        return list(self._clients)
 
     def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
         """Answers in order of completion; a client that raises says so in its packet.

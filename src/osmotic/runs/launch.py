@@ -30,7 +30,7 @@ from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
 from osmotic.runs.scoring import Scoring
-from osmotic.runs.sites import make_site
+from osmotic.runs.sites import Sites, make_site
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
 from osmotic.storage import checkpoint, strict_json
@@ -214,17 +214,16 @@ def make_engine(
     study: Study, stores: Path, make_worker: Callable[[], Worker], stop: threading.Event
 ) -> Engine:
     """The engine that the configuration names, over simulated clients whose private states lie in `stores`."""
-    engine = study.config.engine
-    return ENGINES[engine.name](make_sites(study, stores), make_worker, study.workers, engine.threads, stop)
+    engine, train = study.config.engine, study.dataset.train
+    holdings = {h.client.name: h for h in study.holdings}
 
+    def site_of(name: str) -> Site:
+        h = holdings[name]
+        return make_site(study.blueprint, study.device, train.images, train.labels, h.client, h.train, stores)
 
-def make_sites(study: Study, folder: Path) -> list[Site]:
-    """The clients of a simulation: each with its images on the device and a store of its own."""
-    train = study.dataset.train
-    return [
-        make_site(study.blueprint, study.device, train.images, train.labels, h.client, h.train, folder)
-        for h in study.holdings
-    ]
+    sites = Sites(site_of, list(holdings))
+    clients = [h.client for h in study.holdings]
+    return ENGINES[engine.name](clients, sites, make_worker, study.workers, engine.threads, stop)
 
 
 def worker_factory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,24 @@ def make_site(
     flip = blueprint.config.data.flip
     held = Images.of(images, given, device, blueprint.space, rows=rows, flip=flip)
     return Site(client, held, Store(stores / client.name))
+
+
+class Sites(Mapping[str, Site]):
+    """Clients by name, each made whenever it is asked for: what is held does not grow with those that are not at work.
+
+    Args:
+        make: of a client's name.
+        names: of all.
+    """
+
+    def __init__(self, make: Callable[[str], Site], names: Sequence[str]) -> None:
+        self._make, self._names = make, names
+
+    def __getitem__(self, name: str) -> Site:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
