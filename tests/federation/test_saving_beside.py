@@ -124,7 +124,6 @@ def test_a_run_that_ends_in_the_next_round_ends_after_the_write(
     with pytest.raises(end):
         server.run()
     assert checkpoint.steps(server.run_dir.checkpoints) == [0, 1]
-    assert not [t for t in threading.enumerate() if t.name == "osmotic-beside"]
 
 
 def test_a_checkpoint_that_found_the_disk_full_ends_the_run_with_its_name(

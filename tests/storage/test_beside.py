@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 
@@ -46,7 +46,7 @@ def test_a_signal_waits_for_the_end_of_the_work() -> None:
 
     def work() -> None:
         time.sleep(0.1)  # until somebody waits
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         time.sleep(0.2)
         done.append(1)
 

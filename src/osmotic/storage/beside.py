@@ -19,7 +19,7 @@ class Beside(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._ended: threading.Event | None = None
         self._found: T | None = None
         self._error: BaseException | None = None
 
@@ -29,16 +29,20 @@ class Beside(Generic[T]):
         Raises: what the work before has raised, unless that was awaited; `work` is then not begun.
         """
         self.wait()
+        # Not the thread's own end: Python 3.11 takes a `join` that a signal breaks off for the end of the thread.
+        ended = threading.Event()
 
         def run() -> None:
             try:
                 self._found = work()
             except BaseException as error:  # raised by `wait`, on the thread that has begun it
                 self._error = error
+            finally:
+                ended.set()
 
         # No daemon: the interpreter does not end in the middle of a write either.
-        self._thread = threading.Thread(target=run, name="osmotic-beside")
-        self._thread.start()
+        threading.Thread(target=run, name="osmotic-beside").start()
+        self._ended = ended
 
     def wait(self) -> T | None:
         """What the work gave, once it has ended; None where nothing is under way.
@@ -47,10 +51,10 @@ class Beside(Generic[T]):
         Raises: what the work has raised; KeyboardInterrupt after its end, if one came.
         """
         interrupted = False
-        while self._thread is not None:
+        while self._ended is not None:
             try:
-                self._thread.join()
-                self._thread = None
+                self._ended.wait()
+                self._ended = None
             except KeyboardInterrupt:
                 interrupted = True
         found, error, self._found, self._error = self._found, self._error, None, None
