@@ -430,6 +430,9 @@ def main() -> None:
     )
     from click.exceptions import Abort, ClickException
 
+    from osmotic import lean
+
+    lean.start()
     try:
         code = app(standalone_mode=False)
     except ConfigError as error:

@@ -41,6 +41,17 @@ def test_digits_are_scaled_to_bytes_and_split_by_class(load: Load) -> None:
     assert data.class_names == tuple("0123456789")
 
 
+def test_digits_are_the_same_read_from_the_package_and_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    read = sources._digits_table()
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    through = sources._digits_table()
+    assert read.dtype == through.dtype and np.array_equal(read, through)
+    images, labels = load_digits().images, load_digits().target
+    assert np.array_equal(read[:, :-1].reshape(-1, 8, 8), images) and np.array_equal(read[:, -1], labels)
+
+
 def test_max_images_is_the_same_random_subset_for_every_partition_seed(load: Load) -> None:
     whole, some = load("digits"), load("digits", max_images=100)
     other = load("digits", max_images=100, partition_seed=5)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -434,3 +436,22 @@ def test_names_and_rules_need_no_torch() -> None:
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_threads_never_ask_diffusers_for_a_scheduler_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = [], []
+    make = type(SAMPLERS["ddim"]).scheduler
+
+    def slow(self: Any, *given: Any, **named: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return make(self, *given, **named)
+
+    monkeypatch.setattr(type(SAMPLERS["ddim"]), "scheduler", slow)
+    process = Process(target="v", schedule="cosine", timesteps=100, num_classes=0)
+    drawing = sampler.Sampling(process=process, space=Pixels((1, 2, 2)), sampler="ddim", steps=2)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: drawing.scheduler(), range(3)))
+    assert max(most) == 1 and len(set(map(id, found))) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -94,3 +96,19 @@ def test_an_image_costs_a_forward_and_a_backward_pass() -> None:
         output.sum().backward()
     # A backward pass is counted, not taken as twice the forward one; what it saves at the first layers is small.
     assert flops_per_image(prepared) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_counting_what_an_image_costs_imports_no_algebra_system() -> None:
+    code = (
+        "import sys; from osmotic import lean; lean.start()\n"
+        "from osmotic.runs import launch, resolve, study\n"
+        "print(launch.flops_per_image(study.prepare(resolve.load())), 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    prepared = study.prepare(resolve.load())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        prepared.model().eval()(
+            torch.zeros(1, 1, 8, 8), torch.zeros(1), class_labels=torch.zeros(1, dtype=torch.long)
+        )
+    # What is left out, enlarging an image, counts nothing.
+    assert done.stdout.split() == [str(3 * counter.get_total_flops()), "False"]

@@ -12,6 +12,7 @@ import torch
 from small_runs import SMALL
 
 from osmotic.federation.interfaces import Work
+from osmotic.metrics import classifier
 from osmotic.runs import launch, quicker, resolve, study, timing
 from osmotic.runs.callbacks import Callback
 from osmotic.runs.estimate import Estimate, about, seconds, told
@@ -166,6 +167,22 @@ def test_timing_touches_neither_random_numbers_nor_threads() -> None:
     timed = timing.network(made)
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
     assert set(timed) == {"train", "draw"} and all(s > 0 and n > 0 for s, n in timed.values())
+
+
+def test_an_encoder_that_is_in_the_cache_is_not_trained_on_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSMOTIC_CACHE", str(tmp_path))
+    made = prepared()
+    assert set(timing.encoder(made)) == {"encoder", "score"}
+    assert timing.Scoring(made, None).encoder.name  # trained, and left in the cache
+
+    def train(*_: Any) -> None:
+        raise AssertionError("it is there")
+
+    monkeypatch.setattr(classifier, "_train", train)
+    ((work, (taken, images)),) = timing.encoder(made).items()
+    assert (work, images) == ("score", 64) and taken > 0
 
 
 def test_a_run_that_was_timed_has_the_bits_of_one_that_was_not(tmp_path: Path) -> None:

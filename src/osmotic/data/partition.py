@@ -18,7 +18,7 @@ import numpy as np
 from osmotic import seeds
 from osmotic.config.keys import nearest
 from osmotic.config.schema import DataConfig
-from osmotic.data import niid, strata
+from osmotic.data import dealt, niid, strata
 from osmotic.data.dataset import Split
 from osmotic.errors import ConfigError
 
@@ -70,7 +70,7 @@ def refuse_label_partition(name: str) -> None:
         raise ConfigError("data.partition", name, "needs labels, and the images have none: use iid or q-skew")
 
 
-def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
+def partition(cfg: DataConfig, split: Split, remember: bool = False) -> list[np.ndarray]:
     """Positions of each client's images in `split`: sorted int64, disjoint, one image or more each.
 
     The images are put into a random order first, so that clients of one label do not follow the order of the
@@ -83,6 +83,7 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     Args:
         cfg: `partition`, its own keys, `clients` and `partition_seed` are read.
         split: labels int64 [N] and columns [N]; the images are not looked at.
+        remember: whether what flwr-datasets has dealt is looked for, and left, in the cache folder.
     Returns: one array of positions a client, in the order client-000, client-001, ..., client-999, client-1000, ...
     Raises: ConfigError naming `data.partition` (unknown, or needs labels or a column that are not there),
         `data.clients` (more than images, or a client would have none, with `l-skew` and `q-skew` fewer than
@@ -102,7 +103,10 @@ def partition(cfg: DataConfig, split: Split) -> list[np.ndarray]:
     # `partition_seed`.
     order = np.random.RandomState(cfg.partition_seed).permutation(len(keys))
     with _quiet():
-        parts = [np.sort(order[part]) for part in _run(cfg, keys[order])]
+        # `iid` is dealt sooner than read.
+        remember = remember and cfg.partition != "iid"
+        found = dealt.remembered(cfg, keys[order], _run) if remember else _run(cfg, keys[order])
+        parts = [np.sort(order[part]) for part in found]
     if min(map(len, parts)) < 1:
         raise ConfigError("data.clients", cfg.clients, f"{cfg.partition} leaves a client without images")
     _warn_of_unused_images(cfg, keys, parts)
@@ -118,7 +122,7 @@ def divide(cfg: DataConfig, split: Split) -> list[tuple[np.ndarray, np.ndarray]]
     Returns: (int64 [n], int64 [k]) a client.
     Raises: ConfigError as `partition`.
     """
-    parts = partition(cfg, split)
+    parts = partition(cfg, split, remember=True)
     if cfg.holdout == 0:
         return [(part, part[:0]) for part in parts]
     # A stream for each client, of the split's seed and not of the run's: runs of several seeds share their

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import warnings
@@ -218,10 +219,8 @@ def _named(name: str) -> Source:
 
 def _digits() -> Source:
     """scikit-learn's 1,797 handwritten digits, 8x8, grey levels 0..16 spread over 0..255."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    table = _digits_table()  # [1797, 64 + 1]
+    images = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
 
     def facts(positions: np.ndarray) -> Iterator[tuple[str, Facts]]:
         return (("digits", Facts(8, 8, 1, "uint8")) for _ in positions)
@@ -229,9 +228,23 @@ def _digits() -> Source:
     def read(positions: np.ndarray) -> Iterator[tuple[str, Picture]]:
         return (("digits", Picture(images[i])) for i in positions)
 
-    labels = digits.target.astype(np.int64)
+    labels = table[:, -1].astype(np.int64)
     train = StoredSplit(len(images), labels, {}, facts, read)
     return Source("digits", tuple(map(str, range(10))), train, None)
+
+
+def _digits_table() -> np.ndarray:
+    """The pixels and the label of each digit, float64 [1797, 64 + 1]."""
+    # The package is looked up and not imported: that takes longer than all that a run needs until its first step.
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or []:
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    data, labels = load_digits(return_X_y=True)
+    return np.column_stack([data, labels])
 
 
 def _rows(source: Source, max_images: int) -> tuple[np.ndarray, np.ndarray]:

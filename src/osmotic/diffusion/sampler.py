@@ -8,6 +8,7 @@ an ideal network never notices. The EDM samplers follow their paper and clip onl
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ BATCH_SIZE = 250
 CHUNK_SIZE = 125
 # torch.quantile, which diffusers' thresholding calls, takes no larger tensor.
 LARGEST_CHUNK_VALUES = 16_000_000
+# diffusers imports its classes when they are first asked for, and two threads that ask at once can fail.
+_importing = threading.Lock()
 
 Seed = int | Sequence[int]
 
@@ -166,13 +169,10 @@ class Sampling:
         return labels
 
     def scheduler(self, device: torch.device | str = "cpu") -> Any:
-        """A fresh diffusers scheduler, set to the steps of this sampling.
-
-        diffusers imports its classes when they are first asked for, and two threads that ask at once can fail: whoever
-        samples in threads asks for one scheduler before them.
-        """
+        """A fresh diffusers scheduler, set to the steps of this sampling; from any thread."""
         clip = self.space.range is not None
-        return SAMPLERS[self.sampler].scheduler(self.process, self.steps, clip=clip, device=device)
+        with _importing:
+            return SAMPLERS[self.sampler].scheduler(self.process, self.steps, clip=clip, device=device)
 
     def _chunk(
         self,

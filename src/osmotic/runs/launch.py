@@ -187,7 +187,6 @@ def make_server(
 ) -> tuple[Server, Scoring]:
     """The server with its engine, clients and scorer; the nursery's workers serve the clients, where there is one."""
     initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
-    study.blueprint.sampling().scheduler()  # imported here, before there are threads
     make_worker, stop = worker_factory(study, initial, contract, observer.worked)
     scoring = Scoring(study, run, observer.worked)
     stores = run.path / "clients"
@@ -288,7 +287,10 @@ def flops_per_image(study: Study) -> int:
     model = study.model().eval()
     shape = (1, *study.blueprint.space.shape)
     labels = torch.zeros(1, dtype=torch.long, device=study.device) if study.spec.num_classes else None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # It would be taken apart to be counted, for which torch imports an algebra system; nothing in it counts.
+    enlarging = torch.ops.aten.upsample_nearest2d
+    free: dict[Any, Any] = {op: lambda *shapes, **more: 0 for op in (enlarging.default, enlarging.vec)}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=free) as counter:
         model(
             torch.zeros(shape, device=study.device), torch.zeros(1, device=study.device), class_labels=labels
         )

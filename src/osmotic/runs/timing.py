@@ -146,6 +146,9 @@ def encoder(study: Study) -> dict[Work, tuple[float, float]]:
     """Seconds and units of training the encoder, and of looking at images with it."""
     train = study.dataset.train
     images = np.ascontiguousarray(train.images[:FEW])
+    scoring = Scoring(study, None)
+    if scoring.encoder_steps == 0 and study.config.score.encoder == "classifier":
+        return {"score": _looked(scoring.encoder, images)}
     few = Split(images, None if train.labels is None else train.labels[:FEW])
     none = Split(images[:0], None if few.labels is None else few.labels[:0])
     steps = 0
@@ -162,8 +165,13 @@ def encoder(study: Study) -> dict[Work, tuple[float, float]]:
         stepped=stepped,
     )
     trained = time.perf_counter() - begun
-    looked = images[: FEW if steps else 2]  # a pretrained one takes long for each
-    begun = time.perf_counter()
-    tried.features(looked)
-    found: dict[Work, tuple[float, float]] = {"score": (time.perf_counter() - begun, len(looked))}
+    # A pretrained one takes long for each.
+    found: dict[Work, tuple[float, float]] = {"score": _looked(tried, images[: FEW if steps else 2])}
     return found | ({"encoder": (trained, steps)} if steps else {})
+
+
+def _looked(tried: encoders.Encoder, images: np.ndarray) -> tuple[float, float]:
+    """Seconds in which an encoder looks at these images [N, H, W, C], and their number."""
+    begun = time.perf_counter()
+    tried.features(images)
+    return time.perf_counter() - begun, len(images)
