@@ -32,9 +32,10 @@ import numpy as np
 from osmotic import codecs, models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.server import Server
+from osmotic.flat import Flat, FlatLayout
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.gate import Expectation
-from osmotic.protocol.messages import ADDRESS, Answer, Client, Packet, Phase, Sent, Spec
+from osmotic.protocol.messages import ADDRESS, Answer, Client, Packet, Phase, Sent, Spec, changes
 from osmotic.runs import resolve
 from osmotic.storage.folder import RunDir
 
@@ -62,7 +63,7 @@ def main() -> None:
         reply, averages = args.child
         print(json.dumps(serve(Path(reply), args.clients[0], args.rounds, args.every, averages == "True")))
         return
-    fold = speed(shapes(40 if args.quick else 1), args.repeats)
+    fold = speed(layout_of(40 if args.quick else 1), args.repeats)
     use = memory(args.clients, args.rounds, args.every)
     machine.emit({"benchmark": "aggregate", "speed": fold, "memory": use}, readable(fold, use))
 
@@ -93,15 +94,15 @@ def blueprint(every: int, *sets: str) -> Thinned:
     return Thinned(whole.config, whole.spec, whole.process, whole.space, every)
 
 
-def shapes(every: int) -> Shapes:
-    """Names and shapes of one of `every` tensors of `unet-32`."""
-    return blueprint(every).layout
+def layout_of(every: int) -> FlatLayout:
+    """Names and shapes of one of `every` tensors of `unet-32`, and where they lie."""
+    return blueprint(every).flat
 
 
-def update(layout: Shapes) -> dict[str, np.ndarray]:
+def update(layout: FlatLayout) -> Flat:
     """A reply: changes of the size that a round of training makes, float32."""
-    rng = np.random.default_rng(0)
-    return {f"model/{n}": rng.standard_normal(s, np.float32) * np.float32(0.01) for n, s in layout.items()}
+    drawn = np.random.default_rng(0).standard_normal(layout.size, np.float32)
+    return Flat(layout.named("model/"), drawn * np.float32(0.01))
 
 
 # --- speed ---
@@ -120,13 +121,12 @@ class Plain:
             self.sums[name] = self.sums[name] + scaled if name in self.sums else scaled
 
 
-def speed(layout: Shapes, repeats: int) -> dict[str, Any]:
+def speed(layout: FlatLayout, repeats: int) -> dict[str, Any]:
     """GB/s of float32 updates, each side warmed up once."""
     reply, fp32 = update(layout), codecs.make("fp32")
-    size = sum(t.nbytes for t in reply.values())
-    blob = fp32.encode(reply, {})
-    changes = {n: Spec(t.shape, wire="codec", counts=True) for n, t in reply.items()}
-    expected = Expectation(changes, {}, EXAMPLES, MAX_ABS, most_steps=1, most_images=EXAMPLES)
+    blob, size = fp32.encode(reply, {}), reply.buffer.nbytes
+    specs = {n: Spec(shape, wire="codec", counts=True) for n, shape in reply.layout.items()}
+    expected = Expectation(specs, {}, EXAMPLES, MAX_ABS, 1, EXAMPLES, reply.layout)
     exact, checked, whole = (Accumulator(10**6, MAX_ABS) for _ in range(3))
     plain = Plain(exact.scale_bits)
 
@@ -135,10 +135,10 @@ def speed(layout: Shapes, repeats: int) -> dict[str, Any]:
         checked.add(reply, EXAMPLES)
 
     def whole_reply() -> None:
-        tensors = dict(fp32.decode(blob, {}))
+        tensors = fp32.read(blob, {}, expected.wanted_coded, expected.layout)
         weight = expected.check(tensors, EXAMPLES)
-        whole.check_weight(tensors, weight)
-        whole.add(tensors, weight)
+        whole.check_weight(changes(tensors), weight)
+        whole.add(changes(tensors), weight)
 
     works = [
         lambda: machine.seconds(lambda: exact.add(reply, EXAMPLES)),
@@ -264,7 +264,7 @@ def serve(reply: Path, clients: int, rounds: int, every: int, averages: bool) ->
             run,
             Replay(clients, reply),
             RunDir.new(Path(folder) / "run"),
-            initial={name: np.full(shape, 0.01, np.float32) for name, shape in run.layout.items()},
+            initial=Flat(run.flat, np.full(run.flat.size, 0.01, np.float32)),
             contract="none",
             flops_per_image=1,
             scorer=silent,
@@ -295,8 +295,8 @@ class Peak:
 
 def memory(counts: list[int], rounds: int, every: int) -> dict[str, Any]:
     """One child process per number of clients, and one more with the moving averages on."""
-    layout = shapes(every)
-    size = 4 * sum(int(np.prod(shape)) for shape in layout.values())
+    layout = layout_of(every)
+    size = 4 * layout.size
     with tempfile.TemporaryDirectory() as folder:
         reply = Path(folder) / "reply"
         reply.write_bytes(codecs.make("fp32").encode(update(layout), {}))

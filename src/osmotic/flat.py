@@ -21,11 +21,18 @@ import numpy as np
 
 Shape = tuple[int, ...]
 ALIGNED = 16  # float32 in a cache line
+CHUNK = 64 * 1024  # elements: 512 KiB of float64
 
 
 def channels_last(array: Any) -> Any:
     """An array [O, I, H, W] of numpy or torch as [O, H, W, I], the order in memory; others as they are. A view."""
     return array if array.ndim != 4 else array.swapaxes(1, 3).swapaxes(1, 2)
+
+
+def chunks(size: int) -> Iterator[slice]:
+    """Slices that cover `size` elements, each small enough for temporaries in float64 to stay in the second-level cache."""
+    for start in range(0, size, CHUNK):
+        yield slice(start, min(start + CHUNK, size))
 
 
 @dataclass(frozen=True, eq=False)

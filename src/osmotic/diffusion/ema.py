@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.flat import Flat
+from osmotic.flat import Flat, chunks
 
 
 def round_gain(images: int, half_life: float) -> float:
@@ -80,7 +80,11 @@ class Ema:
             elif isinstance(weights, Flat):
                 if not isinstance(averages, Flat):  # as it was restored
                     averages = self._averages[index] = Flat.of(weights.layout, averages, np.float64)
-                averages.buffer += share * (weights.buffer - averages.buffer)
+                for piece in chunks(
+                    weights.buffer.size
+                ):  # the temporaries of the whole would be four models large
+                    old = averages.buffer[piece]
+                    old += share * (weights.buffer[piece] - old)
             else:
                 for name, value in weights.items():
                     old = averages[name]

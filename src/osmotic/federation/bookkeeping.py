@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from osmotic.federation import ledger
-from osmotic.flat import Flat
+from osmotic.flat import Flat, chunks
 from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import Answer, Failure, Phase, Task
 
@@ -140,4 +140,7 @@ def line(
 
 def distance(new: Flat, old: Flat) -> float:
     """Euclidean norm of the change of weights, name -> float32 [...], in float64."""
-    return math.sqrt(float(np.square(new.buffer - old.buffer, dtype=np.float64).sum()))
+    pieces = chunks(new.buffer.size)
+    return math.sqrt(
+        sum(float(np.square(new.buffer[p] - old.buffer[p], dtype=np.float64).sum()) for p in pieces)
+    )
