@@ -37,6 +37,7 @@ from osmotic.config import schema
 from osmotic.diffusion.process import Process
 from osmotic.training import loop
 from osmotic.training.images import Images
+from osmotic.training.network import FlatNetwork
 
 SIZES = {"unet-8": (8, 1), "unet-28": (28, 1), "unet-32": (32, 3)}  # side and channels of the images
 CLASSES = 10
@@ -141,8 +142,8 @@ class Work:
 
     def step(self, variant: Variant) -> Callable[[], None]:
         """One optimiser step as a call without arguments, ready to be timed."""
-        model = self.network()
-        parameters = list(model.parameters())
+        network = FlatNetwork(self.network())
+        model, parameters = network.model, [run for _, run in network.trained().values()]
         graph = variant.launch == "graph"
         optimizer = torch.optim.AdamW(parameters, lr=TRAINING.learning_rate, fused=True, capturable=graph)
         if variant.launch == "compile":
@@ -153,7 +154,7 @@ class Work:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=variant.arithmetic == "bf16"):
                 output = forward(self.seen, self.level, class_labels=self.labels, return_dict=False)[0]
             errors = functional.mse_loss(output.float(), self.goal, reduction="none").mean(dim=(1, 2, 3))
-            optimizer.zero_grad(set_to_none=True)
+            network.gradient.zero_()
             (self.weight * errors).mean().backward()
             if self.clip:
                 nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -180,12 +181,12 @@ class Work:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (FIT_STEPS * self.batch, side, side, channels), dtype=np.uint8)
         images = Images.of(pixels, rng.integers(0, CLASSES, len(pixels)), self.device)
-        model = self.network()
+        network = FlatNetwork(self.network())
         training = schema.TrainingConfig(batch_size=self.batch, grad_clip=self.clip)
 
         def fit() -> None:
             loop.fit(
-                model,
+                network,
                 images,
                 self.process,
                 training,
