@@ -1,4 +1,4 @@
-"""The residual U-Net: diffusers' `UNet2DModel`, unwrapped, so that it saves and loads natively.
+"""The residual U-Net: diffusers' `UNet2DModel`, unwrapped, so that it saves and loads natively; `unet_forward.py` calls its layers.
 
 Source: arXiv:2006.11239, app. B; the class condition is a learned vector added to the time embedding.
 Imports neither torch nor diffusers before `construct` is called.
@@ -64,9 +64,13 @@ class ResidualUNet:
 
     def construct(self, spec: NetworkSpec) -> UNet2DModel:
         """The network with the weights that torch's global generator gives it."""
+        from types import MethodType
+
         from diffusers import UNet2DModel
 
-        return UNet2DModel(
+        from osmotic.models.unet_forward import forward
+
+        model = UNet2DModel(
             sample_size=spec.image_size,
             in_channels=spec.channels,
             out_channels=spec.channels,
@@ -81,6 +85,9 @@ class ResidualUNet:
             num_class_embeds=spec.num_classes + 1 if spec.num_classes else None,
             **dict(self.extra),
         )
+        # Of this object alone: a subclass would be saved under a name that diffusers does not know.
+        model.forward = MethodType(forward, model)
+        return model
 
 
 # Layouts follow the order and the names in which `UNet2DModel` makes its modules; `time` is the width of the embedding.
