@@ -20,6 +20,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,8 @@ class Desk:
                 if begun:
                     self._stop.clear()
             self._serve(job) if begun else self._tell({"cancelled": job.number})
-            sys.stdout.flush()  # what plugins print; this process does not end as others do
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()  # what plugins print; this process does not end as others do
 
     def _serve(self, job: Job) -> None:
         views: list[Any] = [memoryview(self._windows[slab])[:length] for slab, length in job.blobs]
@@ -219,6 +221,7 @@ def nurse(control: socket.socket, prepare: Callable[[Mapping[str, Any], list[int
     finally:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)  # in a container nobody else may
         os._exit(0)
 
 

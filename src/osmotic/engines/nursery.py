@@ -53,7 +53,9 @@ class Nursery:
         # Ctrl-C and SIGTERM reach all processes of a terminal or a job: only the run decides what follows.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
-            self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
