@@ -21,6 +21,7 @@ from small_runs import SMALL, NoScore, Silent
 
 from osmotic import methods, plugins
 from osmotic.config.schema import Config
+from osmotic.data import sources
 from osmotic.engines import processes
 from osmotic.engines.nursery import Nursery
 from osmotic.engines.processes import Processes
@@ -139,6 +140,18 @@ def test_any_number_of_processes_gives_the_bits_of_threads(make: Make, kind: str
         if not server.method.global_model:
             own, threads_own = server.personal_models(book=False), expected.personal_models(book=False)
             assert {n: digest(t) for n, t in own.items()} == {n: digest(t) for n, t in threads_own.items()}
+
+
+def test_images_mapped_from_a_file_are_mapped_by_workers_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make(name="threads", threads=True)
+    expected.run()
+    monkeypatch.setattr(sources, "MAPPED_FROM", 0)
+    server = make()
+    assert len(server.engine.nursery._setup[1]) == 2, "its file goes to them, and no copy"
+    server.run()
+    assert left(server) == left(expected)
 
 
 # --- deaths ---

@@ -135,6 +135,21 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
         )
         for blobs in (None, "text", ("text",), 7)
     },
+    **{
+        f"a blob that is a view of {what}": (
+            lambda a, view=view: with_blobs(a, view),
+            ("bad", "is no header and byte strings"),
+        )
+        for what, view in {
+            "numbers": memoryview(np.zeros(100, np.float32)),
+            "every second byte": memoryview(b"OSM2" * 100)[::2],
+            "rows of bytes": memoryview(np.zeros((10, 10), np.uint8)),
+        }.items()
+    },
+    "a blob that is a view of too few bytes": (
+        lambda a: with_blobs(a, memoryview(b"OSM2")),
+        ("bad", "4 bytes are shorter than a packet head"),
+    ),
     "a transport's failure at length": (
         lambda a: replace(a, packet=None, failure=Failure("lost", "\ud800" + "x" * 10_000)),
         ("lost", "\\ud800" + "x" * 194),
