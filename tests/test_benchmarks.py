@@ -83,3 +83,11 @@ def test_server_memory_does_not_grow_with_the_number_of_clients() -> None:
     # Six more replies that were kept would be six model sizes.
     assert use["growth_bytes"] < use["model_bytes"]
     assert use["within_bound"] is True
+
+
+def test_clients_trained_as_one_are_held_against_one_after_another() -> None:
+    rows = quick("batched.py")["results"]
+    assert [row["way"] for row in rows] == ["grouped", "windows"]
+    for row in rows:
+        assert row["times_as_fast"] > 0
+        assert row["largest_loss_gap"] < 1e-4  # one step from the same weights: rounding alone

@@ -142,17 +142,17 @@ class FlatLayout(Mapping[str, Shape]):
         return found
 
     def view(self, buffer: Any, name: str, shifted: int = 0) -> Any:
-        """A parameter in a buffer [size] of numpy or torch, as its shape [...] with the buffer's memory.
+        """A parameter in a buffer [..., size] of numpy or torch, as its shape [...] after the axes in front; a view.
 
         Args:
             shifted: where in the whole the buffer begins, in elements.
         """
         shape, place = self._order[name], self.slices[name]
-        piece = buffer[place.start - shifted : place.stop - shifted]
+        piece, front = buffer[..., place.start - shifted : place.stop - shifted], tuple(buffer.shape[:-1])
         if len(shape) != 4:
-            return piece.reshape(shape)
+            return piece.reshape(front + shape)
         leaving, entering, height, width = shape
-        return piece.reshape(leaving, height, width, entering).swapaxes(1, 3).swapaxes(2, 3)
+        return piece.reshape(*front, leaving, height, width, entering).swapaxes(-3, -1).swapaxes(-2, -1)
 
 
 class Flat(Mapping[str, np.ndarray]):

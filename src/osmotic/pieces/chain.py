@@ -177,6 +177,11 @@ class LocalRule:
         """Names of the parameters to train; None for all."""
         return self.method.trainable(self.step)
 
+    @property
+    def bends_loss(self) -> bool:
+        """Whether a piece has a share in the loss."""
+        return any(type(piece).local_loss is not Piece.local_loss for piece in self.pieces.values())
+
     def objective(self, loss: Tensor, model: nn.Module) -> Tensor:
         """The loss to minimise, given the diffusion loss of the batch; scalars [] both."""
         for name, piece in self.pieces.items():

@@ -31,6 +31,10 @@ class Rule(Protocol):
     def trainable(self) -> set[str] | None:
         """Names of the parameters to train; None for all."""
 
+    @property
+    def bends_loss(self) -> bool:
+        """Whether `objective` may give anything else than the loss itself."""
+
     def objective(self, loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
         """The loss to minimise, given the denoising loss of the batch: scalars [], with their graph."""
 

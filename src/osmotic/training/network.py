@@ -22,17 +22,24 @@ class FlatNetwork:
     Args:
         model: a network with float32 parameters, in training mode.
         layout: its parameters by part; None takes it as one part.
+        buffers: for the weights and their gradient, [P] each on the network's device; None makes them.
     Raises: KeyError for a layout of another network.
     """
 
-    def __init__(self, model: nn.Module, layout: FlatLayout | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: FlatLayout | None = None,
+        buffers: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.parameters = dict(model.named_parameters())  # walking the modules takes a millisecond
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         self.layout = FlatLayout.whole(shapes) if layout is None else layout
         self.device = next(iter(self.parameters.values())).device
-        self.weights = torch.empty(self.layout.size, device=self.device)
-        self.gradient = torch.zeros_like(self.weights)
+        if buffers is None:
+            buffers = tuple(torch.zeros(2, self.layout.size, device=self.device))
+        self.weights, self.gradient = buffers
         self._dropouts = dropout.seeded(model)
         self._gradients = {name: self.layout.view(self.gradient, name) for name in self.parameters}
         with torch.no_grad():
@@ -133,6 +140,11 @@ class FlatNetwork:
             if parameter.requires_grad and parameter.grad is not mine:
                 mine.zero_() if parameter.grad is None else mine.copy_(parameter.grad)
                 parameter.grad = mine
+
+    @property
+    def drops(self) -> bool:
+        """Whether activations are dropped in training."""
+        return any(module.p > 0 for module in self._dropouts)
 
     def seed_dropout(self, generator: torch.Generator) -> None:
         """Gives all dropout this generator, in their order of use."""
