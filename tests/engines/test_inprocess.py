@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,11 @@ class FakeWorker:
     stop: threading.Event
     served: list[str] = field(default_factory=list)
 
-    def serve(self, site: FakeSite, packet: Packet) -> Packet:
-        self.served.append(site.client.name)
-        self.work(site.client.name, self.stop)
-        return Packet({"of": site.client.name})
+    def serve_all(self, tasks: Sequence[tuple[FakeSite, Packet]]) -> list[Packet]:
+        for site, _ in tasks:
+            self.served.append(site.client.name)
+            self.work(site.client.name, self.stop)
+        return [Packet({"of": site.client.name}) for site, _ in tasks]
 
 
 @dataclass

@@ -163,6 +163,13 @@ class EngineConfig:
         "clients in processes of their own: true, false (threads), or auto: on Linux, where two or more work on a CPU, in "
         "runs of 1,000 optimiser steps or more; what is registered from Python and not by a plugin's file needs threads",
     )
+    batched_clients: int = key(
+        1,
+        "clients that a worker trains as one computation, for small batches; 1 trains them one by one, whose results those "
+        "of more are but for float rounding",
+        1,
+        1024,
+    )
     threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = key(True, "same bits every time, also on CUDA")

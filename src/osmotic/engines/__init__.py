@@ -19,5 +19,5 @@ WHERE: dict[str, str] = {
     "inprocess": "a simulation: all clients share one machine, and nothing crosses a network"
 }
 
-# name -> (clients, sites, make_worker, workers, threads, stop) -> engine
+# name -> (clients, sites, make_worker, workers, threads, stop, together) -> engine
 ENGINES: dict[str, Callable[..., Engine]] = {"inprocess": _inprocess}

@@ -1,4 +1,4 @@
-"""Clients in this process: threads that train one client after another, each with one network that it reuses.
+"""Clients in this process: threads that train one client after another, or several as one, each with networks of its own.
 
 A task is taken only when a worker is free, so at most `workers` replies and the one being folded exist at a time,
 whatever the number of clients. Every packet is encoded for real; only the transport is missing.
@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 
 import torch
 
 from osmotic.federation.client import Site, Worker
+from osmotic.federation.team import Team
 from osmotic.protocol.messages import Answer, Client, Failure, Sent
 from osmotic.training.loop import Cancelled
 
@@ -29,21 +31,23 @@ class InProcess:
         workers: clients side by side, >= 1.
         threads: operator threads of each worker; bits depend on it.
         stop: set when the exchange is given up, so that running clients end at their next step.
+        together: clients that a worker is given at once, >= 1, in the order of the tasks; bits depend on it.
     """
 
     def __init__(
         self,
         clients: Sequence[Client],
         sites: Mapping[str, Site],
-        make_worker: Callable[[], Worker],
+        make_worker: Callable[[], Worker | Team],
         workers: int,
         threads: int,
         stop: threading.Event,
+        together: int = 1,
     ) -> None:
         self._clients, self.sites = sorted(clients, key=lambda client: client.name), sites
-        self.workers, self.threads, self.stop = workers, threads, stop
+        self.workers, self.threads, self.stop, self.together = workers, threads, stop, together
         self._make_worker = make_worker
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Worker | Team] = queue.SimpleQueue()
 
     def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
         """All clients, at once; raises TimeoutError if there are fewer than `at_least`."""
@@ -60,12 +64,12 @@ class InProcess:
         self.stop.clear()  # an exchange that was given up before must not end this one
         end = time.monotonic() + deadline_seconds if deadline_seconds else None
         waiting = iter(tasks)
-        pending: dict[Future[Answer], Sent] = {}
+        pending: dict[Future[list[Answer]], list[Sent]] = {}
         with ThreadPoolExecutor(self.workers) as pool:
 
             def fill() -> None:
-                while len(pending) < self.workers and (sent := next(waiting, None)) is not None:
-                    pending[pool.submit(self._serve, sent)] = sent
+                while len(pending) < self.workers and (group := list(islice(waiting, self.together))):
+                    pending[pool.submit(self._serve, group)] = group
 
             try:
                 fill()
@@ -79,9 +83,10 @@ class InProcess:
                         future = done.pop()
                         del pending[future]
                         fill()
-                        ready = [future.result()]
+                        ready = future.result()[::-1]
                         del future  # what is not named here dies when the server has folded it
-                        yield ready.pop()
+                        while ready:
+                            yield ready.pop()
             except BaseException:
                 self.stop.set()
                 raise
@@ -93,27 +98,30 @@ class InProcess:
             self._idle.get_nowait()
 
     def _late(
-        self, pending: dict[Future[Answer], Sent], waiting: Iterator[Sent], seconds: float
+        self, pending: dict[Future[list[Answer]], list[Sent]], waiting: Iterator[Sent], seconds: float
     ) -> Iterator[Answer]:
         # Their threads cannot be killed: a client looks at `stop` between two steps of training.
         self.stop.set()
-        for future, sent in pending.items():
+        for future, group in pending.items():
             try:
-                yield future.result()  # it may have come while the clock ran out
+                yield from future.result()  # it may have come while the clock ran out
             except Cancelled:
-                yield Answer(sent, failure=Failure("late", f"no answer within {seconds:g} s"))
+                for sent in group:
+                    yield Answer(sent, failure=Failure("late", f"no answer within {seconds:g} s"))
         for sent in waiting:
             yield Answer(sent, failure=Failure("late", f"not begun within {seconds:g} s"))
 
-    def _serve(self, sent: Sent) -> Answer:
+    def _serve(self, group: list[Sent]) -> list[Answer]:
         torch.set_num_threads(self.threads)
         worker = self._take()
         try:
-            return Answer(sent, worker.serve(self.sites[sent.task.client.name], sent.packet))
+            tasks = [(self.sites[sent.task.client.name], sent.packet) for sent in group]
+            packets = worker.serve_all(tasks)
+            return [Answer(sent, packet) for sent, packet in zip(group, packets, strict=True)]
         finally:
             self._idle.put(worker)
 
-    def _take(self) -> Worker:
+    def _take(self) -> Worker | Team:
         try:
             return self._idle.get_nowait()
         except queue.Empty:

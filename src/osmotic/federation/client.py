@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from osmotic import seeds
 from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.ema import Ema
 from osmotic.diffusion.sampler import NotFinite
 from osmotic.federation.blueprint import Blueprint
@@ -29,7 +30,7 @@ from osmotic.federation.interfaces import Work
 from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
 from osmotic.pieces.base import PieceError
-from osmotic.pieces.chain import Chain
+from osmotic.pieces.chain import Chain, LocalRule
 from osmotic.protocol.messages import ADDRESS, SCORING, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
@@ -40,6 +41,8 @@ from osmotic.training.loop import Cancelled, fit
 from osmotic.training.network import FlatNetwork
 
 log = logging.getLogger("osmotic.client")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,6 +71,25 @@ class Opened:
     state: ClientState
     step: Step
     uplink: Codec
+
+
+@dataclass
+class Begun:
+    """A step of training whose optimiser steps are yet to be taken.
+
+    Args:
+        opened: the task.
+        steps: optimiser steps to take.
+        rng: order of the images, and seed of their noise.
+        rule: what bends the loop.
+        moments: optimiser state, "NAME|SLOT" -> float32 [...]; None where none is kept.
+    """
+
+    opened: Opened
+    steps: int
+    rng: np.random.Generator
+    rule: LocalRule
+    moments: Tensors | None
 
 
 @dataclass
@@ -107,15 +129,16 @@ class Worker:
     def __init__(
         self,
         blueprint: Blueprint,
-        model: torch.nn.Module,
+        model: torch.nn.Module | FlatNetwork,
         initial: Flat,
         contract: str,
         stop: threading.Event | None = None,
         worked: Callable[[Work, float], object] = lambda work, amount: None,
         own_disk: bool = True,
     ) -> None:
-        self.blueprint, self.config, self.model = blueprint, blueprint.config, model
-        self.network = FlatNetwork(model, blueprint.flat)
+        self.blueprint, self.config = blueprint, blueprint.config
+        self.network = model if isinstance(model, FlatNetwork) else FlatNetwork(model, blueprint.flat)
+        self.model = self.network.model
         self.initial, self.contract, self.stop = initial, contract, stop or threading.Event()
         self.worked, self.own_disk = worked, own_disk
         # Exchange and pieces of this worker's own: a hook on a client can then not read what the server's have seen.
@@ -129,8 +152,17 @@ class Worker:
 
         Raises: StoreFailed, without `own_disk`, if the disk refuses the private state.
         """
+        return self.guarded(site, packet, lambda: self._serve(site, packet))
+
+    def serve_all(self, tasks: Sequence[tuple[Site, Packet]]) -> list[Packet]:
+        """The answers to several tasks, one after the other; errors as `serve`."""
+        return [self.serve(site, packet) for site, packet in tasks]
+
+    def guarded(self, site: Site, packet: Packet, work: Callable[[], Packet | T]) -> Packet | T:
+        """What `work` on a task gives, or the answer that tells what went wrong with it; raises as `serve`."""
+        answer: Packet | T
         try:
-            answer = self._serve(site, packet)
+            answer = work()
         except Cancelled:
             raise
         except StoreFailed as error:
@@ -144,12 +176,20 @@ class Worker:
             log.warning("%s could not do its task", site.client.name, exc_info=True)
             # Its text may name a path or hold a value of the site's own data.
             answer = Packet({"failure": ["raised", type(error).__name__]})
+        if not isinstance(answer, Packet):
+            return answer
         # What it answers to, and its own name: the server takes nothing for another run, phase or client.
         address = {k: packet.header.get(k) for k in ADDRESS} | {"client": site.client.name}
         return Packet({**address, **answer.header}, answer.blobs)
 
     def _serve(self, site: Site, packet: Packet) -> Packet:
         actions = {"train": self.train, "sample": self.sample, "model": self.give_model}
+        if refused := self._refusal(site, packet, actions):
+            return refused
+        opened = self.open(site, packet)
+        return self.close(opened, actions[packet.header["action"]](opened))
+
+    def _refusal(self, site: Site, packet: Packet, actions: Container[str]) -> Packet | None:
         if packet.header["contract"] != self.contract:
             return Packet(
                 {"failure": ["refused", "model contract differs: other network, process or data shape"]}
@@ -158,8 +198,22 @@ class Worker:
             return Packet({"failure": ["refused", "is asked for what another client is asked"]})
         if packet.header["action"] not in actions:
             return Packet({"failure": ["refused", "is asked for an action that it does not know"]})
-        opened = self.open(site, packet)
-        return self.close(opened, actions[packet.header["action"]](opened))
+        return None
+
+    # --- in two halves, for those who train several clients as one (`team.py`) ---
+
+    def begin(self, site: Site, packet: Packet) -> Packet | Begun:
+        """Local training up to its first step, or the answer where that is not what is asked for.
+
+        Raises: as `open`.
+        """
+        if packet.header["action"] != "train" or self._refusal(site, packet, ("train",)):
+            return self._serve(site, packet)
+        return self.prepare(self.open(site, packet))
+
+    def end(self, begun: Begun, trained: tuple[float, int]) -> Packet:
+        """The answer, given what `fit` gave, once the network is trained; errors as `close`."""
+        return self.close(begun.opened, self.result(begun, *trained))
 
     # --- open ---
 
@@ -229,27 +283,38 @@ class Worker:
 
         Raises: Cancelled if the run is being stopped.
         """
-        state, step, training = opened.state, opened.step, self.config.training
-        rule = self.chain.open(self.method, step, state.pieces)
-        moments = dict(state.optimizer) if self.blueprint.keeps_moments else None
-        epochs = opened.header["local_epochs"]
-        images = opened.site.images
-        epochs = training.local_epochs if epochs is None else float(epochs)
-        steps = batch_plan(len(images), training.batch_size, epochs)
-        loss, seen = fit(
+        begun = self.prepare(opened)
+        trained = fit(
             self.network,
-            images,
+            opened.site.images,
             self.blueprint.process,
-            training,
-            steps=steps,
-            learning_rate=step.learning_rate,
-            # Of this round and client alone: neither order, nor workers, nor a restart move it.
-            rng=seeds.rng(self.config.seed, seeds.TRAINING, step.server_round, step.client.name),
-            rule=rule,
-            moments=moments,
+            self.config.training,
+            steps=begun.steps,
+            learning_rate=opened.step.learning_rate,
+            rng=begun.rng,
+            rule=begun.rule,
+            moments=begun.moments,
             stop=self.stop.is_set,
             stepped=partial(self.worked, "train", 1),
         )
+        return self.result(begun, *trained)
+
+    def prepare(self, opened: Opened) -> Begun:
+        """What local training starts from, the weights apart."""
+        state, step = opened.state, opened.step
+        return Begun(
+            opened,
+            steps=steps_asked(opened.header, opened.site, self.config.training),
+            # Of this round and client alone: neither order, nor workers, nor a restart move it.
+            rng=seeds.rng(self.config.seed, seeds.TRAINING, step.server_round, step.client.name),
+            rule=self.chain.open(self.method, step, state.pieces),
+            moments=dict(state.optimizer) if self.blueprint.keeps_moments else None,
+        )
+
+    def result(self, begun: Begun, loss: float, seen: int) -> Result:
+        """What training brought, as `train`, given its mean loss and the images that it saw."""
+        opened, rule, moments = begun.opened, begun.rule, begun.moments
+        state, step = opened.state, opened.step
         change, extras, state.pieces = rule.close(self.network.change(step.returns))
         if moments is not None:
             state.optimizer = moments
@@ -265,7 +330,7 @@ class Worker:
         else:
             coded = grouped("model", change) | {n: t for n, t in extras.items() if n in wire}
         exact = {n: t for n, t in extras.items() if n not in wire}
-        return Result(coded, exact, {"loss": loss, "images": seen, "steps": steps})
+        return Result(coded, exact, {"loss": loss, "images": seen, "steps": begun.steps})
 
     def _average(self, state: ClientState, images: int) -> None:
         """Where no global model exists, the client keeps the average of its own model that the recipe asks for.
@@ -329,6 +394,13 @@ class Worker:
             with _disk():
                 metrics["state_sha256"] = opened.site.store.save(state.tensors(), step.server_round, durable)
         return Packet({"num_examples": len(opened.site.images), "metrics": metrics}, tuple(blobs))
+
+
+def steps_asked(header: Mapping[str, Any], site: Site, training: TrainingConfig) -> int:
+    """Optimiser steps that a packet's header asks of a client."""
+    epochs = header["local_epochs"]
+    epochs = training.local_epochs if epochs is None else float(epochs)
+    return batch_plan(len(site.images), training.batch_size, epochs)
 
 
 def keeps_state(blueprint: Blueprint, chain: Chain) -> bool:

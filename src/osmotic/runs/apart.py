@@ -55,6 +55,8 @@ def against(config: Config) -> str | None:
     """Why clients of this configuration cannot be processes; None if they can."""
     if not (sys.platform == "linux" and hasattr(os, "memfd_create") and sys.executable):
         return "needs Linux"
+    if config.engine.batched_clients > 1:
+        return "engine.batched_clients trains several clients in one thread"
     device = config.engine.device
     if device.startswith("cuda") or (device == "auto" and any(os.path.exists(path) for path in GPUS)):
         return "one process is better for clients on a GPU; engine.device = cpu takes none"

@@ -23,6 +23,7 @@ from osmotic.federation import extension
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.interfaces import Engine, Observer, Work
 from osmotic.federation.server import Server
+from osmotic.federation.team import Team
 from osmotic.flat import Flat
 from osmotic.protocol.messages import contract_hash
 from osmotic.runs import apart, quicker, resolve, timing
@@ -39,6 +40,8 @@ from osmotic.storage.folder import RunDir
 from osmotic.tensors import Tensors
 from osmotic.training.images import Images
 from osmotic.training.loop import fit
+from osmotic.training.network import FlatNetwork
+from osmotic.training.stack import Stack
 
 
 def start(
@@ -210,11 +213,11 @@ def make_server(
 
 
 def make_engine(
-    study: Study, stores: Path, make_worker: Callable[[], Worker], stop: threading.Event
+    study: Study, stores: Path, make_worker: Callable[..., Worker], stop: threading.Event
 ) -> Engine:
     """The engine that the configuration names, over simulated clients whose private states lie in `stores`."""
     engine, train = study.config.engine, study.dataset.train
-    holdings = {h.client.name: h for h in study.holdings}
+    holdings, together = {h.client.name: h for h in study.holdings}, study.config.engine.batched_clients
 
     def site_of(name: str) -> Site:
         h = holdings[name]
@@ -222,7 +225,12 @@ def make_engine(
 
     sites = Sites(site_of, list(holdings))
     clients = [h.client for h in study.holdings]
-    return ENGINES[engine.name](clients, sites, make_worker, study.workers, engine.threads, stop)
+
+    def make_team() -> Team:
+        return Team(Stack(study.model, together, study.blueprint.flat), make_worker)
+
+    make = make_worker if together == 1 else make_team
+    return ENGINES[engine.name](clients, sites, make, study.workers, engine.threads, stop, together)
 
 
 def worker_factory(
@@ -230,12 +238,14 @@ def worker_factory(
     initial: Flat,
     contract: str,
     worked: Callable[[Work, float], object] = lambda work, amount: None,
-) -> tuple[Callable[[], Worker], threading.Event]:
-    """What makes one worker, with a network of its own; and the event that stops all of them."""
+) -> tuple[Callable[..., Worker], threading.Event]:
+    """What makes one worker, with a network of its own or a given one; and the event that stops all of them."""
     stop = threading.Event()
 
-    def make() -> Worker:
-        return Worker(study.blueprint, study.model(), initial, contract, stop, worked, own_disk=False)
+    def make(network: FlatNetwork | None = None) -> Worker:
+        return Worker(
+            study.blueprint, network or study.model(), initial, contract, stop, worked, own_disk=False
+        )
 
     return make, stop
 

@@ -37,6 +37,7 @@ def check(config: Config, own_data: bool = False) -> None:
     _codecs(config)
     _process(config)
     _training(config)
+    _engine(config)
     if not own_data and config.data.source == "python":
         rule = "are images handed over in Python: osmotic.run(data=...), osmotic.load(DIR).resume(data=...)"
         raise ConfigError("data.source", "python", rule)
@@ -209,6 +210,19 @@ def _process(config: Config) -> None:
         raise ConfigError(
             "score.guidance", config.score.guidance, "needs recipe.label_dropout > 0 in training"
         )
+
+
+def _engine(config: Config) -> None:
+    together = config.engine.batched_clients
+    if together == 1:
+        return
+    if METHODS[config.method.name].pools_data:
+        rule = f"method {config.method.name} has one client: leave this key out"
+        raise ConfigError("engine.batched_clients", together, rule)
+    # auto takes none of these.
+    if config.model.network != "auto" and NETWORKS[config.model.network].own:
+        rule = f"network {config.model.network} may mix images of a batch, and so clients: use 1"
+        raise ConfigError("engine.batched_clients", together, rule)
 
 
 def _training(config: Config) -> None:

@@ -52,6 +52,7 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "engine": cfg.engine.name,
         "seed": cfg.seed,
         # On a GPU some kernels add in any order unless they are told not to.
+        "batched_clients": cfg.engine.batched_clients,
         "deterministic": study.device.type == "cpu" or cfg.engine.deterministic,
         "rounds": cfg.training.rounds,
         "num_clients": len(study.holdings),
