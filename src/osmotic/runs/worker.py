@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import models, plugins
+from osmotic import lean, models, plugins
 from osmotic.engines import child
 from osmotic.engines.shared import get_arrays
 from osmotic.federation.blueprint import Blueprint
@@ -69,6 +69,7 @@ def main() -> None:
     """Imports first: the run is still reading its images."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    lean.start()
     torch.set_num_threads(1)
     plugins.load_installed()
     # What is imported when it is first used is imported here, once for all workers.
