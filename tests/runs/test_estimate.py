@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,22 @@ def test_large_batches_are_scaled_up_to_from_what_small_ones_take(monkeypatch: p
     # No patience for one image: eight are tried all the same, or the step's own second would count for every image.
     whole, each = 1.0, 2.0
     assert timing.side_by_side(made, trial, [torch.nn.Identity()], 100) == pytest.approx(201)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="worker processes need Linux")
+def test_workers_that_are_processes_take_as_long_as_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def six_seconds(study: Any, trial: Any, models: Any, size: int) -> float:
+        tried.append(len(models))
+        return 6.0
+
+    monkeypatch.setattr(timing, "side_by_side", six_seconds)
+    keys = ("engine.workers=2", "engine.device=cpu")
+    assert timing.network(prepared(*keys, "engine.processes=false"))["train"] == (6.0, 1)
+    # A step that takes one process 6 s takes two of them 6 s for two.
+    assert timing.network(prepared(*keys, "engine.processes=true"))["train"] == (3.0, 1)
+    assert tried == [2, 2, 1, 2], "training, drawing; images are drawn by threads"
 
 
 def test_what_is_quicker_is_timed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,19 +36,29 @@ GPUS = ("/dev/nvidiactl", "/dev/kfd")
 def started(config: Config, num_train: int) -> Iterator[Nursery | None]:
     """The nursery of a run's workers, which imports from now on; None where clients are threads.
 
+    Args and errors as `wanted`.
+    """
+    if not wanted(config, num_train):
+        yield None
+        return
+    with Nursery(PROGRAM) as nursery:
+        yield nursery
+
+
+def wanted(config: Config, num_train: int) -> bool:
+    """Whether clients of this run are to be processes.
+
     Args:
         num_train: training images of all clients, about.
     Raises: ConfigError where processes are asked for and cannot be had.
     """
     asked = config.engine.processes
-    reason = None if asked is False else against(config)
-    if asked is True and reason:
-        raise ConfigError(KEY, True, f"{reason}: leave this key out")
-    if asked is False or reason or not (asked is True or pays(config, num_train)):
-        yield None
-        return
-    with Nursery(PROGRAM) as nursery:
-        yield nursery
+    if asked is False:
+        return False
+    reason = against(config)
+    if asked is True:
+        return reason is None or _refused(config, reason)
+    return reason is None and pays(config, num_train)
 
 
 def against(config: Config) -> str | None:

@@ -18,7 +18,7 @@ from osmotic.diffusion.sampler import CHUNK_SIZE
 from osmotic.federation.interfaces import Work
 from osmotic.metrics import encoder as encoders
 from osmotic.protocol.view import View
-from osmotic.runs import estimate
+from osmotic.runs import apart, estimate
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study
 from osmotic.training.images import Images
@@ -50,12 +50,16 @@ def measure(study: Study) -> dict[Work, tuple[float, float]]:
 
 
 def network(study: Study) -> dict[Work, tuple[float, float]]:
-    """Seconds and units of training and of drawing, by all workers side by side."""
+    """Seconds and units of training and of drawing, by all workers side by side. Raises: ConfigError as `apart.wanted`."""
     config, blueprint, workers = study.config, study.blueprint, study.workers
     models = [study.model() for _ in range(workers)]
     sizes = sorted(len(h.train) for h in study.holdings)
     batch = min(config.training.batch_size, sizes[len(sizes) // 2])
-    training = side_by_side(study, lambda size: Trial(study, size).train, models, batch)
+    # Processes do not wait for each other, so each takes as long as one alone; threads wait for Python's lock.
+    processes = study.device.type == "cpu" and apart.wanted(config, sum(sizes))
+    training = side_by_side(
+        study, lambda size: Trial(study, size).train, models[:1] if processes else models, batch
+    ) / (workers if processes else 1)
     # Where the network is evaluated with and without label, both go through it as one batch.
     twice = 1 if blueprint.guidance == 1 or blueprint.spec.num_classes == 0 else 2
     samples = int(config.score.samples)
