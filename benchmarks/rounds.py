@@ -39,6 +39,7 @@ import numpy as np
 HERE = Path(__file__).parent
 OURS, BY_HAND = "osmotic", ("two_processes", "two_threads", "plain")
 SEED = 0
+RUN = 100  # rounds of the run that is broken off: what "auto" chooses may depend on how long it would be
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -121,7 +122,7 @@ def keys(shape: Mapping[str, Any], rounds: int = 1) -> dict[str, Any]:
         "recipe.min_snr": 0.0,
         "training.batch_size": shape["batch"],
         "training.local_epochs": 1.0,
-        "training.rounds": rounds,
+        "training.rounds": max(RUN, rounds),
         "score.every": 0,
         "checkpoint.keep": rounds + 1,
     }
@@ -168,7 +169,7 @@ def run_osmotic(folder: Path, rounds: int, sets: Sequence[str]) -> dict[str, Any
             if index:
                 between.append(now - self.begin)
             if index == rounds:
-                raise Finished  # the last round would be scored
+                raise Finished
             self.begin = time.perf_counter()
 
         def phase_done(self, line: Mapping[str, Any]) -> None:

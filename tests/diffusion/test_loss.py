@@ -213,6 +213,34 @@ def test_loss_trains_diffusers_unet_under_bfloat16_autocast_and_channels_last(ta
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters())
 
 
+def test_bf16_rounds_the_network_and_neither_weights_nor_loss() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 3, padding=1)
+    seen = []
+
+    def network(
+        x: torch.Tensor, t: torch.Tensor, class_labels: object, return_dict: bool
+    ) -> tuple[torch.Tensor]:
+        seen.append(model(x))
+        return (seen[-1],)
+
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model.zero_grad()
+        loss = Process(target="epsilon", precision=precision).loss(network, images(), None, seeded())
+        loss.backward()
+        assert loss.dtype == torch.float32 and model.weight.dtype == torch.float32
+        assert model.weight.grad is not None and model.weight.grad.dtype == torch.float32
+        found[precision] = loss.item(), model.weight.grad.clone()
+    assert [answer.dtype for answer in seen] == [torch.float32, torch.bfloat16]
+    # bfloat16 has 8 bits: one part in 2**8 per number, and the mean over pixels is of float32 squares.
+    assert 0 < abs(found["bf16"][0] - found["fp32"][0]) < 2**-7 * found["fp32"][0]
+    assert not torch.equal(found["bf16"][1], found["fp32"][1])
+    with torch.autocast("cpu", torch.bfloat16):
+        outside = Process(target="epsilon").loss(network, images(), None, seeded())
+    assert outside.item() == found["bf16"][0]
+
+
 def test_process_takes_its_keys_from_the_configuration() -> None:
     process = Process.from_config(
         ModelConfig(target="epsilon", schedule="linear", timesteps=50),

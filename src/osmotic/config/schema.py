@@ -172,6 +172,11 @@ class EngineConfig:
     )
     threads: int = key(1, "operator threads per client; results depend on it in the last bits", 1, 1024)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    precision: Literal["fp32", "bf16"] = key(
+        "fp32",
+        "arithmetic of training: bf16 takes products and convolutions in bfloat16, weights and loss stay float32; "
+        "faster on GPUs that have it",
+    )
     deterministic: bool = key(True, "same bits every time, also on CUDA")
     deadline_seconds: float = key(
         0.0, "longest wait for the answers of a phase; who is later is a failure `late`; 0 waits for all", 0

@@ -6,6 +6,7 @@ Next on the reader's path: `models/unet.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class Process:
         min_snr: gamma of the min-SNR weight, >= 0, 0 is off; "edm" has its own weight.
         label_dropout: share of labels replaced by "no label" in training, in [0, 1].
         sigma_data: standard deviation of the images that "edm" expects, > 0; the other targets do not use it.
+        precision: "bf16" trains with products and convolutions in bfloat16 where torch's autocast takes them; weights,
+            gradients and the loss stay float32. "fp32" rounds nothing.
     Raises: ValueError for an unknown target or schedule, or too few timesteps for it.
     """
 
@@ -70,6 +73,7 @@ class Process:
     min_snr: float = 5.0
     label_dropout: float = 0.1
     sigma_data: float = SIGMA_DATA
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -79,7 +83,9 @@ class Process:
         object.__setattr__(self, "_alpha_bar", schedules.alpha_bar(self.schedule, self.timesteps))
 
     @classmethod
-    def from_config(cls, model: ModelConfig, recipe: RecipeConfig, num_classes: int) -> Process:
+    def from_config(
+        cls, model: ModelConfig, recipe: RecipeConfig, num_classes: int, precision: str = "fp32"
+    ) -> Process:
         """The process a configuration describes; `num_classes` is 0 for an unconditional network.
 
         Raises: ValueError as the class.
@@ -93,6 +99,7 @@ class Process:
             min_snr=recipe.min_snr,
             label_dropout=recipe.label_dropout,
             sigma_data=model.sigma_data,
+            precision=precision,
         )
 
     @property
@@ -158,7 +165,10 @@ class Process:
 
     def losses_of(self, model: Denoiser, question: Question) -> Tensor:
         """The loss of each image, [B], float32; arguments and errors as `loss`."""
-        output = model(question.seen, question.level, class_labels=question.labels, return_dict=False)[0]
+        lower = self.precision == "bf16"
+        # A caller's own autocast stays as it is. The backward pass finds each operation's arithmetic by itself.
+        with torch.autocast(question.seen.device.type, torch.bfloat16) if lower else nullcontext():
+            output = model(question.seen, question.level, class_labels=question.labels, return_dict=False)[0]
         distances = losses.distance(output, question.goal, self.distance)
         return distances if question.weight is None else question.weight * distances
 

@@ -53,7 +53,7 @@ class Blueprint:
         Raises: ConfigError for a size that the network cannot take.
         """
         spec = models.resolve(config.model.network, image_size, channels, num_classes, config.recipe.dropout)
-        process = Process.from_config(config.model, config.recipe, num_classes)
+        process = Process.from_config(config.model, config.recipe, num_classes, config.engine.precision)
         return cls(config, spec, process, Pixels((channels, image_size, image_size)))
 
     @cached_property

@@ -30,7 +30,10 @@ class Mapped:
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         """The images at `index`, int64 [B], on the device, [B, C, H, W]."""
         read = np.asarray(self.images)[self.rows[index.cpu().numpy()]]
-        return torch.from_numpy(np.ascontiguousarray(read.transpose(0, 3, 1, 2))).to(self.device)
+        batch = torch.from_numpy(np.ascontiguousarray(read.transpose(0, 3, 1, 2)))
+        if self.device.type == "cuda":  # from pinned memory the copy runs beside the step before
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch.to(self.device)
 
 
 @dataclass
