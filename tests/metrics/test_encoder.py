@@ -15,7 +15,7 @@ import torch
 from metric_stand_ins import bars, dataset, unlabelled
 
 from osmotic.data.dataset import Split
-from osmotic.metrics import classifier, encoder
+from osmotic.metrics import classifier, encoder, features
 
 TWO_BARS = dataset("npz:/somewhere/Two Bars.npz", bars(96, seed=0), bars(32, seed=1), ("top", "left"))
 
@@ -44,12 +44,10 @@ def test_the_name_says_data_and_size_and_no_path(trained: encoder.Encoder):
 
 
 def test_features_are_96_numbers_an_image_in_any_batch(trained: encoder.Encoder):
-    features = trained.features(TWO_BARS.test.images)
-    assert features.shape == (32, 96)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(
-        trained.features(TWO_BARS.test.images[5:7]), features[5:7], rtol=1e-4, atol=1e-5
-    )
+    found = trained.features(TWO_BARS.test.images)
+    assert found.shape == (32, 96)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(trained.features(TWO_BARS.test.images[5:7]), found[5:7], rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_images_train_the_same_weights_whatever_the_global_generator(trained: encoder.Encoder):
@@ -186,3 +184,25 @@ def test_digits_are_told_apart_at_97_percent():
     )
     data = dataset("digits", Split(a, c), Split(b, d), tuple("0123456789"))
     assert encoder.get(data, cache=False).test_accuracy >= 0.97
+
+
+class Watching(torch.nn.Module):
+    """A network that notes where it runs, and with what precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.device.type, self.weight.device.type, torch.backends.cudnn.allow_tf32))
+        return torch.zeros(len(x), 3)
+
+
+@pytest.mark.parametrize(("device", "tf32"), [("meta", False), ("cpu", True)])
+def test_network_and_images_meet_on_the_device_and_a_gpu_keeps_all_bits(device: str, tf32: bool) -> None:
+    network, before = Watching(), torch.backends.cudnn.allow_tf32
+    assert before, "torch's default"
+    watched = features.Encoder("watching", "0" * 64, None, network, None, features.to_unit, 2, device=device)
+    assert watched.features(np.zeros((5, 4, 4, 1), np.uint8)).shape == (5, 3)
+    assert network.seen == [(device, device, tf32)] * 3
+    assert torch.backends.cudnn.allow_tf32 == before

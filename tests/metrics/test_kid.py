@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from osmotic.metrics.kid import kernel_distance
 
@@ -36,3 +37,17 @@ def test_the_global_generator_is_left_as_it_was():
 def test_one_image_is_too_few():
     with pytest.raises(ValueError, match="at least 2 images"):
         kernel_distance(np.ones((1, 2)), np.ones((5, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel")
+@pytest.mark.parametrize(("real", "made"), [(300, 250), (100, 100), (60, 400), (2, 3)])
+def test_it_is_the_figure_of_torchmetrics_to_the_last_bit(real: int, made: int) -> None:
+    rng = np.random.default_rng(real)
+    a, b = rng.normal(size=(real, 8)).astype(np.float32), rng.normal(0.3, 1, (made, 8)).astype(np.float32)
+    metric = KernelInceptionDistance(torch.nn.Identity(), subsets=100, subset_size=min(real, made, 100))
+    metric.set_dtype(torch.float64)
+    metric.update(torch.from_numpy(a.astype(np.float64)), real=True)
+    metric.update(torch.from_numpy(b.astype(np.float64)), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        assert kernel_distance(a, b, seed=5) == float(metric.compute()[0])

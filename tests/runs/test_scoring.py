@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def test_the_encoder_and_the_reference_see_only_what_clients_train_on(
     assert rows_of(scoring.reference.images, whole) == trained
     assert rows_of(seen[0].train.images, whole) == trained
     assert len(seen[0].train.labels) == len(trained)
+
+
+def test_features_are_taken_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(
+        encoders, "get", lambda dataset, name, device, **_: told.append(device) or pixels(dataset, name)
+    )
+    assert Scoring(replace(study(), device=torch.device("meta")), None).encoder.name == "pixels"
+    assert told == ["meta"]
 
 
 def test_without_a_holdout_the_encoder_is_that_of_the_whole_training_split(

@@ -66,6 +66,7 @@ class Scoring:
             self._encoder = encoders.get(
                 self.seen,
                 self.study.config.score.encoder,
+                device=str(self.study.device),
                 stepped=partial(self.worked, "encoder", 1),
             )
             self._encoder.looked = partial(self.worked, "score")

@@ -166,6 +166,7 @@ def encoder(study: Study) -> dict[Work, tuple[float, float]]:
         Dataset(study.dataset.name, few, none, study.dataset.class_names),
         study.config.score.encoder,
         cache=False,
+        device=str(study.device),
         stepped=stepped,
     )
     trained = time.perf_counter() - begun

@@ -67,6 +67,7 @@ def prepare(setup: Mapping[str, Any], files: list[int]) -> child.Desk:
 
 def main() -> None:
     """Imports first: the run is still reading its images."""
+    lean.start()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     lean.start()
