@@ -193,7 +193,10 @@ class ScoreConfig:
         0,
     )
     samples: int | Literal["auto"] = key(
-        "auto", "generated images per score; auto is as many as training images, from 50 to 1000", 2
+        "auto",
+        "generated images per score; auto is as many as training images, from 50 to 1000; of clients with models of their own, "
+        "20,000 of all together, and 100 of each at least",
+        2,
     )
     sampler: str = key("dpm-solver++", "sampler")
     steps: int = key(20, "sampler steps", 1, 10_000)
