@@ -74,6 +74,15 @@ def test_a_step_is_held_against_a_matrix_product() -> None:
     assert row["share_of_gemm"] > 0 and row["fit_ms"] > 0
 
 
+def test_images_per_second_stand_beside_those_of_diffusers_example() -> None:
+    record = quick("gpu.py")
+    assert record["device"] == "cpu"
+    sides = {"diffusers", "diffusers_ema", "osmotic", "osmotic_deterministic", "osmotic_fit"}
+    assert record["images_per_second"].keys() == sides
+    assert all(rate > 0 for rate in record["images_per_second"].values())
+    assert record["osmotic_over_diffusers"] > 0 and record["deterministic_over_fast"] > 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 def test_server_memory_does_not_grow_with_the_number_of_clients() -> None:
     record = quick("aggregate.py")
