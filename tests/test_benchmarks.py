@@ -100,3 +100,16 @@ def test_clients_trained_as_one_are_held_against_one_after_another() -> None:
     for row in rows:
         assert row["times_as_fast"] > 0
         assert row["largest_loss_gap"] < 1e-4  # one step from the same weights: rounding alone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_clients_that_are_not_asked_cost_no_file_and_little_memory() -> None:
+    few, many = quick("scale.py")["rows"]
+    assert (few["clients"], many["clients"]) == (20, 110)
+    assert few["run_folder_files"] == many["run_folder_files"] and many["client_folders"] == 0
+    # Ninety networks, or anything of their size, would be 250 MB.
+    assert many["peak_training_bytes"] - few["peak_training_bytes"] < 60_000_000
+    assert min(row["round_seconds"] for row in (few, many)) > 0
+    # 110 clients are told as quantiles, and need no more room for that than 20 rows.
+    assert 0 < many["report_bytes"] < few["report_bytes"] + 10_000
