@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from metric_stand_ins import frechet_distance
 from scipy.linalg import sqrtm
 
-from osmotic.metrics.frechet import FeatureStatistics, frechet
+from osmotic.metrics.frechet import WIDE, FeatureStatistics, frechet, frechet_to
 
 
 def test_shift_by_three_in_one_direction_is_nine():
@@ -69,3 +70,49 @@ def test_one_image_is_too_few():
 def test_features_of_unequal_width_are_refused():
     with pytest.raises(ValueError, match="equally wide"):
         frechet_distance(np.ones((3, 2)), np.ones((3, 4)))
+
+
+def no_large_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eigvals(matrix: torch.Tensor) -> torch.Tensor:
+        raise AssertionError(f"eigenvalues of {tuple(matrix.shape)}")
+
+    monkeypatch.setattr(torch.linalg, "eigvals", eigvals)
+
+
+def test_wide_features_of_few_images_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The corners of above in 2 of 600 directions, doubled and shifted by 3 in a third one: 8/3 + 9.
+    no_large_matrix(monkeypatch)
+    x, y = np.zeros((4, 600)), np.zeros((4, 600))
+    x[:, [7, 300]] = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+    y[:, [7, 300]] = 2 * x[:, [7, 300]]
+    y[:, 500] = 3
+    assert frechet_to(FeatureStatistics.of(x), y) == pytest.approx(8 / 3 + 9, abs=1e-6)
+
+
+@pytest.mark.parametrize(("real", "made"), [(30, 40), (700, 40), (40, 500)])
+def test_wide_features_of_few_images_have_the_distance_of_the_whole_matrices(
+    monkeypatch: pytest.MonkeyPatch, real: int, made: int
+) -> None:
+    rng = np.random.default_rng(3)
+    width = WIDE + 8
+    spread = np.exp(-np.arange(width) / 50)
+    a = (rng.normal(size=(real, width)) * spread).astype(np.float32)
+    b = (rng.normal(0.1, 1.2, size=(made, width)) * spread).astype(np.float32)
+    whole = frechet(FeatureStatistics.of(a), FeatureStatistics.of(b))
+    no_large_matrix(monkeypatch)
+    assert frechet_to(FeatureStatistics.of(a), b) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("width", "made"), [(96, 60), (WIDE, 60), (WIDE + 1, WIDE + 1)])
+def test_narrow_features_and_many_images_keep_their_distance_to_the_last_bit(width: int, made: int) -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(70, width)), rng.normal(size=(made, width))
+    assert frechet_to(FeatureStatistics.of(a), b) == frechet(FeatureStatistics.of(a), FeatureStatistics.of(b))
+
+
+@pytest.mark.parametrize(
+    ("real", "made"), [((1, 600), (5, 600)), ((5, 600), (1, 600)), ((5, 600), (5, 700)), ((5, 700), (5, 600))]
+)
+def test_wide_features_are_refused_as_narrow_ones_are(real: tuple[int, int], made: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"FD needs at least 2|equally wide"):
+        frechet_to(FeatureStatistics.of(np.zeros(real)), np.zeros(made))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from osmotic.metrics.alike import alike
-from osmotic.metrics.frechet import FeatureStatistics, frechet
+from osmotic.metrics.frechet import FeatureStatistics, frechet, frechet_to
 from osmotic.metrics.kid import kernel_distance
 
 __all__ = [
@@ -142,7 +142,7 @@ class OwnYardstick:
 
 def _distance(real: np.ndarray, made: np.ndarray) -> float:
     """FD of features [N, D] and [M, D]."""
-    return frechet(FeatureStatistics.of(real), FeatureStatistics.of(made))
+    return frechet_to(FeatureStatistics.of(real), made)
 
 
 def matching(pool_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from osmotic.data.dataset import Split
 from osmotic.metrics.alike import alike
 from osmotic.metrics.features import Encoder
-from osmotic.metrics.frechet import FeatureStatistics, frechet
+from osmotic.metrics.frechet import FeatureStatistics, frechet_to
 from osmotic.metrics.histogram import class_histogram
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.precision_recall import precision_recall
@@ -141,7 +141,7 @@ class Yardstick:
 
 def _distance(real: FeatureStatistics, made: np.ndarray) -> float | None:
     """FD; None under two images on a side, as there is no covariance: never a made-up number."""
-    return frechet(real, FeatureStatistics.of(made)) if min(real.count, len(made)) >= 2 else None
+    return frechet_to(real, made) if min(real.count, len(made)) >= 2 else None
 
 
 def _distances(
