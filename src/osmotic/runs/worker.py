@@ -70,7 +70,6 @@ def main() -> None:
     lean.start()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    lean.start()
     torch.set_num_threads(1)
     plugins.load_installed()
     # What is imported when it is first used is imported here, once for all workers.
