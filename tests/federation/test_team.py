@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from osmotic.models import NETWORKS
 from osmotic.models.own import OwnNetwork
 from osmotic.models.parts import WHOLE
 from osmotic.models.unet import ResidualUNet
-from osmotic.runs import resolve
+from osmotic.runs import apart, resolve
 from osmotic.runs.summary import weights_sha256
 
 # Plain SGD, whose steps are as exact as the gradients: AdamW makes a whole step of what is only rounding.
@@ -164,6 +165,13 @@ def test_one_client_or_a_network_of_ones_own_cannot_be_trained_as_one(
     monkeypatch.setitem(NETWORKS, "mine", OwnNetwork(lambda spec: nn.Identity(), 1, WHOLE, 0, False))
     with pytest.raises(ConfigError, match=r"engine.batched_clients = 4: .*network mine"):
         resolve.load(sets=["model.network=mine", "engine.batched_clients=4"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux")
+def test_clients_trained_as_one_are_threads() -> None:
+    assert apart.against(resolve.load(sets=["engine.device=cpu"])) is None
+    reason = apart.against(resolve.load(sets=["engine.device=cpu", "engine.batched_clients=4"]))
+    assert reason is not None and "engine.batched_clients" in reason
 
 
 def test_workers_are_made_once(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,8 @@ class EngineConfig:
     )
     batched_clients: int = key(
         1,
-        "clients that a worker trains as one computation, for small batches; 1 trains them one by one, whose results those "
-        "of more are but for float rounding",
+        "clients that a worker trains as one computation, which pays for small batches; results are those of 1, one by one, "
+        "but for float rounding",
         1,
         1024,
     )
