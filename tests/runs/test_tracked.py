@@ -109,3 +109,18 @@ def test_trackers_hear_losses_of_clients_bytes_and_learning_rate_of_a_run_that_w
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for client in ("client-000", "client-001", "client-002"):
         assert heard.curves[f"client_loss/{client}"] == [line["client_loss"][client] for line in lines]
+
+
+def test_of_many_clients_trackers_are_told_quantiles() -> None:
+    line = {"round": 1, "client_loss": {f"client-{i:04d}": float(i) for i in range(1, 21)}}
+    # Of 1 to 20: 5 % have at most the first, 25 % at most the fifth, ...
+    told = tracked.curves(line, clients=101)
+    assert told == {
+        "client_loss/quantile_0.05": 1.0,
+        "client_loss/quantile_0.25": 5.0,
+        "client_loss/quantile_0.5": 10.0,
+        "client_loss/quantile_0.75": 15.0,
+        "client_loss/quantile_0.95": 19.0,
+    }
+    assert len(tracked.curves(line, clients=100)) == 20
+    assert tracked.curves({"round": 1, "client_loss": {}}, clients=101) == {}

@@ -30,9 +30,11 @@ class Progress:
         self.display = display or Display(quiet)
         self._tracker: Tracker | None = None
         self._before: Mapping[str, Any] | None = None  # the line of the phase before
+        self._clients = 0
 
     def run_started(self, start: Start) -> None:
         """Says what runs where, times a few steps, and says how long all of it will take."""
+        self._clients = start.num_clients
         if self.quiet:
             return
         from osmotic.runs import announce
@@ -86,7 +88,7 @@ class Progress:
     def _tell(self, tracker: Tracker, line: Mapping[str, Any]) -> None:
         from osmotic.runs import tracked
 
-        scalars = tracked.curves(line, self._before)
+        scalars = tracked.curves(line, self._before, self._clients)
         self._before = line
         tracker.log(line["round"], scalars)
         # One grid of the global model, or one per client, of which the first stands for all.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from osmotic.report import crowds
 from osmotic.report.formatting import is_number
 
 # Of a line: no curves. Bytes and losses have names of their own below.
@@ -18,18 +19,26 @@ CONDITIONS = {
 }
 
 
-def curves(line: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, float]:
+def curves(
+    line: Mapping[str, Any], before: Mapping[str, Any] | None = None, clients: int = 0
+) -> dict[str, float]:
     """The figures of one phase by name, of which a tracker makes a curve each; what was not measured is left out.
 
     Names of a group share what stands before the slash: `client_loss/NAME`, `bytes_up/round`, `bytes_up/total`,
-    `quality/SCORE`, `quality/mean/SCORE`.
+    `quality/SCORE`, `quality/mean/SCORE`. Of more than a hundred clients, `client_loss/quantile_0.25` and its like: thousands
+    of curves with a point now and then tell nobody anything.
 
     Args:
         line: of metrics.jsonl.
         before: the line of the phase before, from which the bytes of this one are counted; None where there is none.
+        clients: of the run.
     """
     found = {k: v for k, v in line.items() if k not in NO_CURVES}
-    found["client_loss"] = line.get("client_loss") or {}
+    losses = line.get("client_loss") or {}
+    if clients > crowds.MOST:
+        names = [f"quantile_{share:g}" for share in crowds.SHARES]
+        losses = dict(zip(names, crowds.quantiles(losses.values()), strict=False))
+    found["client_loss"] = losses
     for way in ("bytes_up", "bytes_down"):
         total, earlier = line.get(way), 0 if before is None else before.get(way)
         if total is not None:
