@@ -278,3 +278,19 @@ def test_clients_are_not_given_a_table_each(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("iid", "shards", "pathological"):
         assert len(p.partition(DataConfig(partition=name, clients=300), split)) == 300
     assert not calls
+
+
+def test_thousands_of_clients_that_no_draw_could_serve_are_refused_before_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 110 draws over 10,000 clients of 5 to 6 images took two minutes to say so.
+    def drawn(*args: object) -> None:
+        raise AssertionError("a draw was made")
+
+    monkeypatch.setattr(p, "_partitioner", drawn)
+    split = split_of(np.arange(56_000) % 10)
+    with pytest.raises(ConfigError, match=r"leaves about [\d,]+ of them without any of the 56,000 images"):
+        p.partition(DataConfig(partition="dirichlet", clients=10_000), split)
+    # Where a draw may well serve everybody, draws are made: 400 images, 20 clients.
+    with pytest.raises(AssertionError, match="a draw was made"):
+        p.partition(DataConfig(partition="dirichlet", clients=20), BALANCED)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BY_LABEL = ("dirichlet", "shards", "pathological", "l-skew")
 NAMES = ("iid", *BY_LABEL, "q-skew", "linear", "exponential")
 DIRICHLET_CALLS = 10  # of 11 draws each
+HOPELESS = 25  # clients without images in one draw, from which on no draw is made to serve them
 
 
 def validate_name(name: str) -> None:
@@ -217,6 +218,7 @@ def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
     if cfg.partition == "iid":
         return np.array_split(np.arange(len(keys)), cfg.clients)
     if cfg.partition == "dirichlet":
+        _refuse_hopeless(cfg, keys)
         # A floor for the smallest client where there is room; where no draw reaches it, one image will do.
         floors = sorted({1, min(10, max(1, len(keys) // (200 * cfg.clients)))}, reverse=True)
         for least in floors:
@@ -248,6 +250,20 @@ def _run(cfg: DataConfig, keys: np.ndarray) -> list[np.ndarray]:
             cfg.clients,
             f"{cfg.partition} leaves a client without images when it divides {len(keys)}: fewer clients",
         ) from None
+
+
+def _refuse_hopeless(cfg: DataConfig, keys: np.ndarray) -> None:
+    """Refuses at once what no draw could serve: of thousands of clients, 110 draws would take minutes to find out."""
+    # l-skew deals by the same shares, with the same balance. Where one draw leaves so many without, the chance that
+    # another leaves nobody is about exp(-HOPELESS).
+    without = niid.empty_handed(keys, cfg.clients, cfg.dirichlet_alpha, cfg.partition_seed)
+    if without > HOPELESS:
+        raise ConfigError(
+            "data.clients",
+            cfg.clients,
+            f"dirichlet with data.dirichlet_alpha = {cfg.dirichlet_alpha:g} leaves about {without:,} of them without any of "
+            f"the {len(keys):,} images: fewer clients, a larger alpha, or data.partition = iid",
+        )
 
 
 def _partitioner(cfg: DataConfig, size: int, least: int) -> Partitioner:
