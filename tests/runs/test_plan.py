@@ -266,6 +266,14 @@ def test_a_client_without_a_global_model_keeps_its_own_and_an_average() -> None:
     assert more == 16 * own["parameters"]
 
 
+def test_an_average_lies_in_the_servers_memory_twice_while_a_checkpoint_is_written() -> None:
+    # Of P weights: 8 P bytes for the sums of each average, and 8 P for what of them is being written.
+    one, two = (
+        plan.plan(resolve.load(sets=[f"recipe.ema_half_lives={h}"])) for h in ("[50.0]", "[50.0, 5000.0]")
+    )
+    assert two["memory_bytes"]["server"] - one["memory_bytes"]["server"] == 16 * one["parameters"]
+
+
 def test_a_piece_that_trains_on_the_server_makes_a_plan_of_moved_parts_inexact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -355,12 +355,13 @@ def reply_bytes(codec: codecs.Codec, expected: Expectation) -> int:
 def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dict[str, int]:
     """Bytes of weights held at the peak, activations apart: on the server, and on a client.
 
-    Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each),
-    and a replica where the down-link sends changes. Client: weights, gradients, two moments, what it received, packets.
+    Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each, and
+    8 more while a checkpoint of them is written beside the next round), and a replica where the down-link sends changes.
+    Client: weights, gradients, two moments, what it received, packets.
     """
     model = 4 * parameters
     replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
-    averages = 2 * model * len(config.recipe.ema_half_lives)
+    averages = 2 * 2 * model * len(config.recipe.ema_half_lives)
     # Then the client keeps what it was sent, so that the next packet can build on it.
     kept = replica > 0 or config.codec.changed_only
     # Without a global model a client averages its own: sums of 8 bytes, and the average itself.
