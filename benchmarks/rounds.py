@@ -211,7 +211,9 @@ def measure(folder: Path, rounds: int, turns: int, sets: Sequence[str]) -> dict[
 
     def median_round(side: str) -> float:
         found[side].append(turn(folder, side, rounds + 1, sets))
-        return statistics.median(found[side][-1]["seconds"][1:])
+        seconds = statistics.median(found[side][-1]["seconds"][1:])
+        print(f"{side} {seconds:.3f} s a round", file=sys.stderr, flush=True)  # of minutes, a sign of life
+        return seconds
 
     # Sides of one repeat are neighbours; so are the last of one and the first of the next.
     taken = dict(
