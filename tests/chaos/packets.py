@@ -10,7 +10,6 @@ import copy
 import json
 import multiprocessing
 import random
-import struct
 import time
 import tracemalloc
 import warnings
@@ -28,6 +27,7 @@ from xxhash import xxh3_64
 from osmotic import codecs
 from osmotic.codecs.base import HEAD, MAGIC, BadPacket
 from osmotic.federation.uplink import UpLink
+from osmotic.flat import Flat, FlatLayout
 from osmotic.protocol.gate import Expectation, Refused
 from osmotic.protocol.messages import Packet, Spec
 
@@ -52,6 +52,9 @@ LAYOUT = {
     "model/scale": (),
     "model/none": (4, 0, 2),
 }
+WHOLE = FlatLayout.whole(
+    LAYOUT
+)  # honest packets are one buffer, and are read as one; what is changed in them is read by name
 
 
 @dataclass
@@ -73,14 +76,14 @@ class Bench:
 def bench(codec: str) -> Bench:
     """Made once per process."""
     rng = np.random.default_rng(SEED)
-    tensors = {n: rng.normal(0, 0.01, s).astype(np.float32) for n, s in LAYOUT.items()}
+    tensors = Flat.of(WHOLE, {n: rng.normal(0, 0.01, s).astype(np.float32) for n, s in LAYOUT.items()})
     coded = {
         n: codecs.make(k["name"], k.get("error_feedback", False), k.get("options")).encode(tensors, {}, rng)
         for n, k in CODECS.items()
     }
     kind = CODECS[codec]
     expected = Expectation(
-        {n: Spec(s, wire="codec", counts=True) for n, s in LAYOUT.items()}, {}, 100, 1000.0, 10, 100
+        {n: Spec(s, wire="codec", counts=True) for n, s in LAYOUT.items()}, {}, 100, 1000.0, 10, 100, WHOLE
     )
     link = UpLink(codecs.make(kind["name"], kind.get("error_feedback", False), kind.get("options")))
     return Bench(link, expected, coded[codec], [data for n, data in coded.items() if n != codec])
@@ -97,7 +100,7 @@ def sealed(header: bytes, body: bytes, length: int | None = None) -> bytes:
 
 def taken_apart(data: bytes) -> tuple[bytes, bytes]:
     """Header and sections of an honest packet."""
-    end = HEAD.size + struct.unpack_from("<I", data, 8)[0]
+    end = HEAD.size + HEAD.unpack_from(data)[2]
     return data[HEAD.size : end], data[end:]
 
 
