@@ -642,7 +642,9 @@ def test_a_pipeline_is_the_one_that_diffusers_loads(tmp_path: Path) -> None:
             seed = torch.Generator().manual_seed(1)
             drawn.append(pipe(batch_size=2, generator=seed, num_inference_steps=2, output_type="np").images)
         assert type(theirs).__name__ == type(run.pipeline()).__name__
-        assert np.array_equal(*drawn), name
+        # diffusers runs its own forward pass of UNet2DModel, osmotic `models/unet_forward.py`: the same but for rounding,
+        # some units of 2**-24 after two evaluations; a shade of 8 bits is 4e-3.
+        assert np.abs(drawn[0] - drawn[1]).max() <= (0 if name == "convnext" else 1e-5), name
 
 
 def test_no_file_of_a_run_folder_is_executed(

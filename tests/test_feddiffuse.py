@@ -633,7 +633,7 @@ def test_a_part_counts_as_moved_only_if_it_moved_since_the_client_heard_it() -> 
 
 def test_a_part_that_is_kept_must_be_of_the_round_that_the_server_names() -> None:
     state = ClientState(replica={"w": np.ones(3, np.float32)}, heard={"decoder": 2})
-    assert held({"decoder": 2}, {"decoder": ["w"]}, state)["w"] is state.replica["w"]
+    assert held({"decoder": 2}, {"decoder": ["w"]}, state)["decoder"]["w"] is state.replica["w"]
     with pytest.raises(StateLost, match="decoder as of round 3"):
         held({"decoder": 3}, {"decoder": ["w"]}, state)
 

@@ -32,7 +32,7 @@ tiny_network.register()
 toml.to_toml(resolve.load())
 # Drawing the pages takes half of the time of such a run, and they are functions of the files that are compared.
 page.render = lambda run: "<p>a report</p>\n"
-card.render = lambda run, folder: "a card\n"
+card.render = lambda run, folder, clients: "a card\n"
 
 
 class Late(Beside[Any]):

@@ -245,10 +245,13 @@ def leave_out(config: str) -> None:
             if (phase.server_round, task.client.name) != (ROUND, LIAR):
                 yield task
 
-    def undelivered(self: Any, sent: Any) -> Any:
-        header = sent.packet.header
-        hit = (header["phase"], header["server_round"], sent.task.client.name) == ("train", ROUND, LIAR)
-        return Answer(sent) if hit else serve(self, sent)
+    def undelivered(self: Any, group: list[Any]) -> list[Any]:
+        answers = []
+        for sent in group:
+            header = sent.packet.header
+            hit = (header["phase"], header["server_round"], sent.task.client.name) == ("train", ROUND, LIAR)
+            answers += [Answer(sent)] if hit else serve(self, [sent])
+        return answers
 
     if config == "fedavg":
         FedAvg.tasks = fewer  # type: ignore[method-assign]

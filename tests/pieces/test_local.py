@@ -18,6 +18,7 @@ from osmotic.protocol.view import Step, View
 from osmotic.runs import resolve
 from osmotic.training.images import Images
 from osmotic.training.loop import fit
+from osmotic.training.network import FlatNetwork
 
 PLAIN_SGD = TrainingConfig(optimizer="sgd", grad_clip=0.0, batch_size=2, learning_rate=0.1)
 
@@ -53,7 +54,7 @@ def train(chain: Chain, step: Step, state: dict[str, np.ndarray], steps: int) ->
     images = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 1)).astype(np.uint8)
     rule = chain.open(METHODS["fedavg"](), step, state)
     fit(
-        step.model,  # type: ignore[arg-type]
+        FlatNetwork(step.model),  # type: ignore[arg-type]
         Images.of(images, None, torch.device("cpu")),
         Quadratic(),  # type: ignore[arg-type]
         PLAIN_SGD,

@@ -67,7 +67,7 @@ def test_the_link_time_is_that_of_the_busiest_site():
 
 
 def test_fp32_bytes_of_a_tiny_network_by_hand():
-    # Head 12 bytes, header JSON, 4 bytes a weight. Up: one packet of all changes. Down: one packet per part.
+    # Head 16 bytes, header JSON, blanks up to a multiple of 64, 4 bytes a weight. Up: one packet of all changes. Down: one packet per part.
     up = (
         '{"codec":"fp32","tensors":[["model/conv_in.weight","float32",[6,4],"raw"],'
         '["model/conv_out.weight","float32",[2,5],"raw"],["model/mid_block.bias","float32",[3],"raw"]]}'
@@ -78,8 +78,9 @@ def test_fp32_bytes_of_a_tiny_network_by_hand():
         '{"codec":"fp32","tensors":[["conv_out.weight","float32",[2,5],"raw"]]}',
     ]
     cost = tiny(1, "training.rounds=2")["client-000"]
-    assert cost.bytes_up == 2 * (12 + len(up) + 4 * P)
-    assert cost.bytes_down == 2 * (3 * 12 + sum(map(len, down)) + 4 * P)
+    assert [16 + len(text) for text in (up, *down)] == [184, 84, 82, 84]  # so 192, and 128 three times
+    assert cost.bytes_up == 2 * (192 + 4 * P)
+    assert cost.bytes_down == 2 * (3 * 128 + 4 * P)
 
 
 def real(clients: int, *sets: str) -> dict[str, list[int]]:
