@@ -78,7 +78,7 @@ def test_fp32_bytes_of_a_tiny_network_by_hand():
         '{"codec":"fp32","tensors":[["conv_out.weight","float32",[2,5],"raw"]]}',
     ]
     cost = tiny(1, "training.rounds=2")["client-000"]
-    assert [16 + len(text) for text in (up, *down)] == [184, 84, 82, 84]  # so 192, and 128 three times
+    assert [16 + len(text) for text in (up, *down)] == [184, 85, 83, 86]  # so 192, and 128 three times
     assert cost.bytes_up == 2 * (192 + 4 * P)
     assert cost.bytes_down == 2 * (3 * 128 + 4 * P)
 
