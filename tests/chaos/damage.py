@@ -194,7 +194,10 @@ def stopped(farm: Farm, config: str, where: str, seed: int) -> Path:
         n for n, point in enumerate(found, 1) if point.startswith("replace checkpoints/.checkpoint-000002")
     )
     at = {
-        "in round 3": next(n for n, p in enumerate(found, 1) if n > second and p.startswith("write ledger")),
+        # Where the checkpoint was written beside round 3, as late as it may be, what follows is the last one.
+        "in round 3": next(
+            (n for n, p in enumerate(found, 1) if n > second and p.startswith("write ledger")), second + 1
+        ),
         "before the model": next(
             n for n, p in enumerate(found, 1) if p.startswith(("mkdir .model", "mkdir model"))
         ),
