@@ -38,6 +38,7 @@ from osmotic.diffusion.process import Process
 from osmotic.training import loop
 from osmotic.training.images import Images
 from osmotic.training.network import FlatNetwork
+from osmotic.training.replay import recorded
 
 SIZES = {"unet-8": (8, 1), "unet-28": (28, 1), "unet-32": (32, 3)}  # side and channels of the images
 CLASSES = 10
@@ -163,7 +164,7 @@ class Work:
         if not graph:
             return step
         with arithmetic(variant.arithmetic):
-            return captured(step)
+            return recorded(step)
 
     def flops(self) -> tuple[int, int]:
         """Operations of one whole step, and three times those of its forward pass."""
@@ -196,20 +197,6 @@ class Work:
             )
 
         return fit
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph: warmed up on a stream of its own, recorded once, then replayed."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from osmotic.engines.shared import Slab, receive, send
 from osmotic.errors import RunStopped
 
 PATIENCE = 5.0  # seconds for a nursery that was told that the run is over
-# As glibc comes, it gives memory of large activations back to the system after every step: 3 to 10 % of a step.
+# As glibc comes, it gives memory of large activations back to the system after every step: a thousand page faults at 64
+# images of `unet-8`, whose time was not told from noise (benchmarks/README.md).
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",

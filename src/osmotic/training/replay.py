@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 Compute = Callable[..., Tensor]
 
 
-def recorded(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`compute` as a CUDA graph: warmed up on a stream of its own, recorded once. Each call gives the same tensor, new values."""
+def recorded(compute: Callable[[], T]) -> Callable[[], T]:
+    """`compute` as a CUDA graph: warmed up on a stream of its own, recorded once. Each call gives the same answer, its tensors with new values."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -23,7 +25,7 @@ def recorded(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         answer = compute()
 
-    def replay() -> Tensor:
+    def replay() -> T:
         graph.replay()
         return answer
 
