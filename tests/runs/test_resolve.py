@@ -346,6 +346,7 @@ BOUND_TO_OTHERS = (
     "codec.changed_only",
     "score.guidance",
     "training.quorum_clients",
+    "engine.batched_clients",
 )
 
 
