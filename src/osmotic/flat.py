@@ -178,6 +178,12 @@ class Flat(Mapping[str, np.ndarray]):
         made.put(tensors)
         return made
 
+    @classmethod
+    def over(cls, layout: FlatLayout, tensors: Mapping[str, np.ndarray]) -> Flat:
+        """Arrays by name [...] in one buffer: as they are where they lie in one already, else copies. Raises: KeyError as `of`."""
+        lies = isinstance(tensors, Flat) and tensors.layout == layout
+        return tensors if lies else cls.of(layout, tensors)  # type: ignore[return-value]
+
     def put(self, tensors: Mapping[str, np.ndarray], part: str | None = None) -> None:
         """Copies arrays [...] over those of this buffer: all, or those of one part. Raises: KeyError for one that is missing."""
         mine = self if part is None else self.part(part)
@@ -190,6 +196,14 @@ class Flat(Mapping[str, np.ndarray]):
     def copy(self) -> Flat:
         """The same values in a buffer of their own."""
         return Flat(self.layout, self.buffer.copy())
+
+    def with_(self, tensors: Mapping[str, np.ndarray]) -> Flat:
+        """A copy with these arrays [...] in the place of its own; names that it has not are left out."""
+        made = self.copy()
+        for name, tensor in tensors.items():
+            if name in made.layout:
+                np.copyto(made[name], tensor)
+        return made
 
     def part(self, part: str) -> Flat:
         """One part: a view, not a copy."""

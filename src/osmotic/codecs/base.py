@@ -1,10 +1,11 @@
-"""What a codec is, and the byte form that all of them share: a checked header, then raw sections.
+"""What a codec is, and the byte form that all of them share: a head of 19 bytes, then what the codec writes.
 
-Packet layout (little-endian): b"OSM2" | u64 XXH3 of everything after it | u32 header length | header JSON | sections.
-The header is padded with blanks, so that sections begin at a multiple of ALIGNED bytes and can be read where they lie. It
-lists codec, and for each tensor its name, dtype and shape; section sizes follow from these alone, so that a
-reader knows every size before it allocates. Who knows what must come back (`Wanted`) also knows the header's length
-beforehand, so that a longer one is not even parsed.
+Packet layout (little-endian): b"OSM3" | u16 of the codec's name | u8 its version | u32 of what the packet holds | u64 XXH3
+of all of the packet but this field | sections.
+
+Names, types, shapes and order do not travel: both ends know what a packet must hold (`Wanted`, or the layout of a network),
+and the head carries a hash of it. So a reader knows every size before it allocates. What the receiver cannot know
+beforehand, by name or by length, travels in a packet that describes itself (`codecs/described.py`).
 """
 
 from __future__ import annotations
@@ -13,27 +14,24 @@ import json
 import math
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from xxhash import xxh3_64
 
-from osmotic.errors import plain, shown
-from osmotic.flat import FlatLayout
+from osmotic.errors import plain
+from osmotic.flat import Flat, FlatLayout
 from osmotic.tensors import Tensors
 
-MAGIC = b"OSM2"
-HEAD = struct.Struct("<4sQI")
+MAGIC = b"OSM3"
+HEAD = struct.Struct("<4sHBIQ")
+LENGTH = struct.Struct("<I")
 ALIGNED = 64  # bytes, a cache line
-# Most that a header may hold and claim where nobody has said what it must: bytes, axes, elements per axis and in all,
-# an axis of 0 left out, as numpy does. It is a stranger's text.
-MAX_HEADER = 2**20
-MAX_AXES, MAX_AXIS, MAX_SIZE = 32, 2**31, 2**48
 # No object arrays: they would be pickled, and a packet must never hold code.
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
-# What a packet must hold, no more and no less: name -> (dtype, shape). None leaves an axis open.
+# What a packet must hold, no more and no less: name -> (dtype, shape). None leaves an axis open, in described packets alone.
 Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
 
 
@@ -49,7 +47,7 @@ class BadPacket(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor [...] in a header: name, numpy dtype name and shape once decoded, and how it is coded."""
+    """One tensor [...] of a packet: name, numpy dtype name, shape, and how it is coded."""
 
     name: str
     dtype: str
@@ -63,7 +61,7 @@ class Entry:
 
 
 class Codec(ABC):
-    """How an exchange, name -> tensor [...], becomes bytes. A stateless codec defines the abstract methods.
+    """How an exchange, name -> tensor [...], becomes bytes. A codec that works tensor by tensor defines the abstract methods.
 
     A codec with options is a dataclass: its fields are the configuration's `codec.NAME.KEY`.
     `memory` is what one end keeps between exchanges (a residual, say); the codec reads it and leaves its new content
@@ -71,14 +69,16 @@ class Codec(ABC):
     """
 
     name = "?"
+    version = 1  # of its byte form, 0 to 255: packets of another one are refused
     absolute = False  # True: down-link sends the weights themselves, not the change against the replica
+    alignment = 1  # sections begin at a multiple of so many bytes
 
     @abstractmethod
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         """How a tensor of this name, dtype and shape is coded, e.g. "f2" or "q8".
 
         It follows from these alone, never from the values: a plan asks it of tensors that do not exist yet,
-        and the receiver works it out again to see whether the sender told the truth.
+        and the receiver works it out for itself.
         """
 
     @abstractmethod
@@ -103,11 +103,11 @@ class Codec(ABC):
     def decode_tensor(self, entry: Entry, data: memoryview) -> np.ndarray:
         """One section as an array [...] of entry.shape and entry.dtype; may be a read-only view of `data`."""
 
-    # --- exchanges; a wrapper such as error feedback overrides these ---
+    # --- exchanges; codecs that work on all tensors at once override the first and the last three ---
     def encode(
         self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
     ) -> bytes:
-        """The packet of these tensors, in sorted order of names.
+        """The packet of these tensors: in the order of the buffer where they lie in one (`flat.Flat`), else by name.
 
         Args:
             tensors: name -> array [...] of a dtype of DTYPES.
@@ -115,25 +115,22 @@ class Codec(ABC):
             rng: the stream of this sender in this round, so that a repeated step gives the same bytes.
         Raises: ValueError for another dtype, and as `encode_tensor`.
         """
-        entries = [
-            self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in sorted(tensors)
-        ]
+        entries = self.entries_of(tensors)
         sections = [self.encode_tensor(e, tensors[e.name], rng) for e in entries]
-        return pack(self.name, entries, sections, self.bounded)
+        lengths = [LENGTH.pack(len(s)) for s in sections] if self.bounded else []
+        return seal(self, contents([(e.name, e.dtype, e.shape) for e in entries]), *lengths, *sections)
 
     def decode(
         self, data: bytes, memory: Tensors, wanted: Wanted | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, read-only tensor [...]) pairs of a packet, one at a time.
+        """(name, read-only tensor [...]) pairs of a packet, one at a time, by name.
 
         Args:
-            wanted: what the packet must hold; None takes any packet of this codec.
+            wanted: what the packet must hold, as it does not say so itself; None is nothing at all.
         Raises: BadPacket when the first pair is asked for, before anything is allocated; for a section that cannot be,
             when its turn comes.
         """
-        entries, sections = unpack(data, self, wanted)
-        for entry, section in zip(entries, sections, strict=True):
-            yield entry.name, self.decode_tensor(entry, section)
+        yield from self._sections(data, closed(wanted))
 
     def read(
         self, data: bytes, memory: Tensors, wanted: Wanted | None = None, layout: FlatLayout | None = None
@@ -142,23 +139,47 @@ class Codec(ABC):
 
         Args:
             wanted: as `decode`.
-            layout: where they are all of a network, or of some of its parts: a codec that keeps them in that order need not
-                take them apart (`flat.Flat`).
+            layout: where they are all of a network, or of some of its parts: the packet then has that order.
         Raises: BadPacket as `decode`.
         """
-        return dict(self.decode(data, memory, wanted))
+        return dict(self._sections(data, closed(wanted) if layout is None else layout.wanted))
+
+    def _sections(
+        self, data: bytes, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        entries = [self.entry(name, *shapes[name]) for name in shapes]
+        what = contents([(e.name, e.dtype, e.shape) for e in entries])
+        most = self.body_bytes(entries)
+        body = opened(self, data, what, LENGTH.size * len(entries) if self.bounded else most, most)
+        sizes = [self.section_bytes(e) for e in entries]
+        if self.bounded:
+            table = body[: LENGTH.size * len(entries)]
+            told = [n for (n,) in LENGTH.iter_unpack(table)]
+            if any(n > most for n, most in zip(told, sizes, strict=True)):
+                raise BadPacket("a section is longer than its tensor can be")
+            sizes, body = told, body[len(table) :]
+        if sum(sizes) != len(body):
+            raise BadPacket(f"holds {len(body)} bytes of sections, not {sum(sizes)}")
+        start = 0
+        for entry, size in zip(entries, sizes, strict=True):
+            yield entry.name, self.decode_tensor(entry, body[start : start + size])
+            start += size
 
     def packet_bytes(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
         """Bytes of the packet of tensors {name: (dtype, shape)}; exact, or an upper bound if `bounded`.
 
         Raises: ValueError as `entry`.
         """
-        entries = [self.entry(name, *shapes[name]) for name in sorted(shapes)]
-        sizes = [self.section_bytes(e) for e in entries]
-        return HEAD.size + len(header_bytes(self.name, entries, sizes if self.bounded else None)) + sum(sizes)
+        entries = [self.entry(name, *shapes[name]) for name in shapes]
+        return padded(self, HEAD.size) + self.body_bytes(entries)
+
+    def body_bytes(self, entries: Sequence[Entry]) -> int:
+        """Bytes of all sections and what stands between them; an upper bound if `bounded`."""
+        lengths = LENGTH.size * len(entries) if self.bounded else 0
+        return lengths + sum(self.section_bytes(e) for e in entries)
 
     def entry(self, name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
-        """Header entry of a tensor; numbers that are not floats are always sent as they are.
+        """A tensor of a packet; numbers that are not floats are always sent as they are.
 
         Raises: ValueError for a dtype that is not of DTYPES.
         """
@@ -166,6 +187,15 @@ class Codec(ABC):
             raise ValueError(f"{name}: dtype {dtype} cannot be sent; use one of {', '.join(DTYPES)}")
         form = self.form(name, dtype, shape) if dtype == "float32" else "raw"
         return Entry(name, dtype, tuple(int(n) for n in shape), form)
+
+    def entries_of(self, tensors: Mapping[str, np.ndarray]) -> list[Entry]:
+        """The tensors [...] of a packet to be written, in its order. Raises: ValueError as `entry`."""
+        names = list(tensors) if isinstance(tensors, Flat) else sorted(tensors)
+        return [self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in names]
+
+    def in_round(self, server_round: int) -> Codec:
+        """The codec that packets of this round are written with; another one in the first rounds of one that must learn."""
+        return self
 
     remembers = False  # True: `memory` matters from packet to packet, at both ends; for the way up only
     trained = False  # True: `refresh` gives weights that both ends must have
@@ -206,149 +236,102 @@ class Codec(ABC):
         """The inverse of `state`: name -> array [...]."""
 
 
-def header_bytes(codec: str, entries: list[Entry], lengths: list[int] | None) -> bytes:
-    """Header JSON, padded; `lengths`, in bytes, only for codecs whose sections vary with the data."""
-    header: dict[str, Any] = {
-        "codec": codec,
-        "tensors": [[e.name, e.dtype, list(e.shape), e.form] for e in entries],
-    }
-    if lengths is not None:
-        # Fixed width: the header's own length stays predictable.
-        header["lengths"] = [f"{n:010d}" for n in lengths]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-(HEAD.size + len(text)) % ALIGNED)
+# --- the head ---
 
 
-def pack(codec: str, entries: list[Entry], sections: list[bytes], with_lengths: bool) -> bytes:
-    """Header and sections as one packet; `sections` in the order of `entries`."""
-    return seal(header_bytes(codec, entries, [len(s) for s in sections] if with_lengths else None), *sections)
-
-
-def seal(header: bytes, *sections: bytes | memoryview) -> bytes:
-    """A packet of a header and what follows it: the head with the checksum before them."""
-    check = xxh3_64(header)
-    for section in sections:
-        check.update(section)
-    return b"".join([HEAD.pack(MAGIC, check.intdigest(), len(header)), header, *sections])
-
-
-def unpack(data: bytes, codec: Codec, wanted: Wanted | None = None) -> tuple[list[Entry], list[memoryview]]:
-    """Entries and sections of a packet, every size checked against its length.
+def seal(codec: Codec, what: int, *sections: bytes | memoryview) -> bytes:
+    """A packet of its sections: the head with its hashes before them.
 
     Args:
-        wanted: what the packet must hold; None takes any packet of this codec.
-    Returns: entries, and for each its section as a view, uint8 [bytes].
+        what: 32 bits of what it holds, as `contents` gives them.
+    """
+    head = HEAD.pack(MAGIC, tag(codec.name), codec.version, what, 0)[:-8]
+    filling = bytes(padded(codec, HEAD.size) - HEAD.size)
+    check = xxh3_64(head)
+    for piece in (filling, *sections):
+        check.update(piece)
+    return b"".join([head, struct.pack("<Q", check.intdigest()), filling, *sections])
+
+
+def opened(codec: Codec, data: bytes | memoryview, what: int, least: int, most: int) -> memoryview:
+    """The body of a packet, once its length, head and checksum are found in order.
+
+    Args:
+        what: 32 bits of what it must hold, as `contents` gives them.
+        least, most: bytes that its body may have.
     Raises: BadPacket for anything but a whole packet of this codec that holds what is wanted.
     """
-    view = memoryview(data)
-    most_header, most = (MAX_HEADER, None) if wanted is None else _most(codec, wanted)
-    if most is not None and len(view) > most:
-        raise BadPacket(f"{len(view)} bytes are more than the {most} of what was asked for")
-    length = checked(view, most_header)
-    entries, lengths = _read_header(bytes(view[HEAD.size : HEAD.size + length]), codec)
-    if wanted is not None:
-        _refuse_other(entries, wanted)
-    start = HEAD.size + length
-    if start + sum(lengths) != len(view):
-        raise BadPacket(f"sections of {sum(lengths)} bytes do not fill the packet of {len(view)}")
-    sections = []
-    for n in lengths:
-        sections.append(view[start : start + n])
-        start += n
-    return entries, sections
-
-
-def checked(view: memoryview, most_header: int) -> int:
-    """Bytes of a packet's header, once head and checksum are found in order.
-
-    Raises: BadPacket for what is torn, altered, no packet, or has a longer header than `most_header`.
-    """
-    if len(view) < HEAD.size:
+    view, start = memoryview(data), padded(codec, HEAD.size)
+    # Before a byte is summed: a load of them must cost nothing.
+    if len(view) > start + most:
+        raise BadPacket(f"{len(view)} bytes are more than the {start + most} of what was asked for")
+    if len(view) < start:
         raise BadPacket(f"{len(view)} bytes are shorter than a packet head")
-    magic, check, length = HEAD.unpack(view[: HEAD.size])
+    magic, name, version, holds, check = HEAD.unpack(view[: HEAD.size])
     if magic != MAGIC:
         raise BadPacket("does not start like a packet")
-    if length > most_header or HEAD.size + length > len(view):
-        raise BadPacket(f"header of {length} bytes does not fit")
-    # Before the JSON is parsed: a torn packet is told from one that was written wrongly.
-    if xxh3_64(view[HEAD.size :]).intdigest() != check:
+    summed = xxh3_64(view[: HEAD.size - 8])
+    summed.update(view[HEAD.size :])
+    if summed.intdigest() != check:
         raise BadPacket("checksum does not match: torn or altered")
-    return int(length)
+    if name != tag(codec.name):
+        raise BadPacket(f"is coded with {_known(name)}, expected {codec.name!r}")
+    if version != codec.version:
+        raise BadPacket(f"is of version {version} of codec {codec.name}, expected {codec.version}")
+    if holds != what:
+        raise BadPacket("holds other tensors than were asked for, or in other shapes")
+    if len(view) < start + least:
+        raise BadPacket(f"{len(view)} bytes are less than the {start + least} of what was asked for")
+    return view[start:]
 
 
-def _most(codec: Codec, wanted: Wanted) -> tuple[int, int | None]:
-    """Bytes of the longest header that names what is wanted, and of the longest packet; None where an axis is open."""
-    closed = {n: (d, tuple(MAX_AXIS - 1 if k is None else k for k in s)) for n, (d, s) in wanted.items()}
-    entries = [codec.entry(name, *closed[name]) for name in sorted(closed)]
-    header = len(header_bytes(codec.name, entries, [0] * len(entries) if codec.bounded else None))
-    if any(None in shape for _, shape in wanted.values()):
-        return header + 16 * len(
-            entries
-        ) + ALIGNED, None  # the form, a short word, may change with the open axis
-    return header, HEAD.size + header + sum(codec.section_bytes(e) for e in entries)
+def padded(codec: Codec, length: int) -> int:
+    """Where sections begin after `length` bytes."""
+    return length + -length % codec.alignment
 
 
-def _read_header(text: bytes, codec: Codec) -> tuple[list[Entry], list[int]]:
-    """Entries and lengths of sections, in bytes, of a header that this codec could have written."""
-    try:
-        header = json.loads(text)
-        name, entries = header["codec"], [_entry(*row) for row in header["tensors"]]
-        told = [int(n) for n in header["lengths"]] if codec.bounded else None
-    # RecursionError: brackets in brackets. No text of the packet goes into the message.
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise BadPacket(f"header cannot be read ({type(error).__name__})") from None
-    if name != codec.name:
-        raise BadPacket(f"is coded with {shown(name, 40)}, expected {codec.name!r}")
-    for e in entries:
-        # The form is worked out again, before any size: a sender does not choose how its bytes are read.
-        if e.dtype not in DTYPES or codec.entry(e.name, e.dtype, e.shape) != e:
-            raise BadPacket(
-                f"{plain(e.name, 100)}: form {shown(e.form, 20)} of {plain(e.dtype, 20)} {list(e.shape)} "
-                f"is not one of codec {codec.name}"
-            )
-    if len({e.name for e in entries}) != len(entries):
-        raise BadPacket("names a tensor twice")
-    sizes = [codec.section_bytes(e) for e in entries]
-    if told is None:
-        return entries, sizes
-    if len(told) != len(sizes) or not all(0 <= n <= most for n, most in zip(told, sizes, strict=True)):
-        raise BadPacket("a section is longer than its tensor can be")
-    return entries, told
+@lru_cache(maxsize=256)
+def tag(name: str) -> int:
+    """16 bits of a codec's name."""
+    return xxh3_64(name.encode()).intdigest() & 0xFFFF
 
 
-def _entry(name: object, dtype: object, shape: object, form: object) -> Entry:
-    """One row of a header. Raises: TypeError or ValueError for what is no row of ours."""
-    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(form, str)):
-        raise TypeError
-    if not isinstance(shape, list) or len(shape) > MAX_AXES:
-        raise TypeError
-    if not all(type(n) is int and 0 <= n < MAX_AXIS for n in shape):
-        raise ValueError
-    # An axis of 0 beside huge ones has no bytes, so a check of lengths alone would let it through to numpy.
-    if math.prod(n or 1 for n in shape) > MAX_SIZE:
-        raise ValueError
-    return Entry(name, dtype, tuple(shape), form)
+def contents(rows: Sequence[tuple[str, str, tuple[int, ...]]]) -> int:
+    """32 bits of what a packet holds: (name, dtype, shape) of its tensors [...], in order."""
+    text = json.dumps([[name, dtype, list(shape)] for name, dtype, shape in rows])
+    return xxh3_64(text.encode()).intdigest() & 0xFFFFFFFF
 
 
-def _refuse_other(entries: list[Entry], wanted: Wanted) -> None:
-    """Raises BadPacket unless the entries are what is wanted, no more and no less."""
-    found = {e.name: e for e in entries}
-    if missing := [n for n in wanted if n not in found]:
-        raise BadPacket(f"{min(missing)} is missing ({len(missing)} in all)")
-    if unasked := [n for n in found if n not in wanted]:
-        raise BadPacket(f"{plain(min(unasked), 100)} was not asked for ({len(unasked)} in all)")
-    for name, (dtype, shape) in wanted.items():
-        got = found[name]
-        fits = len(got.shape) == len(shape) and all(
-            want is None or want == n for want, n in zip(shape, got.shape, strict=True)
-        )
-        if got.dtype != dtype or not fits:
-            raise BadPacket(f"{name} is {got.dtype} {list(got.shape)}, not {dtype} {list(shape)}")
+def contents_of(layout: FlatLayout) -> int:
+    """`contents` of a network, or of some of its parts, in the order of the buffer; worked out once."""
+    found: int | None = layout.__dict__.get("_contents")
+    if found is None:
+        found = contents([(name, "float32", shape) for name, shape in layout.items()])
+        layout.__dict__["_contents"] = found
+    return found
 
 
-def encode_raw(tensor: np.ndarray) -> bytes:
+def _known(found: int) -> str:
+    """The name of a codec by its 16 bits, for the one that is told of it."""
+    from osmotic.codecs import CODECS
+
+    return next((repr(name) for name in CODECS if tag(name) == found), "a codec that is not known here")
+
+
+def closed(wanted: Wanted | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a packet must hold, in its order. Raises: BadPacket for an open axis, whose length such a packet cannot tell."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in sorted(wanted or {}):
+        dtype, shape = (wanted or {})[name]
+        if None in shape:
+            raise BadPacket(f"{name} has no fixed shape: it travels in a packet that describes itself")
+        found[name] = dtype, tuple(n for n in shape if n is not None)
+    return found
+
+
+def encode_raw(array: np.ndarray) -> bytes:
     """The bytes of an array [...] of any dtype, little-endian, row-major."""
-    return np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes()
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
 
 
 def decode_raw(entry: Entry, data: memoryview) -> np.ndarray:

@@ -6,20 +6,18 @@ All weights of a network, or of some of its parts, travel as the one buffer that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 
 from osmotic.codecs.base import (
-    HEAD,
-    BadPacket,
+    ALIGNED,
     Codec,
     Entry,
     Wanted,
-    checked,
+    contents_of,
     decode_raw,
     encode_raw,
-    header_bytes,
+    opened,
     seal,
 )
 from osmotic.flat import Flat, FlatLayout, channels_last
@@ -31,6 +29,7 @@ class Fp32(Codec):
 
     name = "fp32"
     absolute = True
+    alignment = ALIGNED  # so that the numbers can be read where they lie
 
     def form(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         """Form of a tensor [...]: last for four axes, which lie as [0, 2, 3, 1], channels-last; raw for all others."""
@@ -58,27 +57,17 @@ class Fp32(Codec):
         self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
     ) -> bytes:
         """As `Codec.encode`; of a network, name -> float32 [...] in one buffer, the packet is that buffer."""
-        if isinstance(tensors, Flat):
-            return seal(_header(tensors.layout), tensors.buffer.astype("<f4", copy=False).data.cast("B"))
+        if isinstance(tensors, Flat) and tensors.buffer.dtype == np.float32:
+            numbers = tensors.buffer.astype("<f4", copy=False).data.cast("B")
+            return seal(self, contents_of(tensors.layout), numbers)
         return super().encode(tensors, memory, rng)
 
     def read(
         self, data: bytes, memory: Tensors, wanted: Wanted | None = None, layout: FlatLayout | None = None
     ) -> Mapping[str, np.ndarray]:
         """As `Codec.read`; what was written from one buffer, float32 [...] by name, is read as one."""
-        if layout is not None:
-            view, header = memoryview(data), _header(layout)
-            start = HEAD.size + len(header)
-            # The header to the byte, so that there is nothing in it to be read.
-            if len(view) == start + 4 * layout.size and view[HEAD.size : start] == header:
-                if checked(view, len(header)) != len(header):
-                    raise BadPacket("header is not as long as it says")
-                return Flat(layout, np.frombuffer(view[start:], "<f4").astype(np.float32, copy=False))
-        return super().read(data, memory, wanted, layout)
-
-
-@lru_cache(maxsize=64)
-def _header(layout: FlatLayout) -> bytes:
-    """The header of a packet that is one buffer."""
-    codec = Fp32()
-    return header_bytes(codec.name, [codec.entry(n, "float32", s) for n, s in layout.items()], None)
+        if layout is None:
+            return super().read(data, memory, wanted)
+        size = 4 * layout.size
+        body = opened(self, data, contents_of(layout), size, size)
+        return Flat(layout, np.frombuffer(body, "<f4").astype(np.float32, copy=False))

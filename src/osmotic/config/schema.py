@@ -146,6 +146,19 @@ class CodecConfig:
     up: str = key("fp32", "codec of what clients send")
     down: str = key("fp32", "codec of what the server sends")
     error_feedback: bool = key(False, "clients keep what the up codec lost and add it next time")
+    feedback_decay: float = key(1.0, "share of what is kept that stays from round to round", 0, 1, above=True)
+    feedback_flush: int = key(
+        0, "every so many rounds clients send all that is owed, in int8; 0 is never", 0, 1_000_000
+    )
+    first_contact: Literal["weights", "seed"] = key(
+        "weights",
+        "how a client gets the initial weights: weights sends them; seed lets it draw them itself and prove it by hash, else "
+        "they are sent",
+    )
+    up_sends: Literal["change", "weights"] = key(
+        "change",
+        "what clients write with the up codec; weights is for comparisons: lossy codecs do far worse on them",
+    )
     changed_only: bool = key(
         False, "send a client only the parts that moved since it was last sent them; it keeps the others"
     )

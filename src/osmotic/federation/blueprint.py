@@ -84,8 +84,7 @@ class Blueprint:
 
         Each end makes its own, as what a codec remembers is one end's alone.
         """
-        config = self.config.codec
-        return codecs.make(getattr(config, direction), error_feedback, config.options)
+        return codecs.of(self.config.codec, direction, error_feedback)
 
     @cached_property
     def keeps_moments(self) -> bool:

@@ -26,6 +26,7 @@ class Tally:
     weights: dict[str, int] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     entries: list[ledger.Entry] = field(default_factory=list)
+    draw_otherwise: set[str] = field(default_factory=set)  # clients that draw other initial weights
 
     def share(self) -> float:
         """Images behind the good answers, as a share of those asked for, in [0, 1]."""

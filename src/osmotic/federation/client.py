@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from osmotic import seeds
-from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.codecs import BadPacket, Codec, described
 from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.ema import Ema
 from osmotic.diffusion.sampler import NotFinite
 from osmotic.federation.blueprint import Blueprint
-from osmotic.federation.downlink import held, receive
+from osmotic.federation.downlink import OtherDraw, held, receive
 from osmotic.federation.interfaces import Work
 from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
@@ -35,7 +35,7 @@ from osmotic.protocol.messages import ADDRESS, SCORING, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
-from osmotic.tensors import Tensors, group, grouped
+from osmotic.tensors import Tensors, group
 from osmotic.training.images import Images
 from osmotic.training.loop import Cancelled, fit
 from osmotic.training.network import FlatNetwork
@@ -172,6 +172,8 @@ class Worker:
             answer = Packet({"failure": ["raised", type(error.__cause__).__name__]})
         except (StateLost, BadPacket, PieceError, NotFinite) as error:
             answer = Packet({"failure": ["raised", str(error)]})
+        except OtherDraw as error:
+            answer = Packet({"failure": ["refused", str(error)], "first_contact": "weights"})
         except Exception as error:  # whatever a site runs into must not stop the others
             log.warning("%s could not do its task", site.client.name, exc_info=True)
             # Its text may name a path or hold a value of the site's own data.
@@ -231,13 +233,21 @@ class Worker:
                 kept = site.store.load(header["counted_round"], header["counted_state"])
         state, blobs = ClientState.of(kept), list(packet.blobs)
         # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
-        extras = {n: t.copy() for n, t in EXACT.decode(blobs.pop(), {})} if header["extras"] else {}
+        extras = {n: t.copy() for n, t in described.decode(blobs.pop()).items()} if header["extras"] else {}
         state.codec |= group(extras, "codec")
         down, up = self.blueprint.codec("down"), self.blueprint.codec("up", codec_config.error_feedback)
         if state.codec:
             down.adopt(state.codec)
             up.adopt(state.codec)
-        received = receive(header["down"], blobs, down, state, self.network.layout, codec_config.changed_only)
+        received = receive(
+            header["down"],
+            blobs,
+            down,
+            state,
+            self.network.layout,
+            codec_config.changed_only,
+            self.initial,
+        )
         received |= held(header["held"], self.part_names, state)
         # Images are drawn from the average of a personal model, training goes on from the weights themselves.
         own = state.personal | (state.average if header["action"] != "train" else {})
@@ -258,7 +268,7 @@ class Worker:
             parameters=self.named,
             images=site.images,
         )
-        return Opened(site, header, state, step, up)
+        return Opened(site, header, state, step, up.in_round(step.server_round))
 
     def _start(self, own: Tensors, received: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Puts the weights that a step starts from, name -> float32 [...], into the network.
@@ -324,11 +334,13 @@ class Worker:
         if not self.method.global_model:
             self._average(state, int(opened.header["round_images"]))
         wire = opened.header["coded"]  # extras that a piece lets through the lossy codec
-        coded: Mapping[str, np.ndarray]
-        if isinstance(change, Flat) and not wire:
-            coded = change.named("model/")
-        else:
-            coded = grouped("model", change) | {n: t for n, t in extras.items() if n in wire}
+        # In one buffer, as the server reads it, also where pieces gave arrays by name.
+        whole = Flat.over(self.network.layout.of_parts(step.returns), change)
+        if self.config.codec.up_sends == "weights":
+            whole = Flat(whole.layout, whole.buffer + self.network.start.parts(step.returns).buffer)
+        coded: Mapping[str, np.ndarray] = whole.named("model/")
+        if wire:
+            coded = dict(coded) | {n: t for n, t in extras.items() if n in wire}
         exact = {n: t for n, t in extras.items() if n not in wire}
         return Result(coded, exact, {"loss": loss, "images": seen, "steps": begun.steps})
 
@@ -387,7 +399,7 @@ class Worker:
             blobs.append(opened.uplink.encode(result.coded, state.residual, rng))
         if result.exact:
             # After the coded ones: the server takes them apart by what it expects, in this order.
-            blobs.append(EXACT.encode(result.exact, {}))
+            blobs.append(described.encode(result.exact))
         # Clients that only sample or give their model change nothing that the server counts.
         if self.stateful and opened.header["action"] == "train" and step.phase not in SCORING:
             durable = opened.header["durable_round"]

@@ -3,12 +3,14 @@
     replica_r = replica_{r-1} + decode(encode(global_r - replica_{r-1}))
 
 What a packet loses stays in the difference to the replica and goes out with the next one, so no residual is needed.
-First contact is the full replica in fp32. A client that missed rounds gets the packets it missed or the full replica,
-whichever is smaller. There is one stream per part of the network, so that clients may be sent different parts.
+First contact is the full replica in fp32; or, with `codec.first_contact = "seed"`, nothing: the client draws the initial weights
+itself, and a hash tells whether they are the server's. A client that missed rounds gets the packets it missed or the full
+replica, whichever is smaller. There is one stream per part of the network, so that clients may be sent different parts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,30 +20,43 @@ import numpy as np
 
 from osmotic import seeds
 from osmotic.codecs import EXACT, BadPacket, Codec
-from osmotic.codecs.base import unpack
+from osmotic.codecs.base import MAGIC
 from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat, FlatLayout
 from osmotic.storage.store import StateLost
 from osmotic.tensors import Tensors, group
 
 
+class OtherDraw(RuntimeError):
+    """A client draws other initial weights than the server: another version of a library, say. It has to be sent them."""
+
+
+def drawn_hash(weights: Flat) -> str:
+    """SHA-256 of the weights of a part, by which client and server know that they have drawn the same."""
+    return hashlib.sha256(weights.buffer.astype("<f4", copy=False).tobytes()).hexdigest()
+
+
 @dataclass
 class Stream:
-    """One part's stream: the replica, name -> float32 [...], its round, and what the codec remembers.
+    """One part's stream: the replica, its round, and what the codec remembers.
 
-    `chain` holds the packets kept: (base round, round, packet).
+    `chain` holds the packets kept: (base round, round, packet). `origin` is the round in which the replica was still the
+    initial weights, None where it never was.
     """
 
     round: int | None = None
-    replica: Tensors = field(default_factory=dict)
+    replica: Flat | None = None
     memory: Tensors = field(default_factory=dict)
     chain: list[tuple[int, int, bytes]] = field(default_factory=list)
+    origin: int | None = None
 
-    def missed(self, base: int | None) -> list[bytes] | None:
-        """Packets that lead from the replica of round `base` to the newest; None where they are not kept."""
+    def missed(self, base: int | None) -> list[tuple[int, bytes]] | None:
+        """(round, packet) of all that lead from the replica of round `base` to the newest; None where they are not kept."""
+        if base is not None and base == self.round:
+            return []
         for i, (start, _, _) in enumerate(self.chain):
             if start == base:
-                return [data for _, _, data in self.chain[i:]]
+                return [(number, data) for _, number, data in self.chain[i:]]
         return None
 
 
@@ -50,23 +65,30 @@ class DownLink:
 
     Args:
         codec: of the changes; one with `absolute` sends the weights themselves and keeps no replica.
-        names: part -> sorted parameter names.
+        layout: of the network; one stream for each of its parts.
         changed_only: clients keep what they were sent, and are not sent again what has not moved since.
         seed: the run's, for codecs that round at random.
+        drawn: part -> hash of the initial weights, where clients draw these themselves; None sends them.
     """
 
     def __init__(
-        self, codec: Codec, names: Mapping[str, list[str]], changed_only: bool = False, seed: int = 0
+        self,
+        codec: Codec,
+        layout: FlatLayout,
+        changed_only: bool = False,
+        seed: int = 0,
+        drawn: Mapping[str, str] | None = None,
     ) -> None:
-        self.codec, self.names, self.seed = codec, names, seed
-        self.changed_only = changed_only
-        self.streams = {part: Stream() for part in names}
-        self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica it holds
+        self.codec, self.layout, self.changed_only, self.seed = codec, layout, changed_only, seed
+        self.names, self.drawn = layout.part_names, drawn
+        self.streams = {part: Stream() for part in self.names}
+        self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica that it has
+        self.draws_otherwise: set[str] = set()  # clients whose own draw is not the server's
         self._forget()
 
     def abandon(self) -> None:
-        """Forgets the phase under way."""
-        if self._before is not None:  # the codec was renewed for this phase, and no client keeps that
+        """The phase does not count."""
+        if self._before is not None:
             self.codec.restore(self._before)
         self._forget()
 
@@ -97,12 +119,19 @@ class DownLink:
         return {p: heard[p] for p in parts if p in heard and changed.get(p, heard[p] - 1) < heard[p]}
 
     def message(
-        self, client: str, parts: Iterable[str], server_round: int, weights: Mapping[str, np.ndarray]
+        self,
+        client: str,
+        parts: Iterable[str],
+        server_round: int,
+        weights: Flat,
+        changed: Mapping[str, int] | None = None,
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
         """Header entries and blobs that bring `client` to this round's weights of `parts`.
 
         Args:
-            weights: name -> float32 [...]; the same in every call of a phase, as each part is coded once.
+            weights: the same in every call of a phase, as each part is coded once.
+            changed: part -> round at whose end its global weights last moved; None for other weights than these, which
+                nobody can draw.
         """
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
@@ -110,25 +139,43 @@ class DownLink:
             if not self.names[part]:
                 continue  # a network of one's own may have a single part
             base = self.heard.get(client, {}).get(part)
-            missed = None
+            draws = base is None and changed is not None and self.drawn is not None
+            draws = draws and client not in self.draws_otherwise
+            missed: list[tuple[int, bytes]] | None = None
             if self.codec.absolute:
                 full = self._fp32_blob(part, weights)
+                if draws and part not in (changed or {}):
+                    base, missed = server_round, []
             else:
-                stream = self._advanced(part, server_round, weights)
-                missed, full = stream.missed(base), self._fp32_blob(part, stream.replica)
+                stream = self._advanced(part, server_round, weights, changed)
+                base = stream.origin if draws else base
+                missed, full = stream.missed(base), self._replica_blob(part, stream)
             # Full weights are fp32: after a few missed rounds they are the smaller packet.
-            changes = missed is not None and sum(map(len, missed)) <= len(full)
-            payload = missed if changes and missed is not None else [full]
-            entries.append(
-                {
-                    "part": part,
-                    "base": base if changes else None,
-                    "round": server_round,
-                    "blobs": len(payload),
-                }
-            )
-            blobs += payload
+            changes = missed is not None and sum(len(data) for _, data in missed) <= len(full)
+            payload = missed if changes and missed is not None else [(server_round, full)]
+            entry = {
+                "part": part,
+                "base": base if changes else None,
+                "round": server_round,
+                "rounds": [number for number, _ in payload],
+                "blobs": len(payload),
+            }
+            if changes and draws and self.drawn is not None:
+                entry["drawn"] = self.drawn.get(part)
+            entries.append(entry)
+            blobs += [data for _, data in payload]
         return entries, blobs
+
+    def received(self, parts: Iterable[str], weights: Flat) -> Flat:
+        """What a client that was sent these parts in this phase has got: the replica, or the weights themselves."""
+        if self.codec.absolute:
+            return weights.parts(parts)
+        chosen = self.layout.of_parts(parts)
+        found = Flat(chosen, np.empty(chosen.size, np.float32))
+        for part in chosen.part_names:
+            replica = self._next.get(part, self.streams[part]).replica
+            found.put(weights.part(part) if replica is None else replica, part)
+        return found
 
     def release(self) -> None:
         """Nobody will ask for this phase's packets any more; what `commit` needs stays."""
@@ -143,35 +190,46 @@ class DownLink:
                 self.heard.setdefault(client, {}).update(dict.fromkeys(parts, server_round))
         self._forget()
 
-    def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
+    def _fp32_blob(self, part: str, weights: Flat) -> bytes:
         if part not in self._full:
-            own = {n: weights[n] for n in self.names[part]}
-            self._full[part] = EXACT.encode(weights.part(part) if isinstance(weights, Flat) else own, {})
+            self._full[part] = EXACT.encode(weights.part(part), {})
         return self._full[part]
 
-    def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
+    def _replica_blob(self, part: str, stream: Stream) -> bytes:
+        if part not in self._full:
+            assert stream.replica is not None
+            self._full[part] = EXACT.encode(stream.replica, {})
+        return self._full[part]
+
+    def _advanced(
+        self, part: str, server_round: int, weights: Flat, changed: Mapping[str, int] | None
+    ) -> Stream:
         """The part's stream moved to this round; coded once per phase, however many clients hear it."""
         if part in self._next:
             return self._next[part]
-        old, names = self.streams[part], self.names[part]
-        if old.round is None:
+        old, own = self.streams[part], self.layout.of_parts([part])
+        now = weights.part(part)
+        if old.round is None or old.replica is None:
             # The first replica is exact, so that newcomers and the server start from one.
-            moved = Stream(server_round, {n: weights[n].copy() for n in names})
+            origin = server_round if changed is not None and part not in changed else None
+            moved = Stream(server_round, now.copy(), origin=origin)
         else:
-            memory = dict(old.memory)
+            memory, codec = dict(old.memory), self.codec.in_round(server_round)
             rng = seeds.rng(self.seed, seeds.CODEC, server_round, f"down/{part}")
-            data = self.codec.encode({n: weights[n] - old.replica[n] for n in names}, memory, rng)
+            data = codec.encode(Flat(own, now.buffer - old.replica.buffer), memory, rng)
             # Decoded as clients will: the server moves its replica by what they hear, not by what it meant.
-            change = dict(self.codec.decode(data, {}))
+            heard = Flat.over(own, codec.read(data, {}, own.wanted, own))
             chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
-            self.trim(chain, self.fp32_bytes(names, weights))
-            moved = Stream(server_round, {n: old.replica[n] + change[n] for n in names}, memory, chain)
+            self.trim(chain, self.fp32_bytes(part))
+            moved = Stream(
+                server_round, Flat(own, old.replica.buffer + heard.buffer), memory, chain, old.origin
+            )
         self._next[part] = moved
         return moved
 
-    def fp32_bytes(self, names: list[str], weights: Mapping[str, np.ndarray]) -> int:
-        """Bytes of the full replica's packet, given weights of its shapes, name -> [...]."""
-        return EXACT.packet_bytes({n: ("float32", weights[n].shape) for n in names})
+    def fp32_bytes(self, part: str) -> int:
+        """Bytes of the full replica's packet."""
+        return EXACT.packet_bytes(self.layout.of_parts([part]).wanted)
 
     @staticmethod
     def trim(chain: list[tuple[int, int, bytes]], full: int) -> None:
@@ -184,31 +242,32 @@ class DownLink:
         tensors: Tensors = {}
         notes: dict[str, Any] = {"heard": self.heard, "streams": {}}
         for part, stream in self.streams.items():
-            tensors |= {f"{part}/replica/{n}": t for n, t in stream.replica.items()}
+            tensors |= {f"{part}/replica/{n}": t for n, t in (stream.replica or {}).items()}
             tensors |= {f"{part}/memory/{n}": t for n, t in stream.memory.items()}
             tensors |= {f"{part}/chain/{r:+09d}": np.frombuffer(d, np.uint8) for _, r, d in stream.chain}
-            notes["streams"][part] = {"round": stream.round, "chain": [[b, r] for b, r, _ in stream.chain]}
+            notes["streams"][part] = {
+                "round": stream.round,
+                "chain": [[b, r] for b, r, _ in stream.chain],
+                "origin": stream.origin,
+            }
+        notes["draws_otherwise"] = sorted(self.draws_otherwise)
         return tensors, json.loads(json.dumps(notes))
-
-    def _readable(self, chain: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-        """A chain, or none where an earlier version wrote it in a form that is read no more: the full replica goes instead."""
-        try:
-            for _, _, data in chain:
-                unpack(data, self.codec)
-        except BadPacket:
-            return []
-        return chain
 
     def restore(self, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
         """The inverse of `state`: its tensors [...] and JSON."""
         self.heard = {c: dict(parts) for c, parts in notes["heard"].items()}
+        self.draws_otherwise = set(notes.get("draws_otherwise", ()))  # of earlier versions: none
         for part, saved in notes["streams"].items():
             kept = group(tensors, part)
+            replica, own = group(kept, "replica"), self.layout.of_parts([part])
+            chain = [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]]
             self.streams[part] = Stream(
                 saved["round"],
-                group(kept, "replica"),
+                Flat.of(own, replica) if replica else None,
                 group(kept, "memory"),
-                self._readable([(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]]),
+                # What an earlier version wrote in a form that is read no more is dropped: the full replica goes instead.
+                chain if all(data.startswith(MAGIC) for _, _, data in chain) else [],
+                saved.get("origin"),
             )
         self._forget()
 
@@ -220,14 +279,17 @@ def receive(
     state: ClientState,
     layout: FlatLayout,
     keep: bool = False,
+    initial: Flat | None = None,
 ) -> dict[str, Mapping[str, np.ndarray]]:
     """Client end: this round's weights of every part sent, part -> name -> float32 [...]; they may be views of `blobs`.
 
     Args:
         layout: of the whole network; a part must come with all of its parameters and no others.
+        initial: the weights of round 0 as this client draws them.
 
     `state` keeps `replica` and `heard` for codecs that send changes, and with `keep`; it is changed in place.
-    Raises: BadPacket for parts, names or shapes the network does not have; StateLost if the replica to build on is not here.
+    Raises: BadPacket for parts, names or shapes the network does not have; StateLost if the replica to build on is not here;
+        OtherDraw if the client's initial weights are not the server's.
     """
     weights: dict[str, Mapping[str, np.ndarray]] = {}
     waiting = list(blobs)
@@ -239,16 +301,13 @@ def receive(
         payload, waiting = waiting[: entry["blobs"]], waiting[entry["blobs"] :]
         got: Mapping[str, np.ndarray]
         if base is None:
-            got = EXACT.read(payload[0], {}, own.wanted, own)
+            got = EXACT.read(payload[0], {}, None, own)
         else:
-            if state.heard.get(part) != base:
-                raise StateLost(
-                    f"the replica of round {base} that the change of {part} builds on is not here"
-                )
-            got = state.replica
-            for data in payload:
+            now = _base(entry, state, own, initial)
+            for number, data in zip(entry["rounds"], payload, strict=True):
                 # The packet holds this part's names and shapes alone, or it is refused before the sum.
-                got = {name: got[name] + change for name, change in codec.decode(data, {}, own.wanted)}
+                now.buffer += Flat.over(own, codec.in_round(number).read(data, {}, own.wanted, own)).buffer
+            got = now
         if keep or not codec.absolute:
             # Copied: views would keep all of the packet in memory, and it is not ours.
             got = {name: tensor.copy() for name, tensor in got.items()} if base is None else got
@@ -256,6 +315,23 @@ def receive(
             state.heard[part] = int(entry["round"])
         weights[part] = got
     return weights
+
+
+def _base(entry: Mapping[str, Any], state: ClientState, own: FlatLayout, initial: Flat | None) -> Flat:
+    """A copy of the replica that the changes of a part build on: the one kept, or the initial weights as drawn here."""
+    part = str(entry["part"])
+    if told := entry.get("drawn"):
+        mine = None if initial is None else initial.part(part)
+        if mine is None or drawn_hash(mine) != told:
+            raise OtherDraw(
+                f"draws other initial weights of the {part} than the server: it has to be sent them"
+            )
+        return mine.copy()
+    if state.heard.get(part) != entry["base"]:
+        raise StateLost(
+            f"the replica of round {entry['base']} that the change of {part} builds on is not here"
+        )
+    return Flat.of(own, state.replica)
 
 
 def held(

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from osmotic.codecs import EXACT, BadPacket
+from osmotic.codecs import BadPacket, described
 from osmotic.errors import plain, shown
 from osmotic.federation import bookkeeping, ledger
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
 from osmotic.federation.interfaces import Engine, Observer
 from osmotic.federation.state import ServerState
+from osmotic.flat import Flat
 from osmotic.protocol.aggregate import Accumulator, OutOfRange
 from osmotic.protocol.gate import Gate, Refused
 from osmotic.protocol.messages import (
@@ -86,19 +87,26 @@ class Exchange:
         """
         state, tasks = self.state, list(tasks)
         round_images = self._images(tasks)
+        whole_weights = state.weights if weights is None else state.weights.with_(weights)
         for whole in tasks:
             name = whole.client.name
             if name in tally.asked:
                 raise ValueError(f"method {self.config.method.name} asks {name} twice in one phase")
             # Other weights than the global ones are nothing that a client has heard before.
-            held = {} if weights else state.down.unmoved(name, whole.send, state.changed)
+            held = {} if weights is not None else state.down.unmoved(name, whole.send, state.changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in held))
             # Who only samples encodes nothing that is coded.
             codec_weights = state.up.extras(name) if task.action == "train" else {}
             extras = {**task.extras, **codec_weights}
-            entries, blobs = state.down.message(name, task.send, phase.server_round, weights or state.weights)
+            entries, blobs = state.down.message(
+                name,
+                task.send,
+                phase.server_round,
+                whole_weights,
+                state.changed if weights is None else None,
+            )
             if extras:
-                blobs.append(EXACT.encode(extras, {}))
+                blobs.append(described.encode(extras))
             header = {
                 "contract": self.contract,
                 "run": self.run_id,
@@ -192,7 +200,7 @@ class Exchange:
                 continue  # one answer per client and phase; a transport may repeat itself
             failure, metrics = _misdirected(answer) or _failure(answer), {}
             if failure is None and answer.packet is not None:
-                reply = self._decode(task, answer.packet, tally, total)
+                reply = self._decode(phase, task, answer.packet, tally, total)
                 if isinstance(reply, Failure):
                     failure = reply
                 else:
@@ -202,6 +210,8 @@ class Exchange:
                     del reply
             if failure is not None:
                 tally.failures[name] = failure
+                if answer.packet is not None and answer.packet.header.get("first_contact") == "weights":
+                    tally.draw_otherwise.add(name)
             tally.entries += self._entries(phase, answer, failure, metrics, tally)
             self.observer.answered(name)
             del answer  # or its packet would lie beside the next one
@@ -221,11 +231,15 @@ class Exchange:
             flops_per_image=self.flops_per_image,
         )
 
-    def _decode(self, task: Task, packet: Packet, tally: Tally, total: Accumulator | None) -> Reply | Failure:
+    def _decode(
+        self, phase: Phase, task: Task, packet: Packet, tally: Tally, total: Accumulator | None
+    ) -> Reply | Failure:
         """A packet as a reply that passed the gate, or why it did not."""
         name, expected = task.client.name, tally.expected[task.client.name]
         try:
-            tensors = self.state.up.decode(name, packet, expected)
+            tensors = self.state.up.decode(name, packet, expected, phase.server_round)
+            if self.config.codec.up_sends == "weights" and expected.changes:
+                tensors = self._as_change(task, tensors)
             weight = expected.check(tensors, packet.header.get("num_examples"))
             if total is not None:
                 # Before `accept`: a reply that does not fit the sum is refused whole, not half folded.
@@ -239,6 +253,13 @@ class Exchange:
             return Failure("bad", str(error))
         except Exception as error:  # a reply is data from outside: whatever it breaks is its client's failure
             return Failure("bad", f"cannot be read ({type(error).__name__})")
+
+    def _as_change(self, task: Task, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """A reply of weights as the change against what the client was sent."""
+        received = self.state.down.received(task.returns, self.state.weights).named("model/")
+        if isinstance(tensors, Flat):
+            return Flat(received.layout, tensors.buffer - received.buffer)
+        return {n: t - received[n] if n in received else t for n, t in tensors.items()}
 
 
 def _well_formed(answer: Answer) -> Answer:

@@ -180,7 +180,7 @@ class Server:
 
         self.exchange.collect(phase, self.exchange.post(phase, tasks, tally), tally, total, fold)
         state.down.release()
-        if tally.asked and not (tally.answers or state.counted or state.failures):
+        if tally.asked and not (tally.answers or state.counted or state.failures or tally.draw_otherwise):
             # A bug in a hook, say, fails everybody, and hours more would end in the untrained network.
             name = min(tally.failures, default="nobody")
             told = tally.failures[name].reason if name in tally.failures else "no answer came"
@@ -214,6 +214,13 @@ class Server:
         """Step 7. The phase counts: only here does anything move that the next phase builds on. Returns its metrics line."""
         state, phase, tally = self.state, outcome.phase, outcome.tally
         old, state.weights = state.weights, outcome.weights
+        if tally.draw_otherwise:
+            # Not only where the phase counts: a phase in which nobody draws as the server does must not come again for ever.
+            state.down.draws_otherwise |= tally.draw_otherwise
+            told = ", ".join(sorted(tally.draw_otherwise))
+            warnings.warn(
+                f"first contact: {told}: initial weights drawn there differ: sent from now on", stacklevel=2
+            )
         if outcome.quorum:
             state.pieces = outcome.pieces
             state.server_steps += outcome.server_steps

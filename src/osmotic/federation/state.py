@@ -11,7 +11,7 @@ import numpy as np
 from osmotic.diffusion.ema import Ema
 from osmotic.federation import ledger
 from osmotic.federation.blueprint import Blueprint
-from osmotic.federation.downlink import DownLink
+from osmotic.federation.downlink import DownLink, drawn_hash
 from osmotic.federation.uplink import UpLink
 from osmotic.flat import Flat
 from osmotic.tensors import Tensors, group, grouped
@@ -54,11 +54,18 @@ class ServerState:
         """Before the first phase: round 0's weights, name -> float32 [...], nothing sent, nothing counted."""
         config = blueprint.config
         down = blueprint.codec("down")
+        draws = config.codec.first_contact == "seed"
         return cls(
             weights.copy(),
             Ema(config.recipe.ema_half_lives),
             UpLink(blueprint.codec("up"), config.seed),
-            DownLink(down, blueprint.part_names, config.codec.changed_only, config.seed),
+            DownLink(
+                down,
+                blueprint.flat,
+                config.codec.changed_only,
+                config.seed,
+                {p: drawn_hash(weights.part(p)) for p in blueprint.part_names} if draws else None,
+            ),
             pieces,
         )
 

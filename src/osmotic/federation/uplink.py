@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from osmotic import seeds
-from osmotic.codecs import EXACT, BadPacket, Codec
+from osmotic.codecs import BadPacket, Codec, described
 from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import Packet
 from osmotic.tensors import Tensors, group, grouped
@@ -60,9 +60,13 @@ class UpLink:
         weights, version = self._next
         return grouped("codec", weights) if version is not None and self.heard.get(client) != version else {}
 
-    def decode(self, client: str, packet: Packet, expected: Expectation) -> Mapping[str, np.ndarray]:
+    def decode(
+        self, client: str, packet: Packet, expected: Expectation, server_round: int = 0
+    ) -> Mapping[str, np.ndarray]:
         """The tensors [...] of a reply: the coded blob, where anything coded is expected, then the exact one.
 
+        Args:
+            server_round: in which it was asked for: a codec may be another one in the first rounds.
         Raises: BadPacket for torn, altered or missing blobs, or other tensors than each must hold.
         """
         blobs = list(packet.blobs)
@@ -73,10 +77,11 @@ class UpLink:
         memory = {n: t.copy() for n, t in self.memory.get(client, {}).items()}
         tensors: Mapping[str, np.ndarray] = {}
         if expected.coded:
-            tensors = self.codec.read(blobs.pop(0), memory, expected.wanted_coded, expected.layout)
+            codec = self.codec.in_round(server_round)
+            tensors = codec.read(blobs.pop(0), memory, expected.wanted_coded, expected.layout)
         if expected.exact:
             # Two lists without a common name: nothing of the first blob can be overwritten.
-            tensors = {**tensors, **EXACT.read(blobs.pop(0), {}, expected.wanted_exact)}
+            tensors = {**tensors, **described.decode(blobs.pop(0), expected.wanted_exact)}
         self._memory[client] = memory
         return tensors
 

@@ -20,7 +20,7 @@ TO_SITE: dict[str, str] = {
     "learning_rate": "step size of this round",
     "local_epochs": "passes over the site's images, where a piece changes them",
     "round_images": "how many images all clients of the phase train on together, repeats counted: the clock of averages over rounds",
-    "down": "which parts of the network follow, and which earlier ones they build on",
+    "down": "which parts of the network follow, and which earlier ones they build on, or the hash of the initial weights that the site draws itself",
     "held": "which parts are not sent again because they have not moved",
     "extras": "whether tensors of pieces or codecs follow",
     "returns": "the parts whose change is asked for",
@@ -38,6 +38,7 @@ FROM_SITE: dict[str, str] = {
     "client": "the site's own name",
     "num_examples": "how many training images the site holds",
     "metrics": "figures of the step, below",
+    "first_contact": "beside a failure: that the initial weights drawn there are not the server's, and have to be sent",
     "failure": "instead of an answer: its kind, and one line without values of the data (an unexpected error tells the name of its Python class alone)",
 }
 

@@ -85,6 +85,10 @@ class Spec:
     max_abs: float | None = None
     counts: bool = False
 
+    def __post_init__(self) -> None:
+        if self.wire == "codec" and None in self.shape:
+            raise ValueError(f"shape {self.shape} has an open axis, so it must travel exact")
+
     @property
     def size(self) -> int:
         """Number of values; an open axis counts as 0, because nobody knows its length beforehand."""

@@ -120,9 +120,9 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
 def _sides(task: Task, cost: planning.Cost, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes to the site and what comes back: parts of the network, weights, further tensors by owner, codec."""
     # What a site has not heard of before is sent whole, and exactly.
-    coded = (
-        config.codec.down if codecs.make(config.codec.down).absolute else f"{config.codec.down}, first fp32"
-    )
+    first = "drawn at the site" if config.codec.first_contact == "seed" else "fp32"
+    always = codecs.of(config.codec, "down").absolute and config.codec.first_contact == "weights"
+    coded = config.codec.down if always else f"{config.codec.down}, first {first}"
     down = {"parts": list(task.send), "weights": cost.parameters_down, "codec": coded}
     up = {"parts": list(task.returns), "weights": cost.parameters_up, "codec": config.codec.up}
     return (
@@ -173,7 +173,7 @@ def _own_models(
         asked.append(("score", f"after {phases[-1].name}", own_models.sample_task(clients[0], (), {}, shape)))
     asked.append(("models", "at the end", own_models.model_task(clients[0], layout)))
     gate = Gate(layout, part_names, config.training)
-    up, down = codecs.make(config.codec.up), codecs.make(config.codec.down)
+    up, down = codecs.of(config.codec, "up"), codecs.of(config.codec, "down")
     found = []
     for phase, when, task in asked:
         weights = sum(models.count({n: layout[n]}) for part in task.send for n in part_names[part])
@@ -194,7 +194,7 @@ def stays(config: Config, method: Method, chain: Chain) -> list[str]:
     if method.pools_data:
         return []
     keeps = [name for name, piece in chain.pieces.items() if type(piece).client_end is not Piece.client_end]
-    replica = config.codec.changed_only or not codecs.make(config.codec.down).absolute
+    replica = config.codec.changed_only or not codecs.of(config.codec, "down").absolute
     told = {
         "images and labels": True,
         "how many images there are of each class": True,

@@ -6,7 +6,7 @@ size formulas. No image is read, no network built, torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from osmotic import codecs, methods, models, pieces
-from osmotic.codecs import EXACT
+from osmotic.codecs import EXACT, described
 from osmotic.config.schema import Config
 from osmotic.data import sources
 from osmotic.data.dataset import Dataset, Shape
 from osmotic.data.partition import check_clients, refuse_label_partition
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink, Stream
+from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
 from osmotic.pieces import Chain, Piece
 from osmotic.protocol.gate import Expectation, Gate
@@ -50,22 +51,14 @@ def sized(length: int) -> Sized:
 class Sizes:
     """Lengths of packets, each worked out once: plans of thousands of clients ask for the same few again and again."""
 
-    def __init__(self, layout: Mapping[str, tuple[int, ...]]) -> None:
-        self.layout = layout
-        self._known: dict[tuple[Any, ...], int] = {}
+    def __init__(self) -> None:
+        self._known: dict[Hashable, int] = {}
 
-    def weights(self, codec: codecs.Codec, names: list[str]) -> int:
-        """Bytes of the packet of these weights of the network, float32 [...]."""
-        return self.once(
-            # These three tell the lists apart that are asked for: each holds one whole part, sorted.
-            (codec.name, names[0], len(names)),
-            lambda: codec.packet_bytes({n: ("float32", self.layout[n]) for n in names}),
-        )
+    def part(self, codec: codecs.Codec, layout: FlatLayout, part: str) -> int:
+        """Bytes of the packet of a part of the network."""
+        return self.once((codec.name, part), lambda: codec.packet_bytes(layout.of_parts([part]).wanted))
 
-    def __contains__(self, asked: tuple[Any, ...]) -> bool:
-        return asked in self._known
-
-    def once(self, asked: tuple[Any, ...], work: Callable[[], int]) -> int:
+    def once(self, asked: Hashable, work: Callable[[], int]) -> int:
         """The figure asked for, worked out the first time."""
         if asked not in self._known:
             self._known[asked] = work()
@@ -77,18 +70,25 @@ class SizedDownLink(DownLink):
 
     sizes: Sizes
 
-    def _fp32_blob(self, part: str, weights: Mapping[str, np.ndarray]) -> bytes:
-        return sized(self.sizes.weights(EXACT, self.names[part]))
+    def _fp32_blob(self, part: str, weights: Flat) -> bytes:
+        return sized(self.sizes.part(EXACT, self.layout, part))
 
-    def _advanced(self, part: str, server_round: int, weights: Mapping[str, np.ndarray]) -> Stream:
+    def _replica_blob(self, part: str, stream: Stream) -> bytes:
+        return sized(self.sizes.part(EXACT, self.layout, part))
+
+    def _advanced(
+        self, part: str, server_round: int, weights: Flat, changed: Mapping[str, int] | None
+    ) -> Stream:
         if part not in self._next:
-            old, names = self.streams[part], self.names[part]
-            chain = list(old.chain)
+            old, chain, origin = self.streams[part], list(self.streams[part].chain), None
             if old.round is not None:
                 # Kept and trimmed as in a run: it decides whether a client is sent changes or all.
-                chain.append((old.round, server_round, sized(self.sizes.weights(self.codec, names))))
-                self.trim(chain, self.sizes.weights(EXACT, names))
-            self._next[part] = Stream(server_round, {}, {}, chain)
+                codec, origin = self.codec.in_round(server_round), old.origin
+                chain.append((old.round, server_round, sized(self.sizes.part(codec, self.layout, part))))
+                self.trim(chain, self.sizes.part(EXACT, self.layout, part))
+            elif changed is not None and part not in changed:
+                origin = server_round
+            self._next[part] = Stream(server_round, None, {}, chain, origin)
         return self._next[part]
 
 
@@ -132,7 +132,7 @@ def plan(
     full = full and config.data.partition not in ("pathological", "shards")  # these may leave images out
     whole = float(config.training.local_epochs).is_integer()
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
-    used = [codecs.make(config.codec.up), codecs.make(config.codec.down)]
+    used = [codecs.of(config.codec, "up"), codecs.of(config.codec, "down")]
     bounded = sorted({c.name for c in used if c.bounded})
     trained = sorted({c.name for c in used if c.trained})
     # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
@@ -295,19 +295,21 @@ def replay(
     Args:
         layout: parameter name -> shape; the weights are zeros [...] without memory.
     """
-    sizes, gate = Sizes(layout), Gate(layout, part_names, config.training)
-    up = codecs.make(config.codec.up, options=config.codec.options)
-    down = codecs.make(config.codec.down, options=config.codec.options)
-    # No seed: codecs are asked for lengths only, and draw nothing.
-    link = SizedDownLink(down, part_names, config.codec.changed_only)
+    sizes, gate = Sizes(), Gate(layout, part_names, config.training)
+    up, down = codecs.of(config.codec, "up"), codecs.of(config.codec, "down")
+    flat = FlatLayout(layout, part_names)
+    # No seed: codecs are asked for lengths only, and draw nothing. Hashes are no part of what is counted.
+    drawn = dict.fromkeys(part_names, "") if config.codec.first_contact == "seed" else None
+    link = SizedDownLink(down, flat, config.codec.changed_only, drawn=drawn)
     link.sizes = sizes
     weights = {n: np.broadcast_to(np.float32(0), s) for n, s in layout.items()}  # no memory behind them
+    nothing = Flat(flat, np.broadcast_to(np.float32(0), flat.size))
     counted: dict[str, int] = {}
     changed: dict[str, int] = {}
     view = View(config, layout, part_names, tuple(clients), counted, changed, weights)
     # Pieces make their first state as big as the network; its values do not matter here.
     pieces = {n: np.broadcast_to(t.dtype.type(0), t.shape) for n, t in chain.server_start(view).items()}
-    conveyed: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+    conveyed: dict[tuple[Any, ...], tuple[int, int, int, Expectation]] = {}
     for phase in chain.phases(method, config.training.rounds):
         tasks = method.tasks(view, phase, choose(config, phase, clients))
         asked = [chain.extend(view, pieces, phase, task) for task in tasks]
@@ -316,7 +318,7 @@ def replay(
             unmoved = link.unmoved(whole.client.name, whole.send, changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
-            _, blobs = link.message(task.client.name, task.send, phase.server_round, weights)
+            _, blobs = link.message(task.client.name, task.send, phase.server_round, nothing, changed)
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
             kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
             if kind not in conveyed:
@@ -325,12 +327,13 @@ def replay(
                 conveyed[kind] = (
                     weights_sent(task, layout, part_names),
                     expected.weights,
-                    EXACT.packet_bytes(extras) if extras else 0,
+                    described.packet_bytes(extras) if extras else 0,
+                    expected,
                 )
-                sizes.once(("answer", kind), partial(reply_bytes, up, expected))
-            sent_weights, back_weights, extra_bytes = conveyed[kind]
+            sent_weights, back_weights, extra_bytes, expected = conveyed[kind]
             down_bytes = sum(len(b) for b in blobs) + extra_bytes
-            back = sizes.once(("answer", kind), lambda: 0)
+            codec = up.in_round(phase.server_round)
+            back = sizes.once(("answer", kind, codec.name), partial(reply_bytes, codec, expected))
             yield phase, task, Cost(back_weights, sent_weights, back, down_bytes)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)
@@ -345,11 +348,18 @@ def reply_bytes(codec: codecs.Codec, expected: Expectation) -> int:
     An open axis counts as 1: its length is known only when the answer comes.
     """
 
-    def length(by: codecs.Codec, specs: Mapping[str, Spec]) -> int:
-        shapes = {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in specs.items()}
-        return by.packet_bytes(shapes) if shapes else 0
+    def shapes(specs: Mapping[str, Spec]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in specs.items()}
 
-    return length(codec, expected.coded) + length(EXACT, expected.exact)
+    coded = codec.packet_bytes(_in_order(expected)) if expected.coded else 0
+    return coded + (described.packet_bytes(shapes(expected.exact)) if expected.exact else 0)
+
+
+def _in_order(expected: Expectation) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    """The coded tensors as they stand in the packet; chunks of a codec may run across them."""
+    if expected.layout is not None:
+        return expected.layout.wanted
+    return {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in sorted(expected.coded.items())}
 
 
 def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dict[str, int]:
@@ -360,7 +370,7 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dic
     Client: weights, gradients, two moments, what it received, packets.
     """
     model = 4 * parameters
-    replica = 0 if codecs.make(config.codec.down).absolute else 2 * model
+    replica = 0 if codecs.of(config.codec, "down").absolute else 2 * model
     averages = 2 * 2 * model * len(config.recipe.ema_half_lives)
     # Then the client keeps what it was sent, so that the next packet can build on it.
     kept = replica > 0 or config.codec.changed_only

@@ -11,7 +11,7 @@ from typing import Any
 from osmotic import codecs
 from osmotic.codecs import CODECS
 from osmotic.config.keys import checked, nearest
-from osmotic.config.schema import PIECE_SECTIONS, Config
+from osmotic.config.schema import PIECE_SECTIONS, CodecConfig, Config
 from osmotic.data import partition, sources
 from osmotic.diffusion import compatibility as names
 from osmotic.engines import ENGINES
@@ -171,6 +171,16 @@ def _codecs(config: Config) -> None:
         raise ConfigError(
             "codec.error_feedback", True, "needs a codec.up that loses something; fp32 is exact"
         )
+    if not config.codec.error_feedback:
+        unused = CodecConfig()
+        for key in ("feedback_decay", "feedback_flush"):
+            if getattr(config.codec, key) != getattr(unused, key):
+                raise ConfigError(
+                    f"codec.{key}", getattr(config.codec, key), "is of codec.error_feedback: set it to true"
+                )
+    elif config.codec.up_sends == "weights":
+        rule = "has no error feedback: what is lost of weights is not owed to the next ones"
+        raise ConfigError("codec.up_sends", "weights", rule)
     for name, options in config.codec.options.items():
         if name not in (config.codec.up, config.codec.down):
             key, value = f"codec.{name}.{next(iter(options), '')}", next(iter(options.values()), None)
