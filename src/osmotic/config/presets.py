@@ -41,6 +41,17 @@ PRESETS: dict[str, Preset] = {
         exchanges="as udec, with the network and recipe of FedDiffuse",
         paper="2406.12575",
     ),
+    "feddm-vanilla": Preset(keys={"method.name": "fedavg"}, exchanges="as fedavg", paper="2407.14730"),
+    "feddm-prox": Preset(
+        keys={"method.name": "fedavg", "local.pieces": ("prox",)},
+        exchanges="as fedprox",
+        paper="2407.14730",
+    ),
+    "feddm-quant": Preset(
+        keys={"method.name": "fedavg", "codec.up": "int8"},
+        exchanges="as fedavg, changes up in 8 bits",
+        paper="2407.14730",
+    ),
     "fedprox": Preset(keys={"method.name": "fedavg", "local.pieces": ("prox",)}),
     "scaffold": Preset(keys={"method.name": "fedavg", "local.pieces": ("scaffold",)}),
     "fedavgm": Preset(keys={"method.name": "fedavg", "server.pieces": ("momentum",)}),
