@@ -35,6 +35,7 @@ FIELDS: dict[str, Any] = {
     "parameters_down": int,
     "bytes_up": int,
     "bytes_down": int,
+    "traffic": dict,
     "images_seen": int,
     "client_steps": int,
     "server_steps": int,
