@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Above it a sample is compressed: it takes seconds per 10 MB, and a share changes little with more images.
+# Above it a sample is compressed, which takes 2 to 4 s. Its estimate was 0.3 % above the size of all Fashion-MNIST at
+# 14x14, and 1.1 % below that of all CIFAR-10.
 SAMPLE_BYTES = 2**22
 
 
@@ -79,7 +80,8 @@ def _webp(pixels: np.ndarray) -> bytes:
     sheet = sheet.reshape(down, across, *pixels.shape[1:]).swapaxes(1, 2)
     sheet = sheet.reshape(down * height, across * width, channels)
     file = io.BytesIO()
-    # Higher methods gained under 0.1 % on what was tried and took up to a hundred times as long.
+    # On Fashion-MNIST at 14x14 the most thorough setting gained 0.02 % and took a hundred times as long; at 8x8 it
+    # gained 6 %, and xz was still smaller.
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(
         file, "WEBP", lossless=True, method=2, quality=50
     )
