@@ -93,7 +93,7 @@ def plan(
     Args:
         link_mbit: speed of a site's line in Mbit/s, for the time on the link.
         time: also time a few steps of the network on this machine: "seconds_training", "seconds_scoring". It imports torch
-            and takes some seconds.
+            and takes some seconds. As it reads the images, "traffic" then holds their compressed size too.
     Returns: the figures of `osmotic plan --json`.
     Raises: ConfigError as `run`.
     """

@@ -35,6 +35,7 @@ FIELDS: dict[str, Any] = {
     "parameters_down": int,
     "bytes_up": int,
     "bytes_down": int,
+    "traffic": dict,
     "images_seen": int,
     "client_steps": int,
     "server_steps": int,
@@ -107,6 +108,12 @@ def test_the_summary_has_every_field_with_its_type(run: tuple[Path, dict[str, An
             assert (client[name] is None) == (method == "fedavg"), f"{name}: of a client's own model"
         assert client["fd_own"] is None, "own scores are null under 50 images"
     assert summary["parameters"] == 702_753
+    traffic = summary["traffic"]
+    assert traffic["bytes"] == summary["bytes_up"] + summary["bytes_down"]
+    # Two rounds of three clients, 4 bytes a weight, both ways.
+    assert traffic["fp32_fedavg_bytes"] == 2 * 3 * 2 * 4 * 702_753
+    for name in ("factor", "images_bytes", "to_images"):
+        assert (traffic[name] is None) == (method == "local"), f"{name}: null exactly where nothing travels"
     assert summary["images_seen"] == sum(summary["client_sizes"]) * 2
     assert len(summary["weights_sha256"]) == len(summary["scored_weights_sha256"]) == 64
 
@@ -149,6 +156,8 @@ def test_the_plan_equals_the_ledger_to_the_byte(run: tuple[Path, dict[str, Any],
         "num_clients",
     ):
         assert figures[name] == summary[name], name
+    for name in ("bytes", "fp32_fedavg_bytes", "factor"):
+        assert figures["traffic"][name] == summary["traffic"][name], name
 
 
 def test_the_resolved_file_repeats_the_run(run: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
@@ -180,6 +189,19 @@ def test_a_finished_run_resumed_has_the_summary_to_the_byte(run: tuple[Path, dic
     file.write_text("")
     assert CliRunner().invoke(cli.app, ["resume", str(run[0]), "--json"]).exit_code == 0
     assert lines() == before
+
+
+def test_the_last_words_tell_the_traffic_where_something_travelled(
+    run: tuple[Path, dict[str, Any], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from osmotic.runs import commands
+    from osmotic.storage.folder import RunDir
+
+    out, _, method = run
+    commands.publish(RunDir(out), json=False)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("traffic  ")]
+    assert len(told) == (method == "fedavg")
+    assert all("as much as fp32 FedAvg; " in line for line in told)
 
 
 def test_plain_diffusers_loads_the_model_in_a_fresh_process(run: tuple[Path, dict[str, Any], str]) -> None:

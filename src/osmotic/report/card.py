@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from osmotic.report import evidence, formatting, learning_rule, narrative, tables, templates
+from osmotic.report import evidence, formatting, learning_rule, narrative, tables, templates, traffic
 from osmotic.report.reading import Run, read
 
 LICENCE = "Apache License 2.0"  # osmotic's own
@@ -64,6 +64,7 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
             pieces=learning_rule.pieces_of(run),
             rule=learning_rule.rule_lines(run),
             where=narrative.where(run),
+            traffic=traffic.words(run.summary.get("traffic")),
             data=narrative.data_name(run),
             network=narrative.network_name(run),
             licence=LICENCE,

@@ -118,6 +118,10 @@ class Comparison:
             hidden.add(f"{self.fd_name}, held-out")
         if all(row.near_copies is None for row in self.rows):
             hidden.add("near-copies")
+        if all(row.traffic_factor is None for row in self.rows):
+            hidden.add("times less than fp32 FedAvg")
+        if all(row.traffic_to_images is None for row in self.rows):
+            hidden.add("traffic over compressed images")
         own = [
             (f"metric {name}", lambda row, name=name: formatting.figure(row.metrics.get(name)))
             for name in metric_names(self.rows)

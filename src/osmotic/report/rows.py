@@ -47,6 +47,8 @@ class Row:
     clients_own: int | None = None  # clients that `fd_own` is over, of `clients_scored`
     clients_scored: int | None = None
     fd_own_floor: float | None = None  # mean over the same clients
+    traffic_factor: float | None = None  # times fewer bytes than fp32 FedAvg
+    traffic_to_images: float | None = None  # bytes up and down, over those of the compressed training images
     near_copies: float | None = None  # share of generated images, by features
     metrics: Mapping[str, float] = field(default_factory=dict)  # the user's own, by name
 
@@ -111,6 +113,8 @@ def row_of(run: Run, name: str) -> Row:
         clients_own=basis.clients if basis else None,
         clients_scored=basis.of if basis else None,
         fd_own_floor=basis.floor if basis else None,
+        traffic_factor=(s.get("traffic") or {}).get("factor"),
+        traffic_to_images=(s.get("traffic") or {}).get("to_images"),
         near_copies=(q.get("near_copies") or {}).get("features"),
         metrics=_own_metrics(q),
     )
@@ -156,6 +160,8 @@ def columns_of(fd_name: str) -> list[tuple[str, Any]]:
         ("KID", lambda r: of_models(r, r.kid, r.kid_clients)),
         ("up", lambda r: formatting.size(r.bytes_up)),
         ("down", lambda r: formatting.size(r.bytes_down)),
+        ("times less than fp32 FedAvg", lambda r: formatting.figure(r.traffic_factor, 3)),
+        ("traffic over compressed images", lambda r: formatting.figure(r.traffic_to_images, 3)),
         ("images seen", lambda r: formatting.count(r.images_seen)),
         ("time", lambda r: formatting.duration(r.wall_seconds)),
         ("encoder", lambda r: text(r.encoder)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from osmotic.report import evidence, formatting, narrative
+from osmotic.report import evidence, formatting, narrative, traffic
 from osmotic.report.reading import Run
 
 
@@ -103,6 +103,12 @@ def cost_tiles(run: Run) -> list[Tile]:
             f" · {formatting.size(beside)} more beside training" if total is not None and beside > 0 else ""
         )
         out.append(Tile(label, formatting.size(total), exact + more))
+    # Absent where nothing travelled, and in runs of earlier versions.
+    if (found := s.get("traffic")) and traffic.words(found):
+        told = [traffic.against_fedavg(found), traffic.against_images(found)]
+        out.append(
+            Tile("Traffic in training", formatting.size(found["bytes"]), " · ".join(filter(None, told)))
+        )
     out += [
         Tile("Parameters", formatting.count(s.get("parameters")), f"network {narrative.network_name(run)}"),
         Tile(

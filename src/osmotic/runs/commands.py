@@ -36,7 +36,11 @@ def publish(run: RunDir, json: bool) -> bool:
     if json:
         print(strict_json.dumps(summary))
     else:
+        from osmotic.report import traffic
+
         _table(summary)
+        if told := traffic.words(summary.get("traffic")):
+            print(f"traffic  {told}")
         print(f"samples  {_grid(run)}")
         print(f"model    {run.model}")
         print(f"report   {path}")

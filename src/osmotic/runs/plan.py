@@ -17,6 +17,7 @@ from osmotic import codecs, methods, models, pieces
 from osmotic.codecs import EXACT, described
 from osmotic.config.schema import Config
 from osmotic.data import sources
+from osmotic.data.compressed import Compressed
 from osmotic.data.dataset import Dataset, Shape
 from osmotic.data.partition import check_clients, refuse_label_partition
 from osmotic.errors import ConfigError
@@ -28,6 +29,7 @@ from osmotic.protocol.gate import Expectation, Gate
 from osmotic.protocol.messages import TRAIN, Client, Phase, Spec, Task
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
+from osmotic.runs import traffic
 from osmotic.runs.settle import settle
 
 
@@ -117,7 +119,8 @@ def plan(
     Args:
         link_mbit: speed of a site's line in Mbit/s, for the time on the link.
         dataset: images of the caller's own; None describes `data.source`.
-        time: also read the images, time a few steps of the network here, and say how long the run takes on this machine.
+        time: also read the images, time a few steps of the network here, and say how long the run takes on this machine;
+            and how large the images are when they are compressed.
     Returns: totals, `sites` by name, `exact` (bytes equal the run's ledger if no client fails) and `notes` that say
         what is only an upper bound.
     Raises: ConfigError as `osmotic run` would.
@@ -138,6 +141,9 @@ def plan(
     # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
     after = [n for n, p in chain.pieces.items() if type(p).after is not Piece.after]
     trains = after if config.codec.changed_only else []
+    phases = chain.phases(method, config.training.rounds)
+    asked = sum(len(choose(config, phase, clients)) for phase in phases if phase.name == TRAIN)
+    time_figures, images = timed(config, dataset) if time else (dict.fromkeys(TIMED), None)
     return {
         "preset": config.preset,
         "method": config.method.name,
@@ -151,6 +157,7 @@ def plan(
         "local_epochs": config.training.local_epochs,
         "parameters": parameters,
         **total,
+        "traffic": traffic.figures(total["bytes_up"] + total["bytes_down"], parameters, asked, images),
         "images_seen": int(shape.num_train * config.training.local_epochs * config.training.rounds)
         if full and whole
         else None,
@@ -158,7 +165,7 @@ def plan(
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, chain, parameters),
-        **(timed(config, dataset) if time else dict.fromkeys(TIMED)),
+        **time_figures,
         "exact": not bounded and not trained and not trains,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
@@ -204,8 +211,12 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
 TIMED = ("device", "seconds_training", "seconds_scoring", "quicker")
 
 
-def timed(config: Config, dataset: Dataset | None) -> dict[str, Any]:
-    """Seconds of the whole run on this machine, by timing a few steps; and for a long one on a CPU what would be quicker."""
+def timed(config: Config, dataset: Dataset | None) -> tuple[dict[str, Any], Compressed | None]:
+    """Seconds of the whole run on this machine, by timing a few steps; and for a long one on a CPU what would be quicker.
+
+    And, as the images are read anyway, their size when compressed; None where nothing travels.
+    """
+    from osmotic.data.compressed import compress
     from osmotic.runs import announce, quicker, study, timing
     from osmotic.runs.estimate import seconds
 
@@ -216,7 +227,9 @@ def timed(config: Config, dataset: Dataset | None) -> dict[str, Any]:
     long = made.device.type == "cpu" and training + scoring > announce.LONG
     better = quicker.quicker(made, work, pace, announce.LONG) if long else None
     found = None if better is None else {"keys": better[0], "seconds": better[1]}
-    return dict(zip(TIMED, (str(made.device), training, scoring, found), strict=True))
+    travels = made.blueprint.method().travels
+    images = compress(made.dataset.train.images, [h.train for h in made.holdings]) if travels else None
+    return dict(zip(TIMED, (str(made.device), training, scoring, found), strict=True)), images
 
 
 def network(config: Config, dataset: Dataset | None = None) -> tuple[models.NetworkSpec, Shape]:
@@ -389,9 +402,11 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dic
 def text(figures: Mapping[str, Any]) -> str:
     """The plan for a person, given what `plan` gave."""
     from osmotic.report.formatting import count, duration, size
+    from osmotic.report.traffic import words
 
     up, down = size(figures["bytes_up"]), size(figures["bytes_down"])
     about = "" if figures["exact"] else "at most "
+    told = words(figures["traffic"], about)
     most = max(figures["sites"].items(), key=lambda s: s[1]["bytes_up"] + s[1]["bytes_down"])
     method = "" if figures["preset"].endswith(figures["method"]) else f" (method {figures['method']})"
     lines = [
@@ -401,6 +416,7 @@ def text(figures: Mapping[str, Any]) -> str:
         f"down {about}{down} ({count(figures['parameters_down'])} weights)",
         f"  together     {about}{size(figures['bytes_up'] + figures['bytes_down'])} "
         f"({count(figures['parameters_up'] + figures['parameters_down'])} weights)",
+        *([f"  traffic      {told}"] if told else []),
         f"  busiest site {most[0]}: up {size(most[1]['bytes_up'])}, down {size(most[1]['bytes_down'])}, "
         f"{duration(figures['link_seconds_busiest_site'])} on a line of {figures['link_mbit']:g} Mbit/s",
         f"  memory       server {size(figures['memory_bytes']['server'])}, client {size(figures['memory_bytes']['client'])}, "

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from osmotic import models
+from osmotic.data.compressed import compress
 from osmotic.federation.server import Server
 from osmotic.models import pipeline
+from osmotic.runs import traffic
 from osmotic.runs.study import Study
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
@@ -25,18 +27,27 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
     Raises: OSError as the file system gives it.
     """
     scored = save_models(study, server, run)
-    summary = summarise(study, server, scored)
+    summary = summarise(study, server, scored, traffic.asked(run.log("ledger")))
     # Last of all: a folder with a summary is one of a finished run to every reader.
     write_text(run.summary, strict_json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
-    """The fields of summary.json; what was not measured is None."""
+def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dict[str, Any]:
+    """The fields of summary.json; what was not measured is None.
+
+    Args:
+        asked: how often a client was asked to train.
+    """
     cfg, state, method = study.config, server.state, server.method
     totals, quality = state.totals, _sorted(state.last_quality)
     if quality is not None:
         quality = {k: quality.get(k) for k in QUALITY} | {k: quality[k] for k in MORE if k in quality}
+    parameters = models.count(study.blueprint.layout)
+    # Where nothing travels there is nothing to set against the images.
+    images = (
+        compress(study.dataset.train.images, [h.train for h in study.holdings]) if method.travels else None
+    )
     return {
         "schema": 1,
         "version": metadata.version("osmotic"),
@@ -61,11 +72,12 @@ def summarise(study: Study, server: Server, scored_hash: str) -> dict[str, Any]:
         "client_sizes": [h.client.num_examples for h in study.holdings],
         "network": study.spec.name,
         "image_shape": list(study.dataset.train.images.shape[1:]),
-        "parameters": models.count(study.blueprint.layout),
+        "parameters": parameters,
         "parameters_up": totals.parameters_up,
         "parameters_down": totals.parameters_down,
         "bytes_up": totals.bytes_up,
         "bytes_down": totals.bytes_down,
+        "traffic": traffic.figures(totals.bytes_up + totals.bytes_down, parameters, asked, images),
         "images_seen": totals.images_seen,
         "client_steps": totals.client_steps,
         "server_steps": state.server_steps,
