@@ -57,7 +57,7 @@ def test_a_plan_counts_the_clients_of_its_rounds_and_reads_no_image() -> None:
 
 def test_the_plan_says_it_in_a_line_but_where_nothing_travels() -> None:
     told = plan.text(plan.plan(resolve.load(sets=["training.rounds=2"])))
-    assert "  traffic      113 MB, as much as fp32 FedAvg\n" in told
+    assert "  traffic      112 MB, as much as fp32 FedAvg\n" in told
     assert "  traffic" not in plan.text(plan.plan(resolve.load(preset="local")))
 
 
