@@ -12,6 +12,7 @@ from osmotic.codecs.base import Entry
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
 from osmotic.config.keys import key
+from osmotic.flat import Flat, FlatLayout
 from osmotic.methods.base import Method
 from osmotic.methods.fedavg import FedAvg
 from osmotic.models.parts import PARTS
@@ -231,7 +232,8 @@ class TrainedCodec(Fp32):
         self, tensors: Mapping[str, np.ndarray], memory: Tensors, rng: np.random.Generator | None = None
     ) -> bytes:
         sent = {n: self._code(n, t, memory) for n, t in tensors.items()}
-        return super().encode(sent, memory, rng)
+        # In the order of the buffer where there is one: the reader knows no other.
+        return super().encode(Flat.of(tensors.layout, sent) if isinstance(tensors, Flat) else sent, memory, rng)
 
     def _code(self, name: str, tensor: np.ndarray, memory: Tensors) -> np.ndarray:
         if tensor.dtype != np.float32:
@@ -241,13 +243,21 @@ class TrainedCodec(Fp32):
         return coded.astype(np.float32)
 
     def decode(self, data: bytes, memory: Tensors, wanted: Any = None) -> Iterator[tuple[str, np.ndarray]]:
-        for name, coded in super().decode(data, memory, wanted):
-            if coded.dtype != np.float32:
-                yield name, coded
-                continue
-            value = (coded + memory.get(name, np.float32(0))) * self.scale
-            memory[name] = (coded * np.float32(0.5)).astype(np.float32)
-            yield name, value.astype(np.float32)
+        yield from self.read(data, memory, wanted).items()
+
+    def read(
+        self, data: bytes, memory: Tensors, wanted: Any = None, layout: FlatLayout | None = None
+    ) -> Mapping[str, np.ndarray]:
+        coded = super().read(data, memory, wanted, layout)
+        found = {n: self._value(n, t, memory) for n, t in coded.items()}
+        return found if layout is None else Flat.of(layout, found)
+
+    def _value(self, name: str, coded: np.ndarray, memory: Tensors) -> np.ndarray:
+        if coded.dtype != np.float32:
+            return coded
+        value = (coded + memory.get(name, np.float32(0))) * self.scale
+        memory[name] = (coded * np.float32(0.5)).astype(np.float32)
+        return value.astype(np.float32)
 
     def observe(self, tensors: Mapping[str, np.ndarray], client: str = "") -> Tensors:
         peaks = [np.abs(t).max() for n, t in tensors.items() if n.startswith("model/")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from seam_methods import TrainedCodec
 
-from osmotic.codecs import EXACT, BadPacket, Codec, make
+from osmotic.codecs import EXACT, BadPacket, Codec, described, make
 from osmotic.federation.uplink import UpLink
 from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import Packet, Spec
@@ -75,11 +75,11 @@ def senders(count: int = 3) -> list[Sender]:
 # --- reading a reply ---
 
 
-@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8", "int4", "int2", "sparse"])
 def test_what_is_coded_comes_first_and_what_is_exact_after_it(codec: str) -> None:
     expected = expecting(extras=EXTRAS)
     coded, exact = tensors(0, expected.coded), tensors(1, expected.exact)
-    packet = Packet({}, (make(codec).encode(coded, {}), EXACT.encode(exact, {})))
+    packet = Packet({}, (make(codec).encode(coded, {}), described.encode(exact)))
     got = UpLink(make(codec)).decode("a", packet, expected)
     assert set(got) == {*CHANGES, *EXTRAS}
     assert got["piece/exact"].tobytes() == exact["piece/exact"].tobytes()
@@ -94,7 +94,8 @@ def test_there_are_as_many_blobs_as_kinds_of_tensors_asked_for(
     changes: dict[str, Spec], extras: dict[str, Spec], blobs: int
 ) -> None:
     expected = expecting(changes, extras)
-    parts = [EXACT.encode(tensors(0, specs), {}) for specs in (expected.coded, expected.exact) if specs]
+    parts = [EXACT.encode(tensors(0, expected.coded), {})] if expected.coded else []
+    parts += [described.encode(tensors(0, expected.exact))] if expected.exact else []
     assert len(parts) == blobs
     assert set(UpLink(make("fp32")).decode("a", Packet({}, tuple(parts)), expected)) == {*changes, *extras}
     for wrong in (parts[:-1], [*parts, parts[0] if parts else b""]):
@@ -109,10 +110,41 @@ def test_a_second_blob_cannot_overwrite_a_tensor_of_the_first(size: int, beside:
     exact = {"model/w": np.full(size, 7, np.float32)}
     if beside:
         exact |= tensors(1, {"x": EXTRAS["piece/exact"]})
-    packet = Packet({}, (EXACT.encode(tensors(0), {}), EXACT.encode(exact, {})))
+    packet = Packet({}, (EXACT.encode(tensors(0), {}), described.encode(exact)))
     for extras in ({"x": EXTRAS["piece/exact"]}, {"x": Spec((None, None))}):
-        with pytest.raises(BadPacket):
+        with pytest.raises(BadPacket, match=r"more than the|missing|was not asked for|does not fit"):
             UpLink(make("fp32")).decode("a", packet, expecting(extras=extras))
+
+
+def test_a_blob_of_one_form_is_refused_in_the_place_of_the_other() -> None:
+    expected = expecting(extras={"x": EXTRAS["piece/exact"]})
+    coded, exact = tensors(0), tensors(1, {"x": EXTRAS["piece/exact"]})
+    right = EXACT.encode(coded, {}), described.encode(exact)
+    assert set(UpLink(make("fp32")).decode("a", Packet({}, right), expected)) == {*CHANGES, "x"}
+    for wrong in ((described.encode(coded), right[1]), (right[0], EXACT.encode(exact, {})), right[::-1]):
+        with pytest.raises(BadPacket, match=r"more than the|not start like a packet"):
+            UpLink(make("fp32")).decode("a", Packet({}, wrong), expected)
+
+
+def test_what_is_coded_has_no_open_axis() -> None:
+    with pytest.raises(ValueError, match="has an open axis, so it must travel exact"):
+        Spec((3, None), wire="codec")
+    assert Spec((3, None)).shape == (3, None)
+
+
+def test_in_a_round_of_flushing_the_packet_must_be_the_int8_of_it() -> None:
+    link, client = UpLink(make("int4", flush=3)), make("int4", True, flush=3)
+    change, packets = tensors(0), {}
+    for number in (1, 2, 3, 4, 6):
+        packet = Packet({}, (client.in_round(number).encode(change, {}),))
+        packets[number] = packet
+        got = link.decode("a", packet, expecting(), number)
+        own = make("int8" if number % 3 == 0 else "int4")
+        again = dict(own.decode(own.encode(change, {}), {}, expecting().wanted_coded))
+        assert all(got[n].tobytes() == again[n].tobytes() for n in again)
+    for number, other in ((3, 2), (2, 3)):
+        with pytest.raises(BadPacket, match="is coded with|more than the"):
+            link.decode("a", packets[other], expecting(), number)
 
 
 def test_a_torn_blob_is_refused_and_remembered_of_nobody() -> None:
