@@ -6,15 +6,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_network
 
-from osmotic.codecs import EXACT
+from osmotic import models
+from osmotic.codecs import EXACT, described, make
+from osmotic.codecs.base import HEAD, contents_of, seal
 from osmotic.errors import RunStopped
 from osmotic.federation.bookkeeping import Tally
+from osmotic.flat import Flat, FlatLayout
 from osmotic.protocol.messages import Answer, Client, Failure, Packet, Sent
 from osmotic.runs.summary import weights_sha256
 
@@ -46,7 +50,9 @@ def changing(make_answers: Any) -> Any:
     return change
 
 
-HEADER_LONG = "are more than the"
+TOO_LONG = "are more than the"
+PARTLY = (TOO_LONG, "bytes are less than the")
+OTHERS = "holds other tensors than were asked for, or in other shapes"
 
 
 def with_header(answer: Answer, **fields: Any) -> Answer:
@@ -64,15 +70,24 @@ def with_blobs(answer: Answer, *blobs: bytes) -> Answer:
     return replace(answer, packet=Packet(answer.packet.header, blobs))
 
 
-def sent(answer: Answer) -> dict[str, np.ndarray]:
+@cache
+def layout() -> FlatLayout:
+    """Where the changes of a reply lie: both ends know it, and it does not travel."""
+    tiny_network.register()
+    spec = models.resolve("tiny", 28, 1, 10, 0.0)
+    return FlatLayout(models.layout(spec), spec.part_names()).named("model/")
+
+
+def sent(answer: Answer) -> Flat:
     assert answer.packet is not None
-    return {n: t.copy() for n, t in EXACT.decode(answer.packet.blobs[0], {})}
+    return Flat.over(layout(), EXACT.read(answer.packet.blobs[0], {}, None, layout())).copy()
 
 
 def renamed(answer: Answer, name: str) -> bytes:
-    """The reply with its first tensor under another name, no longer than its own."""
+    """The reply with its first tensor under another name."""
     tensors = sent(answer)
-    return EXACT.encode({name if n == min(tensors) else n: t for n, t in tensors.items()}, {})
+    first = next(iter(tensors))
+    return EXACT.encode({name if n == first else n: t for n, t in tensors.items()}, {})
 
 
 def more(answer: Answer, tensors: dict[str, np.ndarray]) -> bytes:
@@ -156,15 +171,28 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
     ),
     "a tensor named with a lone surrogate": (
         lambda a: with_blobs(a, renamed(a, "model/\ud800")),
-        ("bad", "model/class_embedding.weight is missing (1 in all)"),
+        ("bad", OTHERS),
     ),
     "a tensor more, named with a lone surrogate": (
         lambda a: with_blobs(a, more(a, {"model/\ud800\x1b[2J": np.zeros(1, np.float32)})),
-        ("bad", HEADER_LONG),
+        ("bad", TOO_LONG),
     ),
-    "a header of very many tensors that are empty": (
+    "very many tensors more that are empty": (
         lambda a: with_blobs(a, more(a, {f"e{i}": np.zeros(0, np.float32) for i in range(5000)})),
-        ("bad", HEADER_LONG),
+        ("bad", OTHERS),
+    ),
+    "the same values in another order": (lambda a: with_blobs(a, EXACT.encode(dict(sent(a)), {})), ("bad", OTHERS)),
+    "the same values in a packet that describes itself": (
+        lambda a: with_blobs(a, described.encode(sent(a))),
+        ("bad", TOO_LONG),
+    ),
+    "the same values by another codec": (
+        lambda a: with_blobs(a, make("fp16").encode(sent(a), {})),
+        ("bad", "is coded with 'fp16', expected 'fp32'"),
+    ),
+    "the sections of another codec under the head of this one": (
+        lambda a: with_blobs(a, seal(EXACT, contents_of(layout()), make("fp16").encode(sent(a), {})[HEAD.size :])),
+        ("bad", "bytes are less than the"),
     ),
     "a weight of very many digits": (
         lambda a: with_header(a, num_examples=10**5000),
@@ -242,7 +270,7 @@ def test_a_bad_answer_is_the_failure_of_its_client_and_of_nobody_else(make_serve
     if reason is None:
         assert re.fullmatch(r"answers for \w+ .+, not .+", failure["reason"])
     else:
-        assert failure["reason"] == reason or (reason == HEADER_LONG and reason in failure["reason"])
+        assert failure["reason"] == reason or (reason in PARTLY and reason in failure["reason"])
     assert failure["reason"].isprintable() and len(failure["reason"]) <= 200
     assert [line["num_counted"] for line in server.observer.lines] == [2, 3], "round 2 has it back"
     assert all(np.isfinite(w).all() for w in server.state.weights.values())
@@ -395,11 +423,30 @@ def test_what_goes_wrong_on_a_client_is_told_without_its_paths(
     assert f"{SECOND} could not do its task" in caplog.text, "its own log has the details"
 
 
-@pytest.mark.parametrize("shape", [(40, 3, 3, 1), (40, 8, 8, 3), (1, 8, 8, 1), (40, 0, 2**20, 1)])
-def test_images_of_another_shape_than_the_runs_never_reach_the_scores(
-    make_server: Any, shape: tuple[int, ...]
-) -> None:
-    images = EXACT.encode({"image/samples": np.zeros(shape, np.uint8)}, {})
+SAMPLES = {"image/samples": np.zeros((40, 28, 28, 1), np.uint8)}
+NO_SAMPLES: dict[str, Any] = {
+    **{
+        f"of shape {shape}": ({"image/samples": np.zeros(shape, np.uint8)}, None)
+        for shape in ((40, 3, 3, 1), (40, 8, 8, 3), (1, 8, 8, 1), (40, 0, 2**20, 1))
+    },
+    "under a name with a lone surrogate": ({"\ud800": np.zeros(1, np.uint8)}, "image/samples is missing (1 in all)"),
+    "beside a tensor of such a name": (
+        {**SAMPLES, "\ud800\x1b[2J": np.zeros(1, np.float32)},
+        "more than the|does not fit",
+    ),
+    "beside very many tensors that are empty": (
+        {**SAMPLES, **{f"e{i}": np.zeros(0, np.float32) for i in range(5000)}},
+        "more than the|does not fit",
+    ),
+    "in a coded packet": (EXACT.encode({"image/samples": np.zeros(9, np.uint8)}, {}), "does not start like a packet that describes itself"),
+    "not at all": (b"", "shorter than a packet head"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SAMPLES)
+def test_images_of_another_shape_than_the_runs_never_reach_the_scores(make_server: Any, name: str) -> None:
+    made, reason = NO_SAMPLES[name]
+    images = made if isinstance(made, bytes) else described.encode(made)
     server = make_server(*TINY, "method.name=local", "training.rounds=1")
     exchange = server.engine.exchange
 
@@ -415,3 +462,5 @@ def test_images_of_another_shape_than_the_runs_never_reach_the_scores(
     assert sorted(pools) == ["client-000", "client-002"]
     [failure] = server.state.failures
     assert (failure["client_id"], failure["kind"]) == (1, "bad")
+    assert failure["reason"].isprintable() and len(failure["reason"]) <= 200
+    assert reason is None or re.search(re.escape(reason).replace(r"\|", "|"), failure["reason"])

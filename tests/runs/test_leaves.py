@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import tiny_network
 
-from osmotic import codecs
-from osmotic.codecs import EXACT
-from osmotic.codecs.base import unpack
+from osmotic.codecs import EXACT, described
 from osmotic.config.presets import PRESETS
 from osmotic.errors import RunStopped
 from osmotic.federation.client import Worker
+from osmotic.federation.uplink import UpLink
 from osmotic.methods import METHODS
 from osmotic.pieces import PIECES, Piece
 from osmotic.pieces.base import NOT_STATED
 from osmotic.protocol import disclosure
+from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import ADDRESS, Packet
 from osmotic.runs import resolve
 from osmotic.runs.leaves import leaves, text
@@ -37,6 +37,22 @@ RUNS: dict[str, tuple[str, ...]] = {name: (f"preset={name}",) for name in PRESET
     "int8, half the clients": ("preset=udec", *INT8, "training.fraction_train=0.5"),
     "only moved parts": ("preset=usplit", "codec.changed_only=true", "local.pieces=scaffold"),
     "personalise": ("after.pieces=personalise", "codec.down=fp16"),
+    "entropy coding and first contact by seed": (
+        "preset=fedavg",
+        "codec.up=int4",
+        "codec.down=int8",
+        "codec.int4.entropy=true",
+        "codec.int8.entropy=true",
+        "codec.first_contact=seed",
+    ),
+    "drawn at the site, all weights in fp32": ("preset=usplit", "codec.first_contact=seed"),
+    "sparse with flushes": (
+        "preset=fedavg",
+        "codec.up=sparse",
+        "codec.error_feedback=true",
+        "codec.feedback_flush=2",
+    ),
+    "weights up": ("preset=udec", "codec.up=fp16", "codec.up_sends=weights"),
     "encoder averaged too": ("preset=udec", "method.encoder_every=2", "local.pieces=scaffold,prox"),
 }
 
@@ -61,22 +77,35 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Packet, Packet]]:
     return kept
 
 
-def owners(blob: bytes, *possible: str) -> set[str]:
-    """Whose tensors a blob holds, by the names in it."""
-    for name in possible:
-        try:
-            entries, _ = unpack(blob, codecs.make(name))
-        except codecs.BadPacket:
-            continue
-        return {entry.name.partition("/")[0] for entry in entries}
-    raise AssertionError("a blob of no known codec")
+@pytest.fixture
+def coded(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, set[str]]:
+    """Whose tensors each coded blob held that the server took: it does not say so itself, but of others it is refused."""
+    kept: dict[bytes, set[str]] = {}
+    decode = UpLink.decode
+
+    def record(self: UpLink, client: str, packet: Packet, expected: Expectation, *rest: Any) -> Any:
+        found = decode(self, client, packet, expected, *rest)
+        if expected.coded:
+            assert expected.coded.keys() <= found.keys()
+            kept[bytes(packet.blobs[0])] = {name.partition("/")[0] for name in expected.coded}
+        return found
+
+    monkeypatch.setattr(UpLink, "decode", record)
+    return kept
 
 
-def kind_of(packet: Packet, answer: Packet, codec_up: str) -> dict[str, Any]:
+def owners(blob: bytes, coded: dict[bytes, set[str]]) -> set[str]:
+    """Whose tensors a blob holds: those of an exact one by the names in it."""
+    if bytes(blob[:4]) == described.MAGIC:
+        return {name.partition("/")[0] for name in described.decode(blob)}
+    return coded[bytes(blob)]
+
+
+def kind_of(packet: Packet, answer: Packet, coded: dict[bytes, set[str]]) -> dict[str, Any]:
     """What one exchange held, under the names of `leaves`."""
     header = packet.header
-    extras = owners(packet.blobs[-1], EXACT.name) if header["extras"] else set()
-    back = set().union(*(owners(blob, codec_up, EXACT.name) for blob in answer.blobs))
+    extras = owners(packet.blobs[-1], {}) if header["extras"] else set()
+    back = set().union(*(owners(blob, coded) for blob in answer.blobs))
     return {
         "phase": header["phase"],
         "action": header["action"],
@@ -102,7 +131,9 @@ def fits(row: dict[str, Any], kind: dict[str, Any], server_round: int) -> bool:
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=list(RUNS))
-def test_a_run_sends_what_is_told_and_all_of_it(make_server: Any, recorded: Any, settings: Any) -> None:
+def test_a_run_sends_what_is_told_and_all_of_it(
+    make_server: Any, recorded: Any, coded: Any, settings: Any
+) -> None:
     server = make_server(*TINY, *settings)
     server.run()
     server.personal_models()
@@ -113,7 +144,7 @@ def test_a_run_sends_what_is_told_and_all_of_it(make_server: Any, recorded: Any,
         assert packet.header.keys() <= disclosure.TO_SITE.keys()
         assert answer.header.keys() <= disclosure.FROM_SITE.keys()
         assert answer.header["metrics"].keys() <= disclosure.METRICS.keys()
-        kind = kind_of(packet, answer, server.config.codec.up)
+        kind = kind_of(packet, answer, coded)
         if server.method.pools_data:
             continue  # the trainer is where the data are
         rows = [i for i, r in enumerate(told["exchanges"]) if fits(r, kind, packet.header["server_round"])]
@@ -140,7 +171,7 @@ def test_the_classes_of_a_site_can_be_read_off_its_answer_and_that_is_told(
     def look(self: Worker, site: Any, packet: Packet) -> Packet:
         answer = serve(self, site, packet)
         if packet.header["action"] == "train":
-            tensors = {k: v for b in answer.blobs for k, v in codecs.make(EXACT.name).decode(b, {})}
+            tensors = EXACT.read(answer.blobs[0], {}, None, self.network.layout.named("model/"))
             rows = next(v for k, v in tensors.items() if "class_embedding" in k)[
                 :-1
             ]  # the last is "no class"
@@ -174,7 +205,7 @@ def test_every_entry_of_the_headers_is_of_some_packet(make_server: Any, recorded
     down = {key for packet, _ in recorded for key in packet.header}
     up = {key for _, answer in recorded for key in answer.header}
     figures = {key for _, answer in recorded for key in answer.header["metrics"]}
-    assert (down, up | {"failure"}) == (disclosure.TO_SITE.keys(), disclosure.FROM_SITE.keys())
+    assert (down, up | {"failure", "first_contact"}) == (disclosure.TO_SITE.keys(), disclosure.FROM_SITE.keys())
     assert figures == disclosure.METRICS.keys()
 
 
