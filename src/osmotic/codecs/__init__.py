@@ -9,11 +9,13 @@ from osmotic.codecs.base import BadPacket, Codec, Wanted
 from osmotic.codecs.feedback import ErrorFeedback, Flushed
 from osmotic.codecs.fp16 import Fp16
 from osmotic.codecs.fp32 import Fp32
+from osmotic.codecs.learned import Learned
 from osmotic.codecs.sparse import Sparse
 from osmotic.codecs.uniform import Int2, Int4, Int8
 
 if TYPE_CHECKING:
     from osmotic.config.schema import CodecConfig
+    from osmotic.flat import FlatLayout
 
 CODECS: dict[str, Callable[..., Codec]] = {
     "fp32": Fp32,
@@ -22,22 +24,32 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "int4": Int4,
     "int2": Int2,
     "sparse": Sparse,
+    "learned": Learned,
 }
 EXACT = Fp32()  # for full weights, which are always sent as they are
 
 __all__ = ["CODECS", "EXACT", "BadPacket", "Codec", "ErrorFeedback", "Wanted", "make", "of"]
 
 
-def of(config: CodecConfig, direction: Literal["up", "down"], error_feedback: bool = False) -> Codec:
+def of(
+    config: CodecConfig,
+    direction: Literal["up", "down"],
+    error_feedback: bool = False,
+    layout: FlatLayout | None = None,
+) -> Codec:
     """A new codec of one direction, as the section [codec] of the configuration says.
 
     Args:
+        layout: of the network, where there is one.
         error_feedback: the sender's end of the way up, where a residual is kept.
     Raises: KeyError as `make`.
     """
     # The way down needs no feedback, and so no flush: what it loses stays in the difference to the replica.
     flush = config.feedback_flush if direction == "up" else 0
-    return make(getattr(config, direction), error_feedback, config.options, config.feedback_decay, flush)
+    made = make(getattr(config, direction), error_feedback, config.options, config.feedback_decay, flush)
+    if layout is not None:
+        made.prepare(layout)
+    return made
 
 
 def make(

@@ -193,6 +193,9 @@ class Codec(ABC):
         names = list(tensors) if isinstance(tensors, Flat) else sorted(tensors)
         return [self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in names]
 
+    def prepare(self, layout: FlatLayout) -> None:
+        """Says the network whose changes will be coded; called once, before anything else, where there is one."""
+
     def in_round(self, server_round: int) -> Codec:
         """The codec that packets of this round are written with; another one in the first rounds of one that must learn."""
         return self
@@ -225,8 +228,16 @@ class Codec(ABC):
         """
         return None
 
+    def most_new_weights(self, server_round: int) -> int | None:
+        """Most bytes, packed, of the weights that `refresh` may give in this round; None where that is not known beforehand."""
+        return None if self.trained else 0
+
+    def kept(self, old: Tensors, new: Tensors) -> Tensors:
+        """What a client keeps of the codec's weights, name -> array [...], once new ones have come."""
+        return {**old, **new}
+
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """A client takes over weights that `refresh` gave, name -> array [...]."""
+        """A client takes over what it has `kept`, the server's other end what `refresh` gave: name -> array [...]."""
 
     def state(self) -> Tensors:
         """The codec's part of the checkpoint, name -> array [...]."""

@@ -47,6 +47,11 @@ def decompress_most(data: memoryview, most: int) -> bytes:
         parameters = zstandard.get_frame_parameters(packed)
         if parameters.content_size not in (0, zstandard.CONTENTSIZE_UNKNOWN) or parameters.dict_id:
             raise BadPacket("compressed codes claim a size, which ours do not")
-        return reader.decompress(packed, max_output_size=most, allow_extra_data=False)
+        found = reader.decompress(packed, max_output_size=most, allow_extra_data=False)
+        # The library notices bytes behind the frame only where the output is full: so once more, to just that length.
+        full = len(found) == most
+        return (
+            found if full else reader.decompress(packed, max_output_size=len(found), allow_extra_data=False)
+        )
     except zstandard.ZstdError:
         raise BadPacket("compressed codes cannot be read, or are more than was asked for") from None

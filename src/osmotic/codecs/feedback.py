@@ -60,7 +60,8 @@ class ErrorFeedback(Wrapper):
         wanted = {n: (t.dtype.name, t.shape) for n, t in meant.items()}
         for name, got in self.inner.read(data, {}, wanted).items():
             if got.dtype == np.float32:
-                memory[f"residual/{name}"] = self.decay * (meant[name] - got)
+                # asarray: numpy makes a number of a scalar [] less another.
+                memory[f"residual/{name}"] = np.asarray(self.decay * (meant[name] - got))
         return data
 
 

@@ -103,8 +103,9 @@ class Sparse(BufferCodec):
         high = np.zeros(0, bool)
         if self.bits == 2:
             high = kept > means[chunks]
-            share = kept / np.where(scale > 0, scale, 1)
-            pair = [share[which].mean() if which.any() else 1.0 for which in (~high, high)]
+            live = scale > 0  # a chunk of zeros must not make the low magnitude of all others smaller
+            share = kept / np.where(live, scale, 1)
+            pair = [share[which].mean() if which.any() else 1.0 for which in (live & ~high, live & high)]
             parts.append(scales.bases(np.array(pair, np.float32)).astype("<u2").tobytes())
         parts += [down.tobytes(), np.packbits(values[places] < 0).tobytes()]
         if self.bits == 2:

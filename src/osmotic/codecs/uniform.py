@@ -124,7 +124,9 @@ class Uniform(BufferCodec):
 
         _each(fill, row)
         zero = scale == 0
-        if zero.any() and self.bits != 2:  # a level beside zero times zero is zero
+        if self.bits == 2:  # a level beside zero times zero is zero
+            zero &= _is_vector(row)
+        if zero.any():
             bad = np.add.reduceat(codes != 0, row.starts, dtype=np.int64)[zero] if len(row.starts) else zero
             if np.any(bad):
                 raise BadPacket("a scale is zero before codes that are not")

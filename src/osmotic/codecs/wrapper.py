@@ -54,6 +54,12 @@ class Wrapper(Codec):
     def body_bytes(self, entries: Sequence[Entry]) -> int:
         return self.inner.body_bytes(entries)
 
+    def prepare(self, layout: FlatLayout) -> None:
+        self.inner.prepare(layout)
+
+    def most_new_weights(self, server_round: int) -> int | None:
+        return self.inner.most_new_weights(server_round)
+
     def in_round(self, server_round: int) -> Codec:
         return self.inner.in_round(server_round)
 
@@ -65,6 +71,9 @@ class Wrapper(Codec):
 
     def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
         return self.inner.refresh(server_round, rng)
+
+    def kept(self, old: Tensors, new: Tensors) -> Tensors:
+        return self.inner.kept(old, new)
 
     def adopt(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.inner.adopt(tensors)

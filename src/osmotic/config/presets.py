@@ -52,6 +52,16 @@ PRESETS: dict[str, Preset] = {
         exchanges="as fedavg, changes up in 8 bits",
         paper="2407.14730",
     ),
+    "feddm-learned": Preset(
+        keys={
+            "method.name": "fedavg",
+            "codec.up": "learned",
+            "codec.down": "learned",
+            "codec.error_feedback": True,
+        },
+        exchanges="as fedavg, changes as codes of a learned network, both ways",
+        paper="2407.14730",
+    ),
     "fedprox": Preset(keys={"method.name": "fedavg", "local.pieces": ("prox",)}),
     "scaffold": Preset(keys={"method.name": "fedavg", "local.pieces": ("scaffold",)}),
     "fedavgm": Preset(keys={"method.name": "fedavg", "server.pieces": ("momentum",)}),

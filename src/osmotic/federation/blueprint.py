@@ -84,7 +84,7 @@ class Blueprint:
 
         Each end makes its own, as what a codec remembers is one end's alone.
         """
-        return codecs.of(self.config.codec, direction, error_feedback)
+        return codecs.of(self.config.codec, direction, error_feedback, self.flat)
 
     @cached_property
     def keeps_moments(self) -> bool:

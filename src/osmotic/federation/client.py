@@ -234,8 +234,9 @@ class Worker:
         state, blobs = ClientState.of(kept), list(packet.blobs)
         # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
         extras = {n: t.copy() for n, t in described.decode(blobs.pop()).items()} if header["extras"] else {}
-        state.codec |= group(extras, "codec")
         down, up = self.blueprint.codec("down"), self.blueprint.codec("up", codec_config.error_feedback)
+        if new := group(extras, "codec"):
+            state.codec = up.kept(state.codec, new)
         if state.codec:
             down.adopt(state.codec)
             up.adopt(state.codec)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,27 +36,36 @@ def drawn_hash(weights: Flat) -> str:
     return hashlib.sha256(weights.buffer.astype("<f4", copy=False).tobytes()).hexdigest()
 
 
+Link = tuple[int, int, bytes, int]
+
+
 @dataclass
 class Stream:
     """One part's stream: the replica, its round, and what the codec remembers.
 
-    `chain` holds the packets kept: (base round, round, packet). `origin` is the round in which the replica was still the
+    `chain` holds the packets kept: (base round, round, packet, round of the codec's own weights that it takes to read it, 0 for none).
+    `origin` is the round in which the replica was still the
     initial weights, None where it never was.
     """
 
     round: int | None = None
     replica: Flat | None = None
     memory: Tensors = field(default_factory=dict)
-    chain: list[tuple[int, int, bytes]] = field(default_factory=list)
+    chain: list[Link] = field(default_factory=list)
     origin: int | None = None
 
-    def missed(self, base: int | None) -> list[tuple[int, bytes]] | None:
-        """(round, packet) of all that lead from the replica of round `base` to the newest; None where they are not kept."""
+    def missed(self, base: int | None, readable: Container[int]) -> list[tuple[int, bytes]] | None:
+        """(round, packet) of all that lead from the replica of round `base` to the newest; None where they are not kept.
+
+        Args:
+            readable: rounds of the codec's own weights that the client has, or is sent now; None too where a packet takes others.
+        """
         if base is not None and base == self.round:
             return []
-        for i, (start, _, _) in enumerate(self.chain):
+        for i, (start, *_) in enumerate(self.chain):
             if start == base:
-                return [(number, data) for _, number, data in self.chain[i:]]
+                fits = all(version in readable for *_, version in self.chain[i:])
+                return [(number, data) for _, number, data, _ in self.chain[i:]] if fits else None
         return None
 
 
@@ -84,6 +93,7 @@ class DownLink:
         self.streams = {part: Stream() for part in self.names}
         self.heard: dict[str, dict[str, int]] = {}  # client -> part -> round of the replica that it has
         self.draws_otherwise: set[str] = set()  # clients whose own draw is not the server's
+        self.version = 0  # round in which the codec's own weights were new
         self._forget()
 
     def abandon(self) -> None:
@@ -95,18 +105,17 @@ class DownLink:
     def _forget(self) -> None:
         self._before: Tensors | None = None
         self._next: dict[str, Stream] = {}
-        self._fresh = False
         self._full: dict[str, bytes] = {}
 
-    def adopt(self, trained: Mapping[str, np.ndarray], fresh: bool) -> None:
-        """Weights [...] of a codec that is itself trained.
+    def adopt(self, trained: Mapping[str, np.ndarray], version: int) -> None:
+        """Weights [...] of a codec that is itself trained, and the round in which they were new.
 
-        If they are `fresh`, older packets can no longer be decoded.
+        Older packets can be read by those alone who had the weights of then.
         """
         if self.codec.trained:
             self._before = self.codec.state()
             self.codec.adopt(trained)
-            self._fresh = fresh
+            self.version = version
 
     def unmoved(self, client: str, parts: Iterable[str], changed: Mapping[str, int]) -> dict[str, int]:
         """Those of `parts` that `client` need not be sent, with the round in which it was: they have not moved since.
@@ -125,6 +134,7 @@ class DownLink:
         server_round: int,
         weights: Flat,
         changed: Mapping[str, int] | None = None,
+        has: int = 0,
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
         """Header entries and blobs that bring `client` to this round's weights of `parts`.
 
@@ -132,6 +142,7 @@ class DownLink:
             weights: the same in every call of a phase, as each part is coded once.
             changed: part -> round at whose end its global weights last moved; None for other weights than these, which
                 nobody can draw.
+            has: round of the codec's own weights that the client has; the newest it is sent.
         """
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
@@ -149,7 +160,7 @@ class DownLink:
             else:
                 stream = self._advanced(part, server_round, weights, changed)
                 base = stream.origin if draws else base
-                missed, full = stream.missed(base), self._replica_blob(part, stream)
+                missed, full = stream.missed(base, {0, has, self.version}), self._replica_blob(part, stream)
             # Full weights are fp32: after a few missed rounds they are the smaller packet.
             changes = missed is not None and sum(len(data) for _, data in missed) <= len(full)
             payload = missed if changes and missed is not None else [(server_round, full)]
@@ -219,7 +230,8 @@ class DownLink:
             data = codec.encode(Flat(own, now.buffer - old.replica.buffer), memory, rng)
             # Decoded as clients will: the server moves its replica by what they hear, not by what it meant.
             heard = Flat.over(own, codec.read(data, {}, own.wanted, own))
-            chain = [*([] if self._fresh else old.chain), (old.round, server_round, data)]
+            version = self.version if codec.trained else 0
+            chain = [*old.chain, (old.round, server_round, data, version)]
             self.trim(chain, self.fp32_bytes(part))
             moved = Stream(
                 server_round, Flat(own, old.replica.buffer + heard.buffer), memory, chain, old.origin
@@ -232,9 +244,9 @@ class DownLink:
         return EXACT.packet_bytes(self.layout.of_parts([part]).wanted)
 
     @staticmethod
-    def trim(chain: list[tuple[int, int, bytes]], full: int) -> None:
+    def trim(chain: list[Link], full: int) -> None:
         """Drops the oldest packets of a chain: what together outweighs the full replica would never be sent."""
-        while sum(len(data) for _, _, data in chain) > full:
+        while sum(len(data) for _, _, data, _ in chain) > full:
             chain.pop(0)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
@@ -244,10 +256,10 @@ class DownLink:
         for part, stream in self.streams.items():
             tensors |= {f"{part}/replica/{n}": t for n, t in (stream.replica or {}).items()}
             tensors |= {f"{part}/memory/{n}": t for n, t in stream.memory.items()}
-            tensors |= {f"{part}/chain/{r:+09d}": np.frombuffer(d, np.uint8) for _, r, d in stream.chain}
+            tensors |= {f"{part}/chain/{r:+09d}": np.frombuffer(d, np.uint8) for _, r, d, _ in stream.chain}
             notes["streams"][part] = {
                 "round": stream.round,
-                "chain": [[b, r] for b, r, _ in stream.chain],
+                "chain": [[b, r, v] for b, r, _, v in stream.chain],
                 "origin": stream.origin,
             }
         notes["draws_otherwise"] = sorted(self.draws_otherwise)
@@ -260,13 +272,14 @@ class DownLink:
         for part, saved in notes["streams"].items():
             kept = group(tensors, part)
             replica, own = group(kept, "replica"), self.layout.of_parts([part])
-            chain = [(b, r, kept[f"chain/{r:+09d}"].tobytes()) for b, r in saved["chain"]]
+            # Of earlier versions: no round of a codec's own weights.
+            chain = [(b, r, kept[f"chain/{r:+09d}"].tobytes(), *(v or [0])) for b, r, *v in saved["chain"]]
             self.streams[part] = Stream(
                 saved["round"],
                 Flat.of(own, replica) if replica else None,
                 group(kept, "memory"),
                 # What an earlier version wrote in a form that is read no more is dropped: the full replica goes instead.
-                chain if all(data.startswith(MAGIC) for _, _, data in chain) else [],
+                chain if all(data.startswith(MAGIC) for _, _, data, _ in chain) else [],
                 saved.get("origin"),
             )
         self._forget()

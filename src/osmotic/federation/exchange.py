@@ -104,6 +104,7 @@ class Exchange:
                 phase.server_round,
                 whole_weights,
                 state.changed if weights is None else None,
+                state.up.heard.get(name, 0),
             )
             if extras:
                 blobs.append(described.encode(extras))

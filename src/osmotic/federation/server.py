@@ -159,9 +159,9 @@ class Server:
         view = self._view()
 
         # 2. Post: one task per client, all made before the first reply, so that they cannot depend on its arrival.
-        codec_weights, fresh = state.up.begin(phase.server_round, refresh=phase.name not in SCORING)
+        codec_weights, version = state.up.begin(phase.server_round, refresh=phase.name not in SCORING)
         if codec_weights:
-            state.down.adopt(codec_weights, fresh)
+            state.down.adopt(codec_weights, version)
         tasks = [
             self.chain.extend(view, state.pieces, phase, task)
             for task in self.method.tasks(view, phase, chosen)

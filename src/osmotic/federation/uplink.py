@@ -40,8 +40,8 @@ class UpLink:
         self._memory: dict[str, Tensors] = {}
         self._observed: dict[str, Tensors] = {}
 
-    def begin(self, server_round: int, refresh: bool) -> tuple[Tensors, bool]:
-        """Opens a phase: the codec's weights to be used in it, name -> array [...], and whether they are new.
+    def begin(self, server_round: int, refresh: bool) -> tuple[Tensors, int]:
+        """Opens a phase: the codec's weights to be used in it, name -> array [...], and the round in which they were new, 0 for none.
 
         Args:
             refresh: whether the codec may renew itself; clients that only sample are told no new one.
@@ -53,7 +53,7 @@ class UpLink:
         new = self.codec.refresh(server_round, rng) if refresh else None
         if new is not None:
             self._next = (new, server_round)
-        return self._next[0], self._next[1] == server_round and new is not None
+        return self._next[0], self._next[1] or 0
 
     def extras(self, client: str) -> Tensors:
         """The codec's weights that this client does not have yet, "codec/NAME" -> array [...]."""

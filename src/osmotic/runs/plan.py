@@ -26,7 +26,7 @@ from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
 from osmotic.pieces import Chain, Piece
 from osmotic.protocol.gate import Expectation, Gate
-from osmotic.protocol.messages import TRAIN, Client, Phase, Spec, Task
+from osmotic.protocol.messages import SCORING, TRAIN, Client, Phase, Spec, Task
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
 from osmotic.runs import traffic
@@ -86,7 +86,8 @@ class SizedDownLink(DownLink):
             if old.round is not None:
                 # Kept and trimmed as in a run: it decides whether a client is sent changes or all.
                 codec, origin = self.codec.in_round(server_round), old.origin
-                chain.append((old.round, server_round, sized(self.sizes.part(codec, self.layout, part))))
+                length = self.sizes.part(codec, self.layout, part)
+                chain.append((old.round, server_round, sized(length), self.version if codec.trained else 0))
                 self.trim(chain, self.sizes.part(EXACT, self.layout, part))
             elif changed is not None and part not in changed:
                 origin = server_round
@@ -137,7 +138,7 @@ def plan(
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
     used = [codecs.of(config.codec, "up"), codecs.of(config.codec, "down")]
     bounded = sorted({c.name for c in used if c.bounded})
-    trained = sorted({c.name for c in used if c.trained})
+    trained = sorted({c.name for c in used if c.trained and c.most_new_weights(1) is None})
     # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
     after = [n for n, p in chain.pieces.items() if type(p).after is not Piece.after]
     trains = after if config.codec.changed_only else []
@@ -309,8 +310,8 @@ def replay(
         layout: parameter name -> shape; the weights are zeros [...] without memory.
     """
     sizes, gate = Sizes(), Gate(layout, part_names, config.training)
-    up, down = codecs.of(config.codec, "up"), codecs.of(config.codec, "down")
     flat = FlatLayout(layout, part_names)
+    up, down = codecs.of(config.codec, "up", layout=flat), codecs.of(config.codec, "down", layout=flat)
     # No seed: codecs are asked for lengths only, and draw nothing. Hashes are no part of what is counted.
     drawn = dict.fromkeys(part_names, "") if config.codec.first_contact == "seed" else None
     link = SizedDownLink(down, flat, config.codec.changed_only, drawn=drawn)
@@ -318,6 +319,7 @@ def replay(
     weights = {n: np.broadcast_to(np.float32(0), s) for n, s in layout.items()}  # no memory behind them
     nothing = Flat(flat, np.broadcast_to(np.float32(0), flat.size))
     counted: dict[str, int] = {}
+    new_weights, told = 0, dict[str, int]()
     changed: dict[str, int] = {}
     view = View(config, layout, part_names, tuple(clients), counted, changed, weights)
     # Pieces make their first state as big as the network; its values do not matter here.
@@ -327,11 +329,16 @@ def replay(
         tasks = method.tasks(view, phase, choose(config, phase, clients))
         asked = [chain.extend(view, pieces, phase, task) for task in tasks]
         sent: dict[str, tuple[str, ...]] = {}
+        # Of a codec that is itself trained: whoever has not its newest weights is sent them.
+        learned: dict[str, int] = {}
+        if more := up.most_new_weights(phase.server_round) if phase.name not in SCORING else 0:
+            link.version, new_weights = phase.server_round, more
         for whole in asked:
             unmoved = link.unmoved(whole.client.name, whole.send, changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
-            _, blobs = link.message(task.client.name, task.send, phase.server_round, nothing, changed)
+            has = told.get(task.client.name, 0)
+            _, blobs = link.message(task.client.name, task.send, phase.server_round, nothing, changed, has)
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
             kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
             if kind not in conveyed:
@@ -345,11 +352,15 @@ def replay(
                 )
             sent_weights, back_weights, extra_bytes, expected = conveyed[kind]
             down_bytes = sum(len(b) for b in blobs) + extra_bytes
+            if task.action == "train" and has != link.version:
+                down_bytes += new_weights
+                learned[task.client.name] = link.version
             codec = up.in_round(phase.server_round)
             back = sizes.once(("answer", kind, codec.name), partial(reply_bytes, codec, expected))
             yield phase, task, Cost(back_weights, sent_weights, back, down_bytes)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)
+        told |= learned
         if phase.name == TRAIN:  # what comes back in a piece's own phase is for the piece, and moves nothing
             changed |= {part: phase.server_round for t in asked for part in t.returns}
         counted |= {t.client.name: phase.server_round for t in asked}
