@@ -18,7 +18,10 @@ from osmotic.codecs.uniform import Int2, Int8
 from osmotic.flat import Flat, FlatLayout
 
 SHAPES = {"a.weight": (48, 32), "b.weight": (32, 16, 3, 3), "c.bias": (48,), "d.scale": (), "e.none": (0, 4)}
-LAYOUT = FlatLayout(SHAPES, {"encoder": ["a.weight", "c.bias", "e.none"], "bottleneck": [], "decoder": ["b.weight", "d.scale"]})
+LAYOUT = FlatLayout(
+    SHAPES,
+    {"encoder": ["a.weight", "c.bias", "e.none"], "bottleneck": [], "decoder": ["b.weight", "d.scale"]},
+)
 
 
 def low_rank(seed: int, directions: int = 3, noise: float = 0.05) -> Flat:
@@ -79,10 +82,16 @@ def test_moments_are_those_of_the_change_scaled_to_mean_square_one():
     found = subspaces.moments({"p": np.array([3, 4], np.float32), "q": np.array([0, 5], np.float32)}, layout)
     assert {n: m.tolist() for n, m in found.items()} == {"p/2": [[2.0]], "q/2": [[2.0]]}
     big = subspaces.moments(dict(low_rank(0)), LAYOUT)
-    assert big["b.weight/0"].shape == (32, 32) and big["b.weight/1"].shape == (9, 9) and big["b.weight/2"].shape == (16, 16)
+    assert (
+        big["b.weight/0"].shape == (32, 32)
+        and big["b.weight/1"].shape == (9, 9)
+        and big["b.weight/2"].shape == (16, 16)
+    )
     change = low_rank(0)
     power = np.mean(np.square(change.buffer, dtype=np.float64))
-    np.testing.assert_allclose(big["a.weight/0"], change["a.weight"] @ change["a.weight"].T / power, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        big["a.weight/0"], change["a.weight"] @ change["a.weight"].T / power, rtol=1e-4, atol=1e-4
+    )
     flat = change["b.weight"].transpose(2, 3, 0, 1).reshape(9, -1)  # a tap's number is its place, row by row
     np.testing.assert_allclose(big["b.weight/1"], flat @ flat.T / power, rtol=1e-4, atol=1e-4)
     assert subspaces.moments({"p": np.zeros(2, np.float32)}, layout) == {}
@@ -106,7 +115,8 @@ def test_a_packet_takes_about_the_bits_asked_for_and_never_more_than_its_bound(b
 
 
 def test_all_that_is_meant_arrives_in_the_end_with_feedback():
-    # No direction is out of reach: the mean of what is sent of the same change again and again comes as near as one likes.
+    # No direction is out of reach, so the residual stays level, and the mean of n packets of one change is off by |residual| / n: from 30
+    # to 60 packets it halves, and no more than a fifth is lost to a residual that still grows. A blind codec stays where it is.
     options = {"learned": {"bits": 0.25, "warmup": 1}}
     codec = make("learned", error_feedback=True, options=options)
     codec.prepare(LAYOUT)
@@ -117,7 +127,7 @@ def test_all_that_is_meant_arrives_in_the_end_with_feedback():
         got = codec.read(codec.encode(change, memory), {}, None, LAYOUT)
         sent += got.buffer  # type: ignore[attr-defined]
         off.append(np.linalg.norm(sent / count - change.buffer) / np.linalg.norm(change.buffer))
-    assert off[0] > 0.5 and off[-1] < 0.15
+    assert off[59] <= 0.6 * off[29] < off[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -187,7 +197,15 @@ def test_a_network_is_renewed_only_where_the_new_one_would_lose_less():
 
 def test_a_packet_names_the_version_of_its_network_and_the_one_before_is_still_read():
     first, second = taught(), server()
-    second.learn({"c": second.observe(Flat(LAYOUT, np.random.default_rng(4).standard_normal(LAYOUT.size, np.float32)).named("model/"))})
+    second.learn(
+        {
+            "c": second.observe(
+                Flat(LAYOUT, np.random.default_rng(4).standard_normal(LAYOUT.size, np.float32)).named(
+                    "model/"
+                )
+            )
+        }
+    )
     new = second.refresh(2)
     assert new is not None
     old_packet, client = first.encode(low_rank(1), {}), server()
@@ -212,7 +230,9 @@ def test_state_and_restore_give_the_same_packets_and_the_same_learning():
     assert again.encode(change, {}) == codec.encode(change, {})
     for one in (codec, again):
         one.learn({"c": one.observe(low_rank(5).named("model/"))})
-    assert {n: t.tobytes() for n, t in again.state().items()} == {n: t.tobytes() for n, t in codec.state().items()}
+    assert {n: t.tobytes() for n, t in again.state().items()} == {
+        n: t.tobytes() for n, t in codec.state().items()
+    }
 
 
 # --- packets that nobody honest sends ---

@@ -216,14 +216,13 @@ def _one_thread() -> None:
 
 def _order(net: Subspaces, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """Places of the coefficients sorted by class, int64 [size], and their classes in that order, uint8 [size]."""
-    found: tuple[np.ndarray, np.ndarray] | None = net.orders.get(
-        row.layout.prefix + "/".join(row.layout.part_names)
-    )
+    key = tuple(row.names)
+    found = net.orders.get(key)
     if found is None:
         classes = net.classes(row.layout)
         order = np.argsort(classes, kind="stable")
         found = order, classes[order]
-        net.orders[row.layout.prefix + "/".join(row.layout.part_names)] = found
+        net.orders[key] = found
     return found
 
 

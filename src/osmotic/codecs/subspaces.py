@@ -89,7 +89,9 @@ class Subspaces:
     def __init__(self, layout: FlatLayout, data: np.ndarray | None = None) -> None:
         self.cubes = {c.name: c for c in cubes(layout)}
         self.version = 0 if data is None else xxh3_64(data.tobytes()).intdigest() & 0xFFFFFFFF
-        self.orders: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # kept for whoever sorts by class
+        self.orders: dict[
+            tuple[str, ...], tuple[np.ndarray, np.ndarray]
+        ] = {}  # kept for whoever sorts by class
         self._axes: dict[str, list[np.ndarray]] = {}
         self._spread: dict[str, list[np.ndarray]] = {
             n: [np.zeros(k, np.int32) for k in c.shape] for n, c in self.cubes.items()

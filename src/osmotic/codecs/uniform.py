@@ -127,7 +127,7 @@ class Uniform(BufferCodec):
         if self.bits == 2:  # a level beside zero times zero is zero
             zero &= _is_vector(row)
         if zero.any():
-            bad = np.add.reduceat(codes != 0, row.starts, dtype=np.int64)[zero] if len(row.starts) else zero
+            bad = np.logical_or.reduceat(codes != 0, row.starts)[zero] if len(row.starts) else zero
             if np.any(bad):
                 raise BadPacket("a scale is zero before codes that are not")
         return values
