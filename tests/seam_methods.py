@@ -233,7 +233,9 @@ class TrainedCodec(Fp32):
     ) -> bytes:
         sent = {n: self._code(n, t, memory) for n, t in tensors.items()}
         # In the order of the buffer where there is one: the reader knows no other.
-        return super().encode(Flat.of(tensors.layout, sent) if isinstance(tensors, Flat) else sent, memory, rng)
+        return super().encode(
+            Flat.of(tensors.layout, sent) if isinstance(tensors, Flat) else sent, memory, rng
+        )
 
     def _code(self, name: str, tensor: np.ndarray, memory: Tensors) -> np.ndarray:
         if tensor.dtype != np.float32:

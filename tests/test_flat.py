@@ -78,7 +78,9 @@ def test_the_hash_of_a_layout_tells_names_shapes_and_parts_apart() -> None:
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_a_packet_of_a_network_lies_as_its_buffer_and_one_by_name_is_another(codec: str) -> None:
     # Parts in another order than their names.
-    turned = FlatLayout(SHAPES, {"encoder": NAMES["decoder"], "bottleneck": ["mid"], "decoder": NAMES["encoder"]})
+    turned = FlatLayout(
+        SHAPES, {"encoder": NAMES["decoder"], "bottleneck": ["mid"], "decoder": NAMES["encoder"]}
+    )
     flat = Flat.of(turned, drawn()).named("model/")
     wanted, layout, coder = flat.layout.wanted, flat.layout, make(codec)
     data, by_name = coder.encode(flat, {}), coder.encode(dict(flat), {})
@@ -94,7 +96,7 @@ def test_a_packet_of_a_network_lies_as_its_buffer_and_one_by_name_is_another(cod
         assert len(by_name) == len(data) and same(dict(coder.decode(by_name, {}, wanted)), whole)
     assert whole.keys() == coder.read(by_name, {}, wanted).keys()
     for packet, how in ((data, {}), (by_name, {"layout": layout})):
-        with pytest.raises(BadPacket, match="holds other tensors|more than the"):
+        with pytest.raises(BadPacket, match=r"holds other tensors|more than the"):
             coder.read(packet, {}, wanted, **how)
 
 

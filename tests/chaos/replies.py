@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from osmotic import codecs
-from osmotic.codecs.base import pack
+from osmotic.codecs import described
+from osmotic.codecs.base import HEAD, contents
+from osmotic.codecs.buffer import row_of
+from osmotic.flat import Flat, FlatLayout
 from osmotic.protocol.messages import Answer, Packet
 
-from .packets import ODD, sealed, taken_apart
+from .packets import ODD, resealed, sealed, taken_apart
 from .runs import Farm, left, settings
 
 LIAR, ROUND = "client-001", 2
@@ -40,37 +43,45 @@ def blob(change: Callable[[bytes], Any]) -> Reply:
     return lambda packet, codec, before: Packet(packet.header, (change(packet.blobs[0]), *packet.blobs[1:]))
 
 
+def layout_of(packet: Packet) -> FlatLayout:
+    """Where the changes of a reply lie; it does not say so itself."""
+    return LAYOUTS[id(packet)]
+
+
+LAYOUTS: dict[int, FlatLayout] = {}  # by what was answered; `lie` fills it in the child
+
+
 def tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Reply:
     """Other tensors, name -> array [...], coded as they should be; `change` alters the table."""
 
     def reply(packet: Packet, codec: str, before: list[Packet]) -> Packet:
-        coder = codecs.make(codec)
-        table = {n: t.copy() for n, t in coder.decode(packet.blobs[0], {})}
+        coder, layout = codecs.make(codec), layout_of(packet)
+        table = dict(Flat.over(layout, coder.read(packet.blobs[0], {}, None, layout)).copy())
         change(table)
         with np.errstate(all="ignore"):
-            return Packet(packet.header, (written(coder, table), *packet.blobs[1:]))
+            return Packet(packet.header, (written(coder, table, layout), *packet.blobs[1:]))
 
     return reply
 
 
-def written(coder: codecs.Codec, table: dict[str, np.ndarray]) -> bytes:
+def written(coder: codecs.Codec, table: dict[str, np.ndarray], layout: FlatLayout) -> bytes:
     """The packet of these tensors, also of values that the codec itself would not write."""
+    shapes = {n: ("float32", t.shape) for n, t in table.items() if t.dtype == np.float32}
+    fits = list(table) == list(layout) and shapes == layout.wanted
     try:
-        return coder.encode(table, {})
+        return coder.encode(Flat.of(layout, table) if fits else table, {})
     except ValueError:
         finite = {
             n: np.where(np.isfinite(t), np.clip(t, -6e4, 6e4), 0).astype(t.dtype) for n, t in table.items()
         }
-        entries = [coder.entry(n, t.dtype.name, t.shape) for n, t in sorted(finite.items())]
-        odd = [e.form == "q8" and not np.array_equal(finite[e.name], table[e.name]) for e in entries]
-        sections = [
-            # Scales are the upper halves of float32: these are infinite.
-            np.full(e.shape[0], 0x7F80, "<u2").tobytes() + b"\1" * e.size
-            if infinite
-            else coder.encode_tensor(e, finite[e.name])
-            for e, infinite in zip(entries, odd, strict=True)
-        ]
-        return pack(coder.name, entries, sections, coder.bounded)
+        head, body = taken_apart(coder.encode(Flat.of(layout, finite), {}))
+        changed = bytearray(body)
+        for i, name in enumerate(row_of(layout).names):
+            if not np.array_equal(finite[name], table[name]):
+                changed[2 * i : 2 * i + 2] = (0x7F80).to_bytes(
+                    2, "little"
+                )  # the upper half of a float32: infinite
+        return sealed(head, bytes(changed))
 
 
 def first(table: dict[str, np.ndarray]) -> str:
@@ -107,9 +118,19 @@ def reshaped(shape: Callable[[np.ndarray], np.ndarray]) -> Reply:
 
 def many_entries(data: bytes) -> bytes:
     """A header of half a million empty tensors."""
-    name = json.loads(taken_apart(data)[0])["codec"]
-    entries = [[f"{i}", "float32", [0], "raw"] for i in range(500_000)]
-    return sealed(json.dumps({"codec": name, "tensors": entries}).encode(), b"")
+    return resealed(json.dumps([[f"{i}", "float32", [0]] for i in range(500_000)]).encode(), b"")
+
+
+def many_coded(data: bytes) -> bytes:
+    """A head that says so of half a million empty tensors."""
+    return head(data, holds=contents([(f"{i}", "float32", (0,)) for i in range(500_000)]))
+
+
+def head(data: bytes, **fields: Any) -> bytes:
+    """Other fields in the head, under a checksum that fits."""
+    magic, name, version, holds, _ = HEAD.unpack(data[: HEAD.size])
+    found = {"magic": magic, "name": name, "version": version, "holds": holds} | fields
+    return sealed(HEAD.pack(*found.values(), 0), data[HEAD.size :])
 
 
 def raising(packet: Packet, codec: str, before: list[Packet]) -> Packet:
@@ -117,8 +138,15 @@ def raising(packet: Packet, codec: str, before: list[Packet]) -> Packet:
 
 
 def of_another_codec(packet: Packet, codec: str, before: list[Packet]) -> Packet:
-    table = dict(codecs.make(codec).decode(packet.blobs[0], {}))
-    return Packet(packet.header, (codecs.make("fp16").encode(table, {}), *packet.blobs[1:]))
+    layout = layout_of(packet)
+    values = Flat.over(layout, codecs.make(codec).read(packet.blobs[0], {}, None, layout))
+    return Packet(packet.header, (codecs.make("fp16").encode(values, {}), *packet.blobs[1:]))
+
+
+def described_instead(packet: Packet, codec: str, before: list[Packet]) -> Packet:
+    layout = layout_of(packet)
+    values = codecs.make(codec).read(packet.blobs[0], {}, None, layout)
+    return Packet(packet.header, (described.encode(values), *packet.blobs[1:]))
 
 
 KINDS: dict[str, Reply] = {
@@ -175,7 +203,16 @@ KINDS: dict[str, Reply] = {
     "random bytes": blob(lambda data: random.Random(1).randbytes(len(data))),
     "64 MB of zeros behind it": blob(lambda data: data + bytes(64 * 2**20)),
     "half a million empty tensors": blob(many_entries),
+    "a head of half a million empty tensors": blob(many_coded),
     "of another codec": of_another_codec,
+    "in a packet that describes itself": described_instead,
+    "a head of another version": blob(lambda data: head(data, version=77)),
+    "a head of another codec": blob(lambda data: head(data, name=codecs.base.tag("fp16"))),
+    "a head of nothing": blob(lambda data: head(data, holds=contents([]))),
+    "a head of the form before": blob(lambda data: head(data, magic=b"OSM2")),
+    "no section": blob(lambda data: sealed(data[: HEAD.size], b"")),
+    "a section twice": blob(lambda data: sealed(data[: HEAD.size], data[HEAD.size :] * 2)),
+    "a section of 0xFF": blob(lambda data: sealed(data[: HEAD.size], b"\xff" * (len(data) - HEAD.size))),
     # its tensors
     "a tensor missing": tensors(lambda table: table.pop(first(table))),
     "a tensor unasked": tensors(lambda table: table.update({"model/more": np.zeros(3, np.float32)})),
@@ -197,6 +234,8 @@ KINDS: dict[str, Reply] = {
     "a failure of 5 MB": header(failure=["raised", "x" * 5_000_000]),
     "a failure with escapes": header(failure=["raised", "\x1b[2J\u202e\ud800\n"]),
     "a failure with no text": header(failure=["raised", None]),
+    "asks for the weights, and fails": header(failure=["refused", "draws others"], first_contact="weights"),
+    "asks for 5 MB of weights, and fails": header(failure=["refused", "no"], first_contact="weights" * 700_000),
     "an error": raising,
     **{f"failure {i}: {str(odd)[:20]!a}": header(failure=odd) for i, odd in enumerate(ODD) if odd is not None and i % 7 == 0},
 }  # fmt: skip
@@ -218,6 +257,7 @@ def lie(kind: str, codec: str) -> None:
         )
         answer = serve(self, site, packet)
         before.append(answer)
+        LAYOUTS[id(answer)] = self.network.layout.of_parts(h["returns"]).named("model/")
         return KINDS[kind](answer, codec, before[:-1]) if hit else answer
 
     def wrong(self: Worker, site: Any, packet: Packet) -> Packet:

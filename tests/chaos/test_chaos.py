@@ -40,9 +40,22 @@ def test_no_packet_does_more_than_to_be_refused() -> None:
         assert 0 < result.taken < result.tried.total()
 
 
+def test_no_packet_of_a_large_network_costs_more_than_an_honest_one() -> None:
+    # Among them frames that come to 1 GiB.
+    for codec in packets.CODECS:
+        if codec != "described":
+            assert packets.check_large(codec).wrong == []
+
+
 @pytest.mark.parametrize(
     "kind",
-    ["of an earlier round", "num_examples 10**5000", "a tensor with a surrogate in its name", "a value nan"],
+    [
+        "of an earlier round",
+        "num_examples 10**5000",
+        "a tensor with a surrogate in its name",
+        "a value nan",
+        "a head of nothing",
+    ],
 )
 def test_a_bad_reply_is_one_failure_and_moves_no_bit(farm: runs.Farm, kind: str) -> None:
     assert replies.check(farm, [("udec", kind)]) == []

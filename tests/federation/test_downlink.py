@@ -281,7 +281,9 @@ def test_a_part_comes_with_all_of_its_tensors_and_no_others(
     data = (make("fp32") if base is None else codec).encode(
         {n: np.zeros(s, np.float32) for n, s in sent.items()}, {}
     )
-    with pytest.raises(BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"):
+    with pytest.raises(
+        BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"
+    ):
         receive([entry(base)], [data], codec, state, LAYOUT)
     with pytest.raises(BadPacket, match="is no part of the network"):
         receive([{**entry(base), "part": "tail"}], [data], codec, state, LAYOUT)
@@ -325,7 +327,9 @@ def entry(base: int | None) -> dict[str, object]:
 @pytest.mark.parametrize("bad", [{"other": (8, 30)}, {"out.weight": (30, 8)}, {"out.weight": (1, 30)}])
 def test_full_weights_that_the_network_does_not_have_are_refused(bad: dict[str, tuple[int, ...]]):
     data = make("fp32").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
-    with pytest.raises(BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"):
+    with pytest.raises(
+        BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"
+    ):
         receive([entry(None)], [data], make("int8"), ClientState(), LAYOUT)
 
 
@@ -333,5 +337,7 @@ def test_full_weights_that_the_network_does_not_have_are_refused(bad: dict[str, 
 def test_a_change_that_the_network_does_not_have_is_refused(bad: dict[str, tuple[int, ...]]):
     state = ClientState(replica={"out.weight": np.zeros((8, 30), np.float32)}, heard={"decoder": 1})
     data = make("int8").encode({n: np.zeros(s, np.float32) for n, s in bad.items()}, {})
-    with pytest.raises(BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"):
+    with pytest.raises(
+        BadPacket, match=r"are more than the \d+ of what|holds other tensors than were asked for"
+    ):
         receive([entry(1)], [data], make("int8"), state, LAYOUT)

@@ -181,7 +181,10 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
         lambda a: with_blobs(a, more(a, {f"e{i}": np.zeros(0, np.float32) for i in range(5000)})),
         ("bad", OTHERS),
     ),
-    "the same values in another order": (lambda a: with_blobs(a, EXACT.encode(dict(sent(a)), {})), ("bad", OTHERS)),
+    "the same values in another order": (
+        lambda a: with_blobs(a, EXACT.encode(dict(sent(a)), {})),
+        ("bad", OTHERS),
+    ),
     "the same values in a packet that describes itself": (
         lambda a: with_blobs(a, described.encode(sent(a))),
         ("bad", TOO_LONG),
@@ -191,7 +194,9 @@ BAD: dict[str, tuple[Any, tuple[str, str | None]]] = {
         ("bad", "is coded with 'fp16', expected 'fp32'"),
     ),
     "the sections of another codec under the head of this one": (
-        lambda a: with_blobs(a, seal(EXACT, contents_of(layout()), make("fp16").encode(sent(a), {})[HEAD.size :])),
+        lambda a: with_blobs(
+            a, seal(EXACT, contents_of(layout()), make("fp16").encode(sent(a), {})[HEAD.size :])
+        ),
         ("bad", "bytes are less than the"),
     ),
     "a weight of very many digits": (
@@ -429,7 +434,10 @@ NO_SAMPLES: dict[str, Any] = {
         f"of shape {shape}": ({"image/samples": np.zeros(shape, np.uint8)}, None)
         for shape in ((40, 3, 3, 1), (40, 8, 8, 3), (1, 8, 8, 1), (40, 0, 2**20, 1))
     },
-    "under a name with a lone surrogate": ({"\ud800": np.zeros(1, np.uint8)}, "image/samples is missing (1 in all)"),
+    "under a name with a lone surrogate": (
+        {"\ud800": np.zeros(1, np.uint8)},
+        "image/samples is missing (1 in all)",
+    ),
     "beside a tensor of such a name": (
         {**SAMPLES, "\ud800\x1b[2J": np.zeros(1, np.float32)},
         "more than the|does not fit",
@@ -438,7 +446,10 @@ NO_SAMPLES: dict[str, Any] = {
         {**SAMPLES, **{f"e{i}": np.zeros(0, np.float32) for i in range(5000)}},
         "more than the|does not fit",
     ),
-    "in a coded packet": (EXACT.encode({"image/samples": np.zeros(9, np.uint8)}, {}), "does not start like a packet that describes itself"),
+    "in a coded packet": (
+        EXACT.encode({"image/samples": np.zeros(9, np.uint8)}, {}),
+        "does not start like a packet that describes itself",
+    ),
     "not at all": (b"", "shorter than a packet head"),
 }
 

@@ -143,7 +143,7 @@ def test_in_a_round_of_flushing_the_packet_must_be_the_int8_of_it() -> None:
         again = dict(own.decode(own.encode(change, {}), {}, expecting().wanted_coded))
         assert all(got[n].tobytes() == again[n].tobytes() for n in again)
     for number, other in ((3, 2), (2, 3)):
-        with pytest.raises(BadPacket, match="is coded with|more than the"):
+        with pytest.raises(BadPacket, match=r"is coded with|more than the"):
             link.decode("a", packets[other], expecting(), number)
 
 

@@ -205,7 +205,10 @@ def test_every_entry_of_the_headers_is_of_some_packet(make_server: Any, recorded
     down = {key for packet, _ in recorded for key in packet.header}
     up = {key for _, answer in recorded for key in answer.header}
     figures = {key for _, answer in recorded for key in answer.header["metrics"]}
-    assert (down, up | {"failure", "first_contact"}) == (disclosure.TO_SITE.keys(), disclosure.FROM_SITE.keys())
+    assert (down, up | {"failure", "first_contact"}) == (
+        disclosure.TO_SITE.keys(),
+        disclosure.FROM_SITE.keys(),
+    )
     assert figures == disclosure.METRICS.keys()
 
 
