@@ -209,7 +209,7 @@ def test_a_packet_names_the_version_of_its_network_and_the_one_before_is_still_r
     new = second.refresh(2)
     assert new is not None
     old_packet, client = first.encode(low_rank(1), {}), server()
-    with pytest.raises(BadPacket, match="of version .* here is 00000000"):
+    with pytest.raises(BadPacket, match=r"of version .* here is 00000000"):
         client.read(old_packet, {}, None, LAYOUT)
     state = client.kept({}, {"net": first._data})
     client.adopt(state)

@@ -89,9 +89,10 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         kinds[kind].add(phase.server_round, cost.bytes_down, cost.bytes_up)
     image = (shape.image_size, shape.image_size, shape.channels)
     exchanges = [*kinds.values(), *_own_models(config, method, chain, layout, part_names, clients, image)]
-    for side, codec in [x for e in exchanges for x in ((e.to_site, "down"), (e.from_site, "up"))]:
+    used = codecs.of(config.codec, "down"), codecs.of(config.codec, "up")
+    for side, codec in [pair for e in exchanges for pair in zip((e.to_site, e.from_site), used, strict=True)]:
         # The plan knows an upper bound alone where lengths depend on the data.
-        if codecs.of(config.codec, codec).bounded and side["codec"].startswith(getattr(config.codec, codec)):
+        if codec.bounded and side["codec"].startswith(codec.name):
             side["bytes"] = [0, side["bytes"][1]]
     own = [e for e in exchanges if e.action != "train"]
     reveals = {f"method {config.method.name}": method.reveals}
