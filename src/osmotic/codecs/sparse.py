@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class Sparse(BufferCodec):
     bounded = True
 
     density: float = key(0.01, "share of the numbers that are sent", 1e-5, 0.5)
-    bits: Literal[1, 2] = key(2, "bits of a value: 1 is its sign alone, 2 one of two magnitudes too")
+    bits: int = key(2, "bits of a value: 1 is its sign alone, 2 one of two magnitudes too", 1, 2)
     chunk: int = key(4096, "numbers of which the largest are chosen together", 64, 2**22)
 
     def row_bytes(self, row: Row) -> tuple[int, int]:

@@ -1,0 +1,145 @@
+"""How few bytes can a federation train on? Quality against total traffic. See README.md.
+
+python experiments/frontier/study.py pilot        # settings are chosen on seed 100 alone: pilot.jsonl
+python experiments/frontier/study.py main         # the main cell, seeds 0 to 2: results.jsonl
+python experiments/frontier/study.py confirm      # 60,000 images at 14x14, less traffic than the pictures: confirm.jsonl
+python experiments/frontier/study.py feddm        # FedDM's variants, half of the clients under l-skew: feddm.jsonl
+
+Each skips what is finished and goes on with what was cut off; a case is done when its line is in the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from cases import (  # noqa: E402
+    CELLS,
+    COMMON,
+    MAIN,
+    PILOT_SEED,
+    SEEDS,
+    Keys,
+    arguments,
+    both,
+    learned,
+    main_rounds,
+    of_passes,
+)
+from study import run_all  # noqa: E402
+
+import osmotic  # noqa: E402
+
+Cases = dict[str, list[str]]
+
+# What the main table compares; chosen on the pilot seed (README.md says how). None is fp32 FedAvg itself.
+SETTINGS: dict[str, Keys] = {
+    "fp32": main_rounds(100),
+    "int4": main_rounds(100) | both("int4", entropy=True),
+    "int2": main_rounds(100) | both("int2", entropy=True),
+    "sparse": main_rounds(100) | both("sparse", density=0.05, bits=1),
+    "learned": main_rounds(100) | learned(0.5, 10, warmup_codec="int8", warmup=2),
+    "fp32-r20": main_rounds(20),
+    "learned-r20-1": main_rounds(20) | learned(1.0, 5),
+    "learned-r20-0.25": main_rounds(20) | learned(0.25, 5),
+}
+
+
+def pilot() -> Cases:
+    """Seed 100, which no table has."""
+    more: dict[str, Keys] = {
+        "fp32-r10": main_rounds(10),
+        "sparse-r20": main_rounds(20) | both("sparse", density=0.02, bits=1),
+        "int2-r50": main_rounds(50) | both("int2", entropy=True),
+        "learned-r10-0.5": main_rounds(10) | learned(0.5, 3),
+    }
+    return {
+        f"dirichlet-{name}": arguments("fedavg", PILOT_SEED, CELLS["dirichlet"], keys)
+        for name, keys in (SETTINGS | more).items()
+    }
+
+
+def main() -> Cases:
+    """The main cell, both partitions; seed by seed, so that a study cut short has whole pairs."""
+    found: Cases = {}
+    for seed in SEEDS:
+        for cell, keys in CELLS.items():
+            for name, setting in SETTINGS.items():
+                found[f"{cell}-{name}-s{seed}"] = arguments("fedavg", seed, keys, setting)
+            one = {"training.rounds": 10, "training.local_epochs": 5.0}
+            found[f"{cell}-central-s{seed}"] = arguments("central", seed, keys, one)
+    return found
+
+
+def confirm() -> Cases:
+    """Where the data outweigh the model: all images at 14x14, 60 rounds of a fifth of an epoch."""
+    cell = COMMON | {
+        "data.image_size": 14,
+        "data.partition": "dirichlet",
+        "data.dirichlet_alpha": 0.1,
+        "model.network": "unet-8",
+    }
+    settings = {
+        "fp32": of_passes(12.0, 60),
+        "learned-r20-0.25": of_passes(12.0, 20) | learned(0.25, 5),
+        "learned-r12-0.5": of_passes(12.0, 12) | learned(0.5, 4),
+    }
+    return {
+        f"14x14-{name}-s{seed}": arguments("fedavg", seed, cell, keys)
+        for seed in SEEDS[:2]
+        for name, keys in settings.items()
+    }
+
+
+def feddm() -> Cases:
+    """The paper's variants (arXiv 2407.14730) under l-skew: all of ten clients in each round, and half of them."""
+    found: Cases = {}
+    for seed in SEEDS:
+        for share in (1.0, 0.5):
+            # Half of the clients see half of the images in a round: twice the rounds make the images equal.
+            rounds = int(50 / share)
+            cell = MAIN | {
+                "data.partition": "l-skew",
+                "training.fraction_train": share,
+                "training.rounds": rounds,
+                "training.local_epochs": 1.0,
+            }
+            variants: dict[str, tuple[str, Mapping[str, Any]]] = {
+                "vanilla": ("feddm-vanilla", {}),
+                "quant": ("feddm-quant", {}),
+                "quant-both": ("feddm-quant", {"codec.down": "int8"}),
+                "quant-int4": ("feddm-quant", {"codec.up": "int4"}),
+                "quant-int2": ("feddm-quant", {"codec.up": "int2"}),
+                "quant-int2-max": ("feddm-quant", {"codec.up": "int2", "codec.int2.clip": "max"}),
+                "quant-int2-random": ("feddm-quant", {"codec.up": "int2", "codec.int2.stochastic": True}),
+                "quant-int2-feedback": ("feddm-quant", {"codec.up": "int2", "codec.error_feedback": True}),
+                "quant-int8-weights": ("feddm-quant", {"codec.up_sends": "weights"}),
+                **{f"prox-{mu:g}": ("feddm-prox", {"local.prox.mu": mu}) for mu in (0.0, 1e-3, 1e-2, 1e-1)},
+            }
+            for name, (preset, keys) in variants.items():
+                found[f"{name}-{share:g}-s{seed}"] = arguments(preset, seed, cell, keys)
+    return found
+
+
+def traffic(out: Path) -> dict[str, Any]:
+    """Further entries of a row: traffic against the pictures, and the score against images that nobody trained on."""
+    summary = osmotic.load(out).summary
+    held = (summary["quality"] or {}).get("held_out") or {}
+    return {
+        "traffic": summary["traffic"],
+        "held_out_fd": held.get("fd"),
+        "failures": len(summary["failures"]),
+    }
+
+
+STUDIES = {"pilot": pilot, "main": main, "confirm": confirm, "feddm": feddm}
+
+if __name__ == "__main__":
+    [which] = sys.argv[1:] or ["main"]
+    results = "results.jsonl" if which == "main" else f"{which}.jsonl"
+    run_all(HERE, STUDIES[which](), more=traffic, results=results)
