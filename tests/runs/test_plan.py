@@ -14,6 +14,7 @@ from osmotic import codecs, methods, pieces
 from osmotic.codecs import base
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink
+from osmotic.flat import Flat, FlatLayout
 from osmotic.models import parts as network_parts
 from osmotic.protocol.gate import Gate
 from osmotic.protocol.messages import Client, Phase, Spec, Task
@@ -67,51 +68,101 @@ def test_the_link_time_is_that_of_the_busiest_site():
 
 
 def test_fp32_bytes_of_a_tiny_network_by_hand():
-    # Head 16 bytes, header JSON, blanks up to a multiple of 64, 4 bytes a weight. Up: one packet of all changes. Down: one packet per part.
-    up = (
-        '{"codec":"fp32","tensors":[["model/conv_in.weight","float32",[6,4],"raw"],'
-        '["model/conv_out.weight","float32",[2,5],"raw"],["model/mid_block.bias","float32",[3],"raw"]]}'
-    )
-    down = [
-        '{"codec":"fp32","tensors":[["conv_in.weight","float32",[6,4],"raw"]]}',
-        '{"codec":"fp32","tensors":[["mid_block.bias","float32",[3],"raw"]]}',
-        '{"codec":"fp32","tensors":[["conv_out.weight","float32",[2,5],"raw"]]}',
-    ]
+    # Head 19 bytes, zeros up to 64, 4 bytes a weight. Up: one packet of all changes. Down: one packet per part.
     cost = tiny(1, "training.rounds=2")["client-000"]
-    assert [16 + len(text) for text in (up, *down)] == [184, 85, 83, 86]  # so 192, and 128 three times
-    assert cost.bytes_up == 2 * (192 + 4 * P)
-    assert cost.bytes_down == 2 * (3 * 128 + 4 * P)
+    assert cost.bytes_up == 2 * (64 + 4 * P)
+    assert cost.bytes_down == 2 * (3 * 64 + 4 * P)
+    drawn = tiny(1, "training.rounds=2", "codec.first_contact=seed")["client-000"]
+    assert (drawn.bytes_down, drawn.bytes_up) == (3 * 64 + 4 * P, cost.bytes_up)
+
+
+@pytest.mark.parametrize(
+    ("codec", "up", "down"),
+    [
+        # 19, then 2 for each tensor, 1 for each of its channels if it has two or more, and the codes: a weight of
+        # int4 half a byte, of int2 a quarter, of the vector a whole one; each section of matrices whole bytes.
+        ("int8", 19 + 3 * 2 + (6 + 2) + 37, (19 + 2 + 6 + 24, 19 + 2 + 3, 19 + 2 + 2 + 10)),
+        ("int4", 19 + 3 * 2 + (6 + 2) + 3 + 17, (19 + 2 + 6 + 12, 19 + 2 + 3, 19 + 2 + 2 + 5)),
+        ("int2", 19 + 3 * 2 + (6 + 2) + 3 + 9, (19 + 2 + 6 + 6, 19 + 2 + 3, 19 + 2 + 2 + 3)),
+        ("fp16", 19 + 2 * 37, (19 + 48, 19 + 6, 19 + 20)),
+    ],
+)
+def test_bytes_of_quantised_weights_by_hand(codec: str, up: int, down: tuple[int, ...]):
+    full = 3 * 64 + 4 * P
+    sets = (f"codec.up={codec}", f"codec.down={codec}", "training.rounds=3")
+    cost = tiny(1, *sets)["client-000"]
+    assert cost.bytes_up == 3 * up
+    assert cost.bytes_down == full + 2 * sum(down)
+    drawn = tiny(1, *sets, "codec.first_contact=seed")["client-000"]
+    assert (drawn.bytes_down, drawn.bytes_up) == (2 * sum(down), 3 * up), "nothing at first contact"
 
 
 def real(clients: int, *sets: str) -> dict[str, list[int]]:
     """Bytes down and up per site, with real weights, packets and down-link."""
     cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
     rng = np.random.default_rng(0)
-    link, up = DownLink(codecs.make(cfg.codec.down), NAMES), codecs.make(cfg.codec.up)
+    layout, up = FlatLayout(TINY, NAMES), codecs.of(cfg.codec, "up", cfg.codec.error_feedback)
+    drawn = dict.fromkeys(NAMES, "") if cfg.codec.first_contact == "seed" else None
+    link = DownLink(codecs.of(cfg.codec, "down"), layout, drawn=drawn)
     total = {c.name: [0, 0] for c in sites(clients)}
     for r in range(1, cfg.training.rounds + 1):
-        weights = {n: rng.normal(size=s).astype(np.float32) for n, s in TINY.items()}
+        weights = Flat.of(layout, {n: rng.normal(size=s).astype(np.float32) for n, s in TINY.items()})
         chosen = choose(cfg, Phase("train", r), sites(clients))
+        changed = dict.fromkeys(NAMES, r - 1) if r > 1 else {}
         for client in chosen:
-            _, blobs = link.message(client.name, network_parts.PARTS, r, weights)
+            _, blobs = link.message(client.name, network_parts.PARTS, r, weights, changed)
             total[client.name][0] += sum(map(len, blobs))
-            total[client.name][1] += len(up.encode({f"model/{n}": w for n, w in weights.items()}, {}))
+            total[client.name][1] += len(up.in_round(r).encode(weights.named("model/"), {}))
         link.commit({c.name: network_parts.PARTS for c in chosen}, r)
     return total
 
 
-@pytest.mark.parametrize("down", codecs.CODECS)
-@pytest.mark.parametrize("up", codecs.CODECS)
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_the_bytes_are_those_of_real_packets(up: str, down: str, share: float):
+FIXED = [c for c in codecs.CODECS if c != "learned"]  # whose packets follow from one round alone
+WAYS = {c: (c, ()) for c in FIXED} | {
+    f"{c}, entropy": (c, (f"codec.{c}.entropy=true",)) for c in ("int8", "int4", "int2")
+}
+
+
+@pytest.mark.parametrize("down", WAYS)
+@pytest.mark.parametrize("up", WAYS)
+@pytest.mark.parametrize(
+    "more",
+    [(), ("training.fraction_train=0.4",), ("training.fraction_train=0.4", "codec.first_contact=seed")],
+)
+def test_the_bytes_are_those_of_real_packets(up: str, down: str, more: tuple[str, ...]):
+    (coded_up, up_sets), (coded_down, down_sets) = WAYS[up], WAYS[down]
     sets = [
-        f"codec.up={up}",
-        f"codec.down={down}",
-        f"training.fraction_train={share}",
+        f"codec.up={coded_up}",
+        f"codec.down={coded_down}",
+        *up_sets,
+        *down_sets,
+        *more,
         "training.rounds=6",
     ]
-    planned = {n: [c.bytes_down, c.bytes_up] for n, c in tiny(5, *sets).items()}
-    assert planned == real(5, *sets)
+    config = resolve.load(sets=sets)
+    bounded = [codecs.of(config.codec, way).bounded for way in ("down", "up")]  # type: ignore[arg-type]
+    found = real(5, *sets)
+    for name, cost in tiny(5, *sets).items():
+        for planned, came, bound in zip((cost.bytes_down, cost.bytes_up), found[name], bounded, strict=True):
+            assert came <= planned if bound else came == planned
+    assert bounded == [c == "sparse" or f"codec.{c}.entropy=true" in sets for c in (coded_down, coded_up)]
+
+
+@pytest.mark.parametrize("flush", [1, 2, 3, 7])
+@pytest.mark.parametrize("up", ["fp16", "int4", "int2", "int8"])
+def test_rounds_of_flushing_cost_what_int8_does(up: str, flush: int):
+    sets = (
+        f"codec.up={up}",
+        "codec.error_feedback=true",
+        f"codec.feedback_flush={flush}",
+        "training.rounds=6",
+    )
+    for more in ((), ("training.fraction_train=0.4",)):
+        found = {n: cost.bytes_up for n, cost in tiny(5, *sets, *more).items()}
+        assert found == {n: up for n, (_, up) in real(5, *sets, *more).items()}
+    each = {c: tiny(1, f"codec.up={c}", "training.rounds=1")["client-000"].bytes_up for c in (up, "int8")}
+    flushes = 6 // flush
+    assert tiny(1, *sets)["client-000"].bytes_up == flushes * each["int8"] + (6 - flushes) * each[up]
 
 
 def test_sampling_asks_the_same_clients_as_the_seed_says_and_no_others():
@@ -132,19 +183,21 @@ def test_a_baseline_sends_nothing(method: str):
 
 
 def test_int8_up_costs_about_a_quarter():
-    # 1 byte a weight, 2 per output channel, and vectors at 4: under a third of fp32 for this network.
+    # 1 byte a weight, 1 per output channel, 2 per tensor.
     exact, coded = (plan.plan(resolve.load(sets=[f"codec.up={c}"])) for c in ("fp32", "int8"))
-    assert exact["bytes_up"] / 4 < coded["bytes_up"] < exact["bytes_up"] / 3
+    assert exact["bytes_up"] / 4 < coded["bytes_up"] < exact["bytes_up"] / 3.9
     assert coded["parameters_up"] == exact["parameters_up"]
     assert coded["bytes_down"] == exact["bytes_down"]
 
 
-def test_an_upper_bound_is_called_one(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codecs.CODECS["int8"], "bounded", True)
-    figures = plan.plan(resolve.load(sets=["codec.up=int8", "training.rounds=1"]))
+@pytest.mark.parametrize("sets", [("codec.up=int8", "codec.int8.entropy=true"), ("codec.down=sparse",)])
+def test_an_upper_bound_is_called_one(sets: tuple[str, ...]):
+    figures = plan.plan(resolve.load(sets=[*sets, "training.rounds=1"]))
     assert figures["exact"] is False
-    assert any("int8" in n and "upper bound" in n for n in figures["notes"])
+    codec = sets[0].partition("=")[2]
+    assert any(codec in n and "upper bound" in n for n in figures["notes"])
     assert "at most" in plan.text(figures)
+    assert "at most" not in plan.text(plan.plan(resolve.load(sets=["codec.up=int8", "training.rounds=1"])))
     assert "at most" not in plan.text(plan.plan(resolve.load(sets=["training.rounds=1"])))
 
 
@@ -188,13 +241,14 @@ def test_more_clients_than_images_are_refused_as_the_run_would():
 
 def test_packet_lengths_are_not_worked_out_anew_for_every_client(monkeypatch: pytest.MonkeyPatch):
     calls = []
-    original = base.header_bytes
-    monkeypatch.setattr(base, "header_bytes", lambda *a: calls.append(1) or original(*a))
+    original = base.Codec.packet_bytes
+    monkeypatch.setattr(base.Codec, "packet_bytes", lambda *a: calls.append(1) or original(*a))
     tiny(4, "training.rounds=2")
     few = len(calls)
+    assert few == 4, "one packet up, one for each part down"
     calls.clear()
     tiny(40, "training.rounds=2")
-    assert len(calls) <= 2 * few
+    assert len(calls) == few
 
 
 def test_conveyed_weights_count_parts_and_variates_but_no_images_and_no_codecs():
