@@ -6,6 +6,7 @@ python docs/make_configuration.py
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ Lowest first: defaults, recipe, preset, file, `--data` and `--set`. Later `--set
 | list | `--set 'recipe.ema_half_lives=[5000.0, 20000.0]'`, `--set 'track.backends=["tensorboard"]'`; `[]` is none |
 | list of names | also `--set local.pieces=scaffold,prox` and `--set track.backends=wandb` |
 | key of the exchange | `--set method.KEY=VALUE` |
-| key of a piece or codec | `--set local.prox.mu=0.1`, `--set codec.int8.stochastic=true` |
+| key of a piece or codec | `--set local.prox.mu=0.1`, `--set codec.learned.bits=0.25` |
 
 A whole number is taken where a number is asked for, not the other way round.
 
@@ -77,7 +78,8 @@ A whole number is taken where a number is asked for, not the other way round.
 | `ema_half_lives` | images that all clients together have seen, for averages of personal models too; `osmotic run` on `digits` sees 2,874 in a round |
 | `local_epochs` | passes over a client's images; fractions are rounded to whole optimiser steps, at least one |
 | `fraction_train` | share; rounded to whole clients, at least one |
-| `holdout`, `quorum_weight`, `label_dropout`, `dropout` | shares |
+| `holdout`, `quorum_weight`, `label_dropout`, `dropout`, `feedback_decay`, `density`, `share` | shares |
+| `bits`, `chunk` | of `learned` bits per weight, of `sparse` bits of a value; weights |
 | `steps`, `timesteps` | sampler steps, schedule steps |
 | `max_abs_update` | in units of the weights |
 | `threads`, `workers` | a count; the bits of a result depend on `threads`, never on `workers` |
@@ -94,6 +96,10 @@ COMBINATIONS = """\
 | a piece in a section that is not its own, named twice, or with an exchange that it cannot work with (`scaffold` and the server's optimisers with `local`, `personalise` with `central`, `local`, `ulatdec`, `udec`) | the message says why |
 | a key of a piece that its section does not name, or of a codec that neither direction takes | it would do nothing |
 | `codec.error_feedback` with `codec.up = "fp32"` | fp32 loses nothing |
+| `codec.feedback_decay` or `codec.feedback_flush` without `codec.error_feedback` | they are of the residual, and there is none |
+| `codec.up_sends = "weights"` with `codec.error_feedback` | what is lost of weights is not owed to the next ones |
+| `codec.down = "learned"`, or another codec that is trained, with another `codec.up` | it is trained on what clients send |
+| a `codec.down` of one's own that remembers earlier packets | clients that missed one could not follow |
 | target `edm` with a sampler that does not start with `edm-`, or the other way round | the networks mean different things |
 | target `edm` with `model.schedule` or `model.timesteps` | it has no schedule |
 | target `edm` with `recipe.loss = "huber"` | it weighs squared errors |
@@ -123,7 +129,10 @@ def page() -> str:
                 + options_table("piece", own)
             )
         if name == "codec":
-            parts.append("A codec's own keys, in `[codec.NAME]`:\n\n" + options_table("codec", codec_keys()))
+            parts.append(
+                "[codecs.md](codecs.md) says what each does to a weight. A codec's own keys, in `[codec.NAME]`:\n\n"
+                + options_table("codec", codec_keys())
+            )
     parts += [COMBINATIONS, "## Presets\n", presets_table(), "## Recipes\n", recipes_table()]
     return "\n".join(parts)
 
@@ -189,6 +198,12 @@ def limits(metadata: Any) -> str:
     return f"{left}{'' if low is None else number(low)}, {'∞)' if high is None else number(high) + ']'}"
 
 
+def choices(field: Any) -> str:
+    """The texts of a closed choice, from its annotation as written; "" for other types."""
+    found = re.fullmatch(r"Literal\[(.*)\]", str(field.type))
+    return " or ".join(f"`{text}`" for text in found[1].split(", ")) if found else ""
+
+
 def number(value: float) -> str:
     """A limit, with commas; the largest seeds as powers of two."""
     for power in (32, 63):
@@ -233,7 +248,7 @@ def options_table(kind: str, owners: dict[str, Any]) -> str:
         for entry in fields:
             owner, f = entry if isinstance(entry, tuple) else (prefix.partition(".")[2], entry)
             rows.append(
-                f"| `{owner}` | `{prefix}.{f.name}` | `{toml(f.default)}` | {limits(f.metadata)} "
+                f"| `{owner}` | `{prefix}.{f.name}` | `{toml(f.default)}` | {choices(f) or limits(f.metadata)} "
                 f"| {f.metadata.get('doc', '')} |"
             )
     return "\n".join(rows) + "\n"
