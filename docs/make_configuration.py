@@ -201,7 +201,7 @@ def limits(metadata: Any) -> str:
 def choices(field: Any) -> str:
     """The texts of a closed choice, from its annotation as written; "" for other types."""
     found = re.fullmatch(r"Literal\[(.*)\]", str(field.type))
-    return " or ".join(f"`{text}`" for text in found[1].split(", ")) if found else ""
+    return " or ".join(f"`{text}`" for text in found[1].replace("'", '"').split(", ")) if found else ""
 
 
 def number(value: float) -> str:

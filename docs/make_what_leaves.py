@@ -28,6 +28,7 @@ configuration in question, before anything runs; `--json` gives it to a script:
 ```sh
 osmotic leaves config.toml
 osmotic leaves --preset udec --set codec.up=int8
+osmotic leaves --preset feddm-learned --set codec.first_contact=seed
 ```
 
 **Today there are no sites.** The only engine is {where}. What is told
@@ -40,7 +41,25 @@ Images and labels are in no packet. That is not the same as privacy: what can be
 AFTER = """\
 Bytes are of the encoded tensors; headers are small JSON values on top. `osmotic plan` has the sums over the training of a run, `ledger.jsonl` those of scores and
 models too. Figures of the presets are for their defaults, with `digits` ({feddiffuse} for `feddiffuse-*`). The numbers depend on the network; `osmotic leaves` has
-those of any configuration.
+those of any configuration. Where a codec's lengths depend on the data only the most is known beforehand, and the least is told as 0 B.
+"""
+
+CODECS = """\
+## What the codec adds
+
+[codecs.md](codecs.md) says what each codec writes. For what can be learnt from a site:
+
+- **A codec that loses something is no protection.** It leaves less of each change, but how much less can be learnt from it is not shown, and
+  `codec.error_feedback` sends later what was left out: a packet then holds some of the changes of earlier rounds too. What is still owed stays at the site.
+- **`codec.up_sends = "weights"`** sends the site's weights; the server subtracts what it sent and has the same change.
+- **`codec.first_contact = "seed"`** tells a site a hash of the initial weights, which it draws itself, instead of sending them. Nothing of its images is in
+  the answer. A site that draws others says so, which tells that its libraries differ.
+- **`learned`** lets no more leave a site, but more come back to all of them. The server computes the second moments of every site's changes along each axis
+  of each weight, mixes them, and sends their leading eigenvectors and the variances along them to every site, beside a task and within the bytes below. So
+  each site, and whoever reads its packets, learns in which directions the changes of all sites together lie: of the class embedding directions over classes,
+  from which the classes that were trained together can be guessed; of the first layers directions of what enters them. With few sites, or one that is far
+  from the others, the mixture is mostly the changes of that one, and two networks in turn tell what moved between them. The sums of moments stay in the
+  server's checkpoints after the replies are dropped. A site keeps the network and the one before it.
 """
 
 
@@ -99,6 +118,7 @@ def page() -> str:
         "And in a simulation:\n",
         bullets(told["in_a_simulation"]),
         AFTER.format(feddiffuse=f"`{DATA['feddiffuse']}`"),
+        CODECS,
         "## In every packet\n",
         headers(told["headers"]),
         *(preset(name) for name in names),
