@@ -82,11 +82,13 @@ class WithoutSecond(FedAvg):
 
 def poisoned(packet: Packet) -> Packet:
     """The same answer with one weight that is not a number, its checksum made to fit."""
-    from osmotic.codecs import make
+    from osmotic.codecs import EXACT
+    from osmotic.codecs.base import HEAD, padded, seal
 
-    tensors = {n: t.copy() for n, t in make("fp32").decode(packet.blobs[0], {})}
-    tensors[min(tensors)].flat[0] = np.nan
-    return Packet(packet.header, (make("fp32").encode(tensors, {}),))
+    data = bytes(packet.blobs[0])
+    numbers = np.frombuffer(data[padded(EXACT, HEAD.size) :], "<f4").copy()
+    numbers[0] = np.nan
+    return Packet(packet.header, (seal(EXACT, HEAD.unpack(data[: HEAD.size])[3], numbers.tobytes()),))
 
 
 def torn(packet: Packet) -> Packet:
