@@ -265,8 +265,8 @@ def replies_of(server: Any) -> dict[str, Any]:
     seen: dict[tuple[int, str], Any] = {}
     take = server.exchange._decode
 
-    def decode(task: Any, packet: Packet, *rest: Any) -> Any:
-        reply = take(task, packet, *rest)
+    def decode(phase: Any, task: Any, packet: Packet, *rest: Any) -> Any:
+        reply = take(phase, task, packet, *rest)
         if task.action == "train":
             assert isinstance(reply, Reply), reply
             key = (server.phases[server.state.step].server_round, task.client.name)
@@ -494,7 +494,8 @@ def test_models_are_sampled_as_trained_and_with_the_last_average(make_server: An
 
 def coded_step(replica: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Where a client of this replica stands after one int8 packet towards `target`."""
-    [(_, change)] = make("int8").decode(make("int8").encode({"x": target - replica}, {}), {})
+    data = make("int8").encode({"x": target - replica}, {})
+    [(_, change)] = make("int8").decode(data, {}, {"x": ("float32", replica.shape)})
     return replica + change
 
 
