@@ -18,6 +18,7 @@ from osmotic.errors import ConfigError
 from osmotic.federation.client import Opened, Worker
 from osmotic.federation.downlink import DownLink, held
 from osmotic.federation.memory import ClientState
+from osmotic.flat import FlatLayout
 from osmotic.methods.usplit import USplit
 from osmotic.models import parts as network_parts
 from osmotic.models.parts import PARTS
@@ -621,13 +622,14 @@ def test_a_client_that_lost_what_it_keeps_is_a_failure_and_not_a_guess(make_serv
 
 
 def test_a_part_counts_as_moved_only_if_it_moved_since_the_client_heard_it() -> None:
-    link = DownLink(make("fp32"), {p: [p] for p in PARTS}, changed_only=True)
+    layout = FlatLayout({p: (2,) for p in PARTS}, {p: [p] for p in PARTS})
+    link = DownLink(make("fp32"), layout, changed_only=True)
     link.commit({"client-000": PARTS}, 3)
     assert link.unmoved("client-000", PARTS, {}) == dict.fromkeys(PARTS, 3)
     # Moved at the end of round 2: what was sent in round 3 has it. Moved at the end of round 3: it has not.
     assert link.unmoved("client-000", PARTS, {"encoder": 2, "decoder": 3}) == {"encoder": 3, "bottleneck": 3}
     assert link.unmoved("client-001", PARTS, {}) == {}
-    everything = DownLink(make("fp32"), {p: [p] for p in PARTS})
+    everything = DownLink(make("fp32"), layout)
     everything.commit({"client-000": PARTS}, 3)
     assert everything.unmoved("client-000", PARTS, {}) == {}
 

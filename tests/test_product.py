@@ -59,6 +59,7 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
         ("codec.up=int4", "codec.error_feedback=true", "codec.feedback_decay=0.9"),
         ("codec.up=int2", "codec.error_feedback=true", "codec.feedback_flush=2"),
         ("codec.up=sparse", "codec.error_feedback=true"),
+        ("codec.up=learned", "codec.error_feedback=true", "codec.learned.warmup=1", "codec.learned.every=1"),
         ("codec.up_sends=weights",),
         ("codec.up=fp16", "codec.up_sends=weights"),
     ],
@@ -70,6 +71,7 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
         ("codec.down=int4",),
         ("codec.down=int2", "codec.int2.entropy=true"),
         ("codec.down=sparse",),
+        ("codec.up=learned", "codec.down=learned", "codec.learned.warmup=1", "codec.learned.every=1"),
     ],
     "first": [(), ("codec.first_contact=seed",)],
     "conditional": [(), ("model.conditional=false",)],
@@ -180,6 +182,8 @@ def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
     figures, totals = plan.plan(unbroken.config), unbroken.state.totals
     assert all(figures[k] == getattr(totals, k) for k in ("parameters_up", "parameters_down"))
     bounded = {way: codecs.of(unbroken.config.codec, way).bounded for way in ("up", "down")}
+    # Its own weights go down, whatever the codec of the way down.
+    bounded["down"] |= codecs.of(unbroken.config.codec, "up").trained
     for way, bound in bounded.items():
         planned, sent = figures[f"bytes_{way}"], getattr(totals, f"bytes_{way}")
         # An upper bound, and no idle one: the smallest networks compress least.

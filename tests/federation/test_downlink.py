@@ -169,10 +169,10 @@ def test_a_chain_that_outweighs_the_full_replica_is_cut_from_its_old_end():
     for part in PARTS:
         chain = link.streams[part].chain
         full = make("fp32").packet_bytes({n: ("float32", SHAPES[n]) for n in NAMES[part]})
-        total = sum(len(data) for _, _, data in chain)
+        total = sum(len(data) for _, _, data, _ in chain)
         assert total <= full < total + 2 * len(chain[0][2])
         assert chain[-1][:2] == (28, 29)
-        assert all(end == start for (_, end, _), (start, _, _) in itertools.pairwise(chain))
+        assert all(end == start for (_, end, *_), (start, *_) in itertools.pairwise(chain))
 
 
 def test_a_part_is_coded_once_per_round_however_many_clients_hear_it():

@@ -239,6 +239,13 @@ def test_the_gate_bounds_the_change_and_not_the_weights(make_server: Any) -> Non
             "must be > 0 and <= 1",
         ),
         (("codec.first_contact=hash",), "codec.first_contact", "weights"),
+        (("preset=local", "codec.first_contact=seed"), "codec.first_contact", "method local sends nothing"),
+        (("preset=central", "codec.up_sends=weights"), "codec.up_sends", "method central sends nothing"),
+        (
+            ("preset=udec", "method.encoder_every=2", "codec.up_sends=weights"),
+            "codec.up_sends",
+            "clients return a part that they were not sent",
+        ),
         (("codec.up_sends=both",), "codec.up_sends", "weights"),
     ],
 )

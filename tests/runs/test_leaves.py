@@ -52,7 +52,7 @@ RUNS: dict[str, tuple[str, ...]] = {name: (f"preset={name}",) for name in PRESET
         "codec.error_feedback=true",
         "codec.feedback_flush=2",
     ),
-    "weights up": ("preset=udec", "codec.up=fp16", "codec.up_sends=weights"),
+    "weights up": ("preset=fedavg", "codec.up=fp16", "codec.up_sends=weights"),
     "encoder averaged too": ("preset=udec", "method.encoder_every=2", "local.pieces=scaffold,prox"),
 }
 

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from xxhash import xxh3_64
@@ -200,6 +201,9 @@ class Codec(ABC):
         """The codec that packets of this round are written with; another one in the first rounds of one that must learn."""
         return self
 
+    reveals: ClassVar[str] = (
+        ""  # what a site lets the server, or others, learn by this codec beyond its changes
+    )
     remembers = False  # True: `memory` matters from packet to packet, at both ends; for the way up only
     trained = False  # True: `refresh` gives weights that both ends must have
 
@@ -228,9 +232,9 @@ class Codec(ABC):
         """
         return None
 
-    def most_new_weights(self, server_round: int) -> int | None:
-        """Most bytes, packed, of the weights that `refresh` may give in this round; None where that is not known beforehand."""
-        return None if self.trained else 0
+    def new_weights(self, server_round: int) -> Mapping[str, tuple[str, tuple[int, ...]]] | None:
+        """Largest (dtype, shape) of the weights that `refresh` may give in this round, by name; None where nobody can say beforehand."""
+        return None if self.trained else {}
 
     def kept(self, old: Tensors, new: Tensors) -> Tensors:
         """What a client keeps of the codec's weights, name -> array [...], once new ones have come."""
@@ -324,9 +328,13 @@ def contents_of(layout: FlatLayout) -> int:
 
 def _known(found: int) -> str:
     """The name of a codec by its 16 bits, for the one that is told of it."""
-    from osmotic.codecs import CODECS
-
-    return next((repr(name) for name in CODECS if tag(name) == found), "a codec that is not known here")
+    waiting = Codec.__subclasses__()
+    while waiting:
+        cls = waiting.pop()
+        if tag(cls.name) == found:
+            return repr(cls.name)
+        waiting += cls.__subclasses__()
+    return "a codec that is not known here"
 
 
 def closed(wanted: Wanted | None) -> dict[str, tuple[str, tuple[int, ...]]]:

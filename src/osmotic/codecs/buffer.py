@@ -1,6 +1,7 @@
 """What codecs share that write all float32 tensors of an exchange as one row of numbers: quantisers, `sparse`, `learned`.
 
-The row is the network's buffer where the tensors are one (`osmotic/flat.py`); else they stand side by side, by name. Tensors
+The row is the network's buffer where the tensors are one (`osmotic/flat.py`); else they stand side by side, in the order of
+`FlatLayout.whole`. Tensors
 of four axes lie channels-last in it. What is no float32 follows the coded row as it is.
 """
 

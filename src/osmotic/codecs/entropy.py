@@ -1,6 +1,6 @@
 """Lossless compression of codes, by Zstandard (RFC 8878): its literals are Huffman codes of whole bytes.
 
-Measured on changes of `unet-8`: within 2 % of the length that a range coder (the library `constriction`, with one table of
+Measured on changes of `unet-8`: within 0.5 % of the length that a range coder (the library `constriction`, with one table of
 counts for all) reaches, in a twentieth of the time. See benchmarks/README.md.
 """
 

@@ -6,9 +6,11 @@ steps, and coded by a range coder (the library `constriction`) under what the ne
 The step is chosen for each packet so that it takes `bits` per weight. What is lost is kept by the sender: `codec.error_feedback`.
 
 The first `warmup` rounds travel as `warmup_codec`, and the network is learned on the server from what they brought, in closed form:
-nothing is drawn. Every `every` rounds the server learns anew from all replies as decoded, older ones at half their weight per round of
-`every`; the new network is sent, to each client once, if at the same bits it would lose a tenth less than the one in use, else dropped. No raw chunks are attached:
-with a square network nothing is out of its reach, so that what is decoded over some rounds has the directions of what was meant.
+nothing is drawn. Every `every` rounds it is learned anew from all replies as decoded, those of `every` rounds ago at half their
+weight, and sent to each client once. No raw chunks are attached: with a square network nothing is out of its reach, so that what is
+decoded over some rounds has the directions of what was meant. Offline (20 rounds of real changes of 10 clients, 0.5 bits a weight, feedback)
+residuals came level at 2.4 times the change's energy with the network of the warm-up, at 1.7 renewed every five rounds from decoded
+replies, at 1.7 with one raw change a round beside them, at 1.5 with all of them raw. A network costs 39 kB for `unet-8`, 0.45 bits a weight once.
 
 Section: u32 version of the network | f32 step | for each class of coefficients that occurs the largest code, how often each magnitude
 occurs, what a code of 1 stands for | words of the range coder.
@@ -24,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from osmotic.codecs import described, scales, subspaces
+from osmotic.codecs import scales, subspaces
 from osmotic.codecs.base import BadPacket, Codec
 from osmotic.codecs.buffer import BufferCodec, Row
 from osmotic.codecs.subspaces import CLASSES, Subspaces
@@ -38,7 +40,6 @@ LARGEST = 127  # of a code
 DEAD = np.float32(0.62)  # a coefficient below this many steps becomes 0; 0.5 would be plain rounding
 SAMPLE = 8  # every so many-th coefficient tells the rate
 SLACK = 1.25  # a packet may be longer than it aimed at, by so much
-BETTER = 0.9  # of the loss: a new network is sent if it comes below
 WARM = {"int8": Int8, "int4": Int4, "int2": Int2}
 
 
@@ -49,17 +50,17 @@ class Learned(BufferCodec):
     name = "learned"
     bounded = True
     trained = True
+    reveals = "the network that every site is sent holds the main directions of all sites' changes, mixed, and how large they are along them"
 
     bits: float = key(0.5, "bits per weight that a packet aims at", 0.01, 4)
     warmup: int = key(2, "first rounds, which travel as warmup_codec and are learned from", 1, 1000)
     warmup_codec: Literal["int8", "int4", "int2"] = key(
         "int8", "codec of the first rounds, with entropy coding"
     )
-    every: int = key(10, "rounds between two looks at whether the network should be renewed", 1, 100_000)
+    every: int = key(10, "rounds after which the network is learned anew and sent again", 1, 100_000)
     share: float = key(0.1, "largest size of the network, as a share of the model's weights", 0.001, 0.1)
 
     def __post_init__(self) -> None:
-        _one_thread()
         # No fields of the dataclass: these are its options.
         self._layout: FlatLayout | None = None
         self._data: np.ndarray | None = None  # weights of the network, uint8 [bytes]
@@ -76,23 +77,24 @@ class Learned(BufferCodec):
         """The codec of the warm-up in its rounds, else this one."""
         return WARM[self.warmup_codec](entropy=True) if server_round <= self.warmup else self
 
-    def most_new_weights(self, server_round: int) -> int | None:
-        """As `Codec.most_new_weights`; needs `prepare`."""
-        looks = server_round > self.warmup and (server_round - self.warmup - 1) % self.every == 0
-        if not looks or self._layout is None:
-            return 0
-        most = subspaces.most_bytes(self._layout, self.share)
-        return described.packet_bytes({"codec/net": ("uint8", (most,))})
+    def new_weights(self, server_round: int) -> Mapping[str, tuple[str, tuple[int, ...]]] | None:
+        """As `Codec.new_weights`; needs `prepare`."""
+        learns = server_round > self.warmup and (server_round - self.warmup - 1) % self.every == 0
+        if not learns or self._layout is None:
+            return {}
+        return {"net": ("uint8", (subspaces.most_bytes(self._layout, self.share),))}
 
     def _nets(self, row: Row) -> list[Subspaces]:
-        """The network in use, then the one before it."""
+        """The network in use, then those of which packets may still be about."""
+        _one_thread()
         layout = self._layout
         if layout is None or not set(subspaces.names(row.layout)) <= set(layout):
             return [
                 subspaces.subspaces(row.layout.named(""), None)
             ]  # tensors of no network that it was told of
-        used = [self._data] if self._before is None else [self._data, self._before]
-        return [subspaces.subspaces(layout, data) for data in used]
+        # Last the one that has learned nothing: before there was any, packets were written with it.
+        used = [data for data in (self._data, self._before) if data is not None]
+        return [subspaces.subspaces(layout, data) for data in [*used, None]]
 
     # --- learning, on the server ---
 
@@ -114,17 +116,12 @@ class Learned(BufferCodec):
         self._sums = sums
 
     def refresh(self, server_round: int, rng: np.random.Generator | None = None) -> Tensors | None:
-        """Weights of a network learned anew, "net" uint8 [bytes], or None where the one in use will do. Nothing is drawn."""
-        if not self.most_new_weights(server_round) or not self._sums or self._layout is None:
+        """Weights of a network learned anew, "net" uint8 [bytes], every `every` rounds, else None. Nothing is drawn."""
+        if not self.new_weights(server_round) or not self._sums or self._layout is None:
             return None
-        data = subspaces.trained(self._layout, self._sums, self.share)
-        if self._data is not None:
-            new, old = (subspaces.subspaces(self._layout, one) for one in (data, self._data))
-            loss = [net.distortion(self._sums, self.bits) for net in (new, old)]
-            if loss[0] > BETTER * loss[1]:
-                return None
-        self._data = data
-        return {"net": data}
+        _one_thread()
+        self._data = subspaces.trained(self._layout, self._sums, self.share)
+        return {"net": self._data}
 
     def kept(self, old: Tensors, new: Tensors) -> Tensors:
         """The network's weights, "net" uint8 [bytes], and those before them, "before": packets that were missed may need these."""
@@ -148,10 +145,11 @@ class Learned(BufferCodec):
         """Least and most bytes, as `BufferCodec.row_bytes`."""
         if not row.size:
             return 0, 0
-        return HEAD.size, HEAD.size + CLASSES * (LARGEST + 3) + self._most_words(row)
+        return HEAD.size, HEAD.size + self._most(row)
 
-    def _most_words(self, row: Row) -> int:
-        return 4 * (int(SLACK * self.bits * row.size / 32) + 16)
+    def _most(self, row: Row) -> int:
+        """Most bytes of tables and words; those of a change of zeros always fit."""
+        return int(SLACK * self.bits * row.size / 8) + 256
 
     def write(self, values: np.ndarray, row: Row, rng: np.random.Generator | None) -> bytes:
         """As `BufferCodec.write`: float32 [row.size]; nothing is drawn.
@@ -168,11 +166,11 @@ class Learned(BufferCodec):
         net = self._nets(row)[0]
         order, classes = _order(net, row)
         coefficients = net.turned(values, row.layout)[order]
-        step, most = _step(coefficients, classes, self.bits), self._most_words(row)
+        step, most = _step(coefficients, classes, self.bits), self._most(row)
         while True:
             data = _coded(coefficients, classes, step)
-            # Its tables may take little and its words much, or the sample have been too kind.
-            if len(data.words) <= most:
+            # The sample may have been too kind, or the tables be much beside few numbers.
+            if len(data.tables) + len(data.words) <= most:
                 return HEAD.pack(net.version, step) + data.tables + data.words
             step = float(np.float32(step * 1.1))
 
@@ -228,11 +226,14 @@ def _order(net: Subspaces, row: Row) -> tuple[np.ndarray, np.ndarray]:
 
 def _step(coefficients: np.ndarray, classes: np.ndarray, bits: float) -> float:
     """The step at which these coefficients, sorted by class, take `bits` each: by bisection on a sample, a float32."""
-    part, kinds = coefficients[::SAMPLE], classes[::SAMPLE].astype(np.int64) * (LARGEST + 1)
-    power = float(np.mean(np.square(part, dtype=np.float64)))
-    if power == 0:
+    if not coefficients.any():
         return 0.0
+    every = SAMPLE if coefficients[::SAMPLE].any() else 1
+    part, kinds = coefficients[::every], classes[::every].astype(np.int64) * (LARGEST + 1)
+    power = float(np.mean(np.square(part, dtype=np.float64)))
     low, high = np.log2(power) / 2 - 5, np.log2(power) / 2 + 6
+    # Where few coefficients hold nearly all, the bits would go into noise while these are cut at the largest code.
+    least = float(np.abs(coefficients).max()) / LARGEST
     for _ in range(12):
         middle = (low + high) / 2
         magnitudes = np.abs(_rounded(part, np.float32(2.0**middle))).astype(np.int64)
@@ -241,7 +242,7 @@ def _step(coefficients: np.ndarray, classes: np.ndarray, bits: float) -> float:
         logs = np.log2(np.maximum(counts, 1)) - np.log2(np.maximum(counts.sum(axis=1, keepdims=True), 1))
         rate = (counts[:, 1:].sum() - (counts * logs).sum()) / len(part)  # a sign is a bit
         low, high = (middle, high) if rate > bits else (low, middle)
-    return float(np.float32(2.0**high))
+    return float(np.float32(max(2.0**high, least)))
 
 
 def _rounded(coefficients: np.ndarray, step: np.float32) -> np.ndarray:

@@ -144,31 +144,6 @@ class Subspaces:
             cube.of(made)[...] = np.clip(total // (SPREAD // 2) + CLASSES // 2, 0, CLASSES - 1)
         return made
 
-    def distortion(self, moments: Mapping[str, np.ndarray], bits: float) -> float:
-        """Expected |error|^2 / |change|^2 at so many bits per weight, of changes with these moments [n, n], for an ideal coder.
-
-        By reverse water-filling over the variances along the directions (Cover and Thomas, Elements of Information Theory, 10.3.3).
-        """
-        variances, counts = [], []
-        for cube in self.cubes.values():
-            shares, mean = self._shares(cube, moments)
-            if mean <= 0:
-                continue
-            product = shares[0][:, None, None] * shares[1][:, None] * shares[2] * mean
-            variances.append(product.ravel())
-            counts.append(cube.size)
-        if not variances:
-            return 1.0
-        v = np.sort(np.concatenate(variances))[::-1]
-        logs = np.cumsum(0.5 * np.log2(np.maximum(v, 1e-30)))
-        k = np.arange(1, len(v) + 1)
-        # With water at the k-th variance the k largest are coded.
-        rate = (logs - k * 0.5 * np.log2(np.maximum(v, 1e-30))) / len(v)
-        coded = int(np.searchsorted(rate, bits))
-        coded = min(max(coded, 1), len(v))
-        level = 2 ** (2 * (logs[coded - 1] - bits * len(v)) / coded)
-        return float((np.minimum(v, level)).sum() / v.sum())
-
     def _shares(self, cube: Cube, moments: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], float]:
         """Variance along each direction of each axis as a share of the mean, float64 [n] each, and that mean."""
         mean = float(np.trace(moments[f"{cube.name}/2"])) / cube.size if f"{cube.name}/2" in moments else 0.0

@@ -8,10 +8,11 @@ factor of 4, the others are ours. Symmetric; q = round(x / s), x' = q s:
     int2  q in -1.5 -0.5 0.5 1.5 likewise: four levels beside zero err less than three with it
 
 Biases and norms are 8 bits in all three, with one scale for each vector: there are few of them, and 4 bytes each would be
-more than all codes of `int2` may cost together. A weight of int8 is off by at most 0.42 % of its channel's peak.
+more than all codes of `int2` may cost together. A weight of int8 is off by at most 0.42 % of its channel's peak, down to peaks a
+60,000th of the tensor's.
 
-Section: bases of the tensors' scales, 16 bits each | 8 bits for the scale of each channel of the others than vectors | codes of
-the vectors | codes of the others, packed. With `entropy` a byte says whether all of it is compressed by Zstandard (RFC 8878).
+Section: bases of the tensors' scales, 16 bits each | 8 bits for the scale of each channel of the others than vectors | codes: of
+int8 as they lie, else those of the vectors, then those of the others, packed. With `entropy` a byte says whether all of it is compressed by Zstandard (RFC 8878).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Uniform(BufferCodec):
     """What the three have in common. Section as above."""
 
     stochastic: bool = key(
-        False, "round up or down at random, so that the mean of many codes is the value itself"
+        False,
+        "round up or down at random, so that the mean of many codes is the value itself, where none is clipped",
     )
     entropy: bool = key(False, "compress the codes without loss (Zstandard)")
 
@@ -101,7 +103,7 @@ class Uniform(BufferCodec):
         return zstd.compress(data) if self.entropy else data
 
     def load(self, data: memoryview, row: Row) -> np.ndarray:
-        """As `BufferCodec.load`: float32 [row.size]; off by at most half a scale, by a scale where `stochastic`.
+        """As `BufferCodec.load`: float32 [row.size]; off by at most half a scale, by a scale where `stochastic`, by more where it was clipped.
 
         Raises: BadPacket for a scale that is negative, not finite or above MAX_SCALE; for codes beside a scale of zero.
         """

@@ -57,8 +57,8 @@ class Wrapper(Codec):
     def prepare(self, layout: FlatLayout) -> None:
         self.inner.prepare(layout)
 
-    def most_new_weights(self, server_round: int) -> int | None:
-        return self.inner.most_new_weights(server_round)
+    def new_weights(self, server_round: int) -> Mapping[str, tuple[str, tuple[int, ...]]] | None:
+        return self.inner.new_weights(server_round)
 
     def in_round(self, server_round: int) -> Codec:
         return self.inner.in_round(server_round)

@@ -99,11 +99,12 @@ class DownLink:
     def abandon(self) -> None:
         """The phase does not count."""
         if self._before is not None:
-            self.codec.restore(self._before)
+            state, self.version = self._before
+            self.codec.restore(state)
         self._forget()
 
     def _forget(self) -> None:
-        self._before: Tensors | None = None
+        self._before: tuple[Tensors, int] | None = None
         self._next: dict[str, Stream] = {}
         self._full: dict[str, bytes] = {}
 
@@ -113,7 +114,7 @@ class DownLink:
         Older packets can be read by those alone who had the weights of then.
         """
         if self.codec.trained:
-            self._before = self.codec.state()
+            self._before = self.codec.state(), self.version
             self.codec.adopt(trained)
             self.version = version
 
@@ -134,7 +135,7 @@ class DownLink:
         server_round: int,
         weights: Flat,
         changed: Mapping[str, int] | None = None,
-        has: int = 0,
+        readable: Container[int] = (0,),
     ) -> tuple[list[dict[str, Any]], list[bytes]]:
         """Header entries and blobs that bring `client` to this round's weights of `parts`.
 
@@ -142,7 +143,7 @@ class DownLink:
             weights: the same in every call of a phase, as each part is coded once.
             changed: part -> round at whose end its global weights last moved; None for other weights than these, which
                 nobody can draw.
-            has: round of the codec's own weights that the client has; the newest it is sent.
+            readable: rounds of the codec's own weights that the client has, or is sent with it; 0 stands for none.
         """
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
@@ -160,7 +161,7 @@ class DownLink:
             else:
                 stream = self._advanced(part, server_round, weights, changed)
                 base = stream.origin if draws else base
-                missed, full = stream.missed(base, {0, has, self.version}), self._replica_blob(part, stream)
+                missed, full = stream.missed(base, readable), self._replica_blob(part, stream)
             # Full weights are fp32: after a few missed rounds they are the smaller packet.
             changes = missed is not None and sum(len(data) for _, data in missed) <= len(full)
             payload = missed if changes and missed is not None else [(server_round, full)]

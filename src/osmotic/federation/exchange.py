@@ -104,7 +104,7 @@ class Exchange:
                 phase.server_round,
                 whole_weights,
                 state.changed if weights is None else None,
-                state.up.heard.get(name, 0),
+                {0, state.up.heard.get(name, 0)} | ({state.down.version} if codec_weights else set()),
             )
             if extras:
                 blobs.append(described.encode(extras))
@@ -211,7 +211,12 @@ class Exchange:
                     del reply
             if failure is not None:
                 tally.failures[name] = failure
-                if answer.packet is not None and answer.packet.header.get("first_contact") == "weights":
+                draws = self.config.codec.first_contact == "seed" and answer.packet is not None
+                if (
+                    draws
+                    and answer.packet is not None
+                    and answer.packet.header.get("first_contact") == "weights"
+                ):
                     tally.draw_otherwise.add(name)
             tally.entries += self._entries(phase, answer, failure, metrics, tally)
             self.observer.answered(name)

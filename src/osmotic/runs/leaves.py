@@ -92,10 +92,11 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     used = codecs.of(config.codec, "down"), codecs.of(config.codec, "up")
     for side, codec in [pair for e in exchanges for pair in zip((e.to_site, e.from_site), used, strict=True)]:
         # The plan knows an upper bound alone where lengths depend on the data.
-        if codec.bounded and side["codec"].startswith(codec.name):
+        if (codec.bounded and side["codec"].startswith(codec.name)) or "codec" in side["tensors"]:
             side["bytes"] = [0, side["bytes"][1]]
     own = [e for e in exchanges if e.action != "train"]
     reveals = {f"method {config.method.name}": method.reveals}
+    reveals |= {f"codec {codec.name}": codec.reveals for codec in used if codec.reveals}
     labelled = {
         part for part, names in part_names.items() if any(n.startswith("class_embedding") for n in names)
     }

@@ -31,6 +31,7 @@ from osmotic.protocol.participation import choose, weights_sent
 from osmotic.protocol.view import View
 from osmotic.runs import traffic
 from osmotic.runs.settle import settle
+from osmotic.tensors import Tensors
 
 
 class Sized(bytes):
@@ -58,7 +59,9 @@ class Sizes:
 
     def part(self, codec: codecs.Codec, layout: FlatLayout, part: str) -> int:
         """Bytes of the packet of a part of the network."""
-        return self.once((codec.name, part), lambda: codec.packet_bytes(layout.of_parts([part]).wanted))
+        return self.once(
+            (codec.name, codec.bounded, part), lambda: codec.packet_bytes(layout.of_parts([part]).wanted)
+        )
 
     def once(self, asked: Hashable, work: Callable[[], int]) -> int:
         """The figure asked for, worked out the first time."""
@@ -138,7 +141,7 @@ def plan(
     busiest = max((s.bytes_up + s.bytes_down for s in sites.values()), default=0)
     used = [codecs.of(config.codec, "up"), codecs.of(config.codec, "down")]
     bounded = sorted({c.name for c in used if c.bounded})
-    trained = sorted({c.name for c in used if c.trained and c.most_new_weights(1) is None})
+    trained = sorted({c.name for c in used if c.trained and c.new_weights(1) is None})
     # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
     after = [n for n, p in chain.pieces.items() if type(p).after is not Piece.after]
     trains = after if config.codec.changed_only else []
@@ -319,7 +322,7 @@ def replay(
     weights = {n: np.broadcast_to(np.float32(0), s) for n, s in layout.items()}  # no memory behind them
     nothing = Flat(flat, np.broadcast_to(np.float32(0), flat.size))
     counted: dict[str, int] = {}
-    new_weights, told = 0, dict[str, int]()
+    new_weights, told = Tensors(), dict[str, int]()
     changed: dict[str, int] = {}
     view = View(config, layout, part_names, tuple(clients), counted, changed, weights)
     # Pieces make their first state as big as the network; its values do not matter here.
@@ -331,14 +334,23 @@ def replay(
         sent: dict[str, tuple[str, ...]] = {}
         # Of a codec that is itself trained: whoever has not its newest weights is sent them.
         learned: dict[str, int] = {}
-        if more := up.most_new_weights(phase.server_round) if phase.name not in SCORING else 0:
-            link.version, new_weights = phase.server_round, more
+        if more := up.new_weights(phase.server_round) if phase.name not in SCORING else {}:
+            link.version = phase.server_round
+            new_weights = {
+                f"codec/{n}": np.broadcast_to(np.dtype(d).type(0), s) for n, (d, s) in more.items()
+            }
         for whole in asked:
             unmoved = link.unmoved(whole.client.name, whole.send, changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
             has = told.get(task.client.name, 0)
-            _, blobs = link.message(task.client.name, task.send, phase.server_round, nothing, changed, has)
+            if task.action == "train" and has != link.version:
+                task = replace(task, extras={**task.extras, **new_weights})
+                learned[task.client.name] = link.version
+            readable = {0, has} | ({link.version} if task.action == "train" else set())
+            _, blobs = link.message(
+                task.client.name, task.send, phase.server_round, nothing, changed, readable
+            )
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
             kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
             if kind not in conveyed:
@@ -352,11 +364,10 @@ def replay(
                 )
             sent_weights, back_weights, extra_bytes, expected = conveyed[kind]
             down_bytes = sum(len(b) for b in blobs) + extra_bytes
-            if task.action == "train" and has != link.version:
-                down_bytes += new_weights
-                learned[task.client.name] = link.version
             codec = up.in_round(phase.server_round)
-            back = sizes.once(("answer", kind, codec.name), partial(reply_bytes, codec, expected))
+            back = sizes.once(
+                ("answer", kind, codec.name, codec.bounded), partial(reply_bytes, codec, expected)
+            )
             yield phase, task, Cost(back_weights, sent_weights, back, down_bytes)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
         link.commit(sent, phase.server_round)

@@ -86,6 +86,15 @@ def _method(config: Config) -> None:
         )
     if config.codec.changed_only and not made.travels:
         raise ConfigError("codec.changed_only", True, f"method {name} sends nothing: leave this key out")
+    for key in ("first_contact", "up_sends"):
+        given = getattr(config.codec, key)
+        if given != getattr(CodecConfig(), key) and not made.travels:
+            raise ConfigError(f"codec.{key}", given, f"method {name} sends nothing: leave this key out")
+    if config.codec.up_sends == "weights" and bool(getattr(made, "encoder_every", False)):
+        rule = (
+            "with method.encoder_every clients return a part that they were not sent: leave one of them out"
+        )
+        raise ConfigError("codec.up_sends", "weights", rule)
     _pieces(config, made)
 
 
