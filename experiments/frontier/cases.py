@@ -16,6 +16,7 @@ COMMON: Keys = {
     "data.source": DATA,
     "data.clients": 10,
     "training.batch_size": 64,
+    "training.lr_schedule": "cosine",
     "score.every": 0,
     "score.samples": 2000,
     "track.backends": [],
@@ -40,16 +41,18 @@ def both(codec: str, feedback: bool = True, **options: Any) -> Keys:
     }
 
 
-def learned(bits: float, every: int, warmup_codec: str = "int2", warmup: int = 1) -> Keys:
+def learned(bits: float, down_bits: float, every: int, warmup_codec: str = "int2", warmup: int = 1) -> Keys:
     """The learned codec both ways."""
-    return both("learned", bits=bits, every=every, warmup=warmup, warmup_codec=warmup_codec)
+    return both(
+        "learned", bits=bits, down_bits=down_bits, every=every, warmup=warmup, warmup_codec=warmup_codec
+    )
 
 
-PASSES = 50.0
+PASSES = 25.0
 
 
 def main_rounds(rounds: int) -> Keys:
-    """Of the main cell: 50 passes over its 6,000 images."""
+    """Of the main cell: 25 passes over its 6,000 images."""
     return of_passes(PASSES, rounds)
 
 

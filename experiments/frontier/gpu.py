@@ -64,8 +64,8 @@ def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
         paper: dict[str, Keys] = {
             "fp32": {},
             "int2": both("int2", entropy=True),
-            "learned-0.5": learned(0.5, 4),
-            "learned-0.1": learned(0.1, 4),
+            "learned-0.5": learned(0.5, 0.1, 4),
+            "learned-0.1": learned(0.1, 0.05, 4),
         }
         for name, keys in paper.items():
             found[f"28x28-{name}-s{seed}"] = arguments("feddiffuse-full", seed, PAPER, keys, changes)
@@ -73,8 +73,8 @@ def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
             "fp32": {},
             "fp32-r20": fewer,
             "int2": both("int2", entropy=True),
-            "learned-0.25": learned(0.25, 10),
-            "learned-r20-0.1": fewer | learned(0.1, 5),
+            "learned-0.25": learned(0.25, 0.05, 10),
+            "learned-r20-0.1": fewer | learned(0.1, 0.05, 5),
         }
         for name, keys in cifar.items():
             found[f"cifar-{name}-s{seed}"] = arguments("fedavg", seed, CIFAR, keys, changes)

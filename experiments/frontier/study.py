@@ -42,11 +42,11 @@ SETTINGS: dict[str, Keys] = {
     "fp32": main_rounds(100),
     "int4": main_rounds(100) | both("int4", entropy=True),
     "int2": main_rounds(100) | both("int2", entropy=True),
-    "sparse": main_rounds(100) | both("sparse", density=0.05, bits=1),
-    "learned": main_rounds(100) | learned(0.5, 10, warmup_codec="int8", warmup=2),
+    "learned-1": main_rounds(100) | learned(1.0, 0.1, 10, warmup_codec="int8", warmup=2),
+    "learned-0.35": main_rounds(100) | learned(0.35, 0.05, 10),
+    "sparse-5%": main_rounds(100) | both("sparse", density=0.05, bits=1),
     "fp32-r20": main_rounds(20),
-    "learned-r20-1": main_rounds(20) | learned(1.0, 5),
-    "learned-r20-0.25": main_rounds(20) | learned(0.25, 5),
+    "learned-0.25-r20": main_rounds(20) | learned(0.25, 0.1, 5),
 }
 
 
@@ -56,7 +56,7 @@ def pilot() -> Cases:
         "fp32-r10": main_rounds(10),
         "sparse-r20": main_rounds(20) | both("sparse", density=0.02, bits=1),
         "int2-r50": main_rounds(50) | both("int2", entropy=True),
-        "learned-r10-0.5": main_rounds(10) | learned(0.5, 3),
+        "learned-r10-0.5": main_rounds(10) | learned(0.5, 0.1, 3),
     }
     return {
         f"dirichlet-{name}": arguments("fedavg", PILOT_SEED, CELLS["dirichlet"], keys)
@@ -71,7 +71,7 @@ def main() -> Cases:
         for cell, keys in CELLS.items():
             for name, setting in SETTINGS.items():
                 found[f"{cell}-{name}-s{seed}"] = arguments("fedavg", seed, keys, setting)
-            one = {"training.rounds": 10, "training.local_epochs": 5.0}
+            one = {"training.rounds": 10, "training.local_epochs": 2.5}
             found[f"{cell}-central-s{seed}"] = arguments("central", seed, keys, one)
     return found
 
@@ -86,8 +86,8 @@ def confirm() -> Cases:
     }
     settings = {
         "fp32": of_passes(12.0, 60),
-        "learned-r20-0.25": of_passes(12.0, 20) | learned(0.25, 5),
-        "learned-r12-0.5": of_passes(12.0, 12) | learned(0.5, 4),
+        "learned-r20-0.15": of_passes(12.0, 20) | learned(0.15, 0.05, 7),
+        "learned-r12-0.3": of_passes(12.0, 12) | learned(0.3, 0.1, 5),
     }
     return {
         f"14x14-{name}-s{seed}": arguments("fedavg", seed, cell, keys)

@@ -48,7 +48,7 @@ def of(
     flush = config.feedback_flush if direction == "up" else 0
     made = make(getattr(config, direction), error_feedback, config.options, config.feedback_decay, flush)
     if layout is not None:
-        made.prepare(layout)
+        made.prepare(layout, direction)
     return made
 
 

@@ -194,8 +194,8 @@ class Codec(ABC):
         names = list(tensors) if isinstance(tensors, Flat) else sorted(tensors)
         return [self.entry(name, tensors[name].dtype.name, tensors[name].shape) for name in names]
 
-    def prepare(self, layout: FlatLayout) -> None:
-        """Says the network whose changes will be coded; called once, before anything else, where there is one."""
+    def prepare(self, layout: FlatLayout, direction: str = "up") -> None:
+        """Says the network whose changes will be coded, and which way, "up" or "down"; called once, before anything else, where there is one."""
 
     def in_round(self, server_round: int) -> Codec:
         """The codec that packets of this round are written with; another one in the first rounds of one that must learn."""

@@ -52,7 +52,8 @@ class Learned(BufferCodec):
     trained = True
     reveals = "the network that every site is sent holds the main directions of all sites' changes, mixed, and how large they are along them"
 
-    bits: float = key(0.5, "bits per weight that a packet aims at", 0.01, 4)
+    bits: float = key(0.5, "bits per weight that a packet of the way up aims at", 0.01, 4)
+    down_bits: float = key(0.1, "likewise of the way down, where far fewer do", 0.01, 4)
     warmup: int = key(2, "first rounds, which travel as warmup_codec and are learned from", 1, 1000)
     warmup_codec: Literal["int8", "int4", "int2"] = key(
         "int8", "codec of the first rounds, with entropy coding"
@@ -63,15 +64,17 @@ class Learned(BufferCodec):
     def __post_init__(self) -> None:
         # No fields of the dataclass: these are its options.
         self._layout: FlatLayout | None = None
+        self._aim = self.bits
         self._data: np.ndarray | None = None  # weights of the network, uint8 [bytes]
         self._before: np.ndarray | None = None  # those before them
         self._sums: Tensors = {}  # moments of changes, "NAME/AXIS" -> float32 [n, n]
 
     # --- which codec, which network ---
 
-    def prepare(self, layout: FlatLayout) -> None:
+    def prepare(self, layout: FlatLayout, direction: str = "up") -> None:
         """As `Codec.prepare`."""
         self._layout = layout
+        self._aim = self.down_bits if direction == "down" else self.bits
 
     def in_round(self, server_round: int) -> Codec:
         """The codec of the warm-up in its rounds, else this one."""
@@ -149,7 +152,7 @@ class Learned(BufferCodec):
 
     def _most(self, row: Row) -> int:
         """Most bytes of tables and words; those of a change of zeros always fit."""
-        return int(SLACK * self.bits * row.size / 8) + 256
+        return int(SLACK * self._aim * row.size / 8) + 256
 
     def write(self, values: np.ndarray, row: Row, rng: np.random.Generator | None) -> bytes:
         """As `BufferCodec.write`: float32 [row.size]; nothing is drawn.
@@ -166,7 +169,7 @@ class Learned(BufferCodec):
         net = self._nets(row)[0]
         order, classes = _order(net, row)
         coefficients = net.turned(values, row.layout)[order]
-        step, most = _step(coefficients, classes, self.bits), self._most(row)
+        step, most = _step(coefficients, classes, self._aim), self._most(row)
         while True:
             data = _coded(coefficients, classes, step)
             # The sample may have been too kind, or the tables be much beside few numbers.

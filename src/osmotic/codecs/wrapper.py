@@ -54,8 +54,8 @@ class Wrapper(Codec):
     def body_bytes(self, entries: Sequence[Entry]) -> int:
         return self.inner.body_bytes(entries)
 
-    def prepare(self, layout: FlatLayout) -> None:
-        self.inner.prepare(layout)
+    def prepare(self, layout: FlatLayout, direction: str = "up") -> None:
+        self.inner.prepare(layout, direction)
 
     def new_weights(self, server_round: int) -> Mapping[str, tuple[str, tuple[int, ...]]] | None:
         return self.inner.new_weights(server_round)
