@@ -57,7 +57,14 @@ class Cube:
 
 
 def cubes(layout: FlatLayout) -> list[Cube]:
-    """The tensors of a layout that are not empty, in its order."""
+    """The tensors of a layout that are not empty, in its order; worked out once."""
+    known: list[Cube] | None = layout.__dict__.get("_cubes")
+    if known is None:
+        known = layout.__dict__["_cubes"] = _cubes(layout)
+    return known
+
+
+def _cubes(layout: FlatLayout) -> list[Cube]:
     found = []
     for name, shape in layout.items():
         size, start = int(np.prod(shape)), layout.slices[name].start
