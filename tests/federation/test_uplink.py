@@ -178,15 +178,15 @@ def test_its_weights_are_sent_to_those_who_do_not_have_them() -> None:
     assert [bool(link.extras(s.name)) for s in (a, b, c)] == [True, False, False]
 
 
-def test_new_weights_are_told_as_new_and_old_ones_are_not() -> None:
+def test_weights_come_with_the_round_in_which_they_were_new() -> None:
     link, some = UpLink(TrainedCodec()), senders()
-    assert link.begin(1, refresh=True) == ({}, False)
+    assert link.begin(1, refresh=True) == ({}, 0)
     link.commit([])
-    weights, fresh = link.begin(2, refresh=True)
-    assert set(weights) == {"scale"} and fresh
+    weights, version = link.begin(2, refresh=True)
+    assert set(weights) == {"scale"} and version == 2
     link.commit([s.name for s in some])
-    again, fresh = link.begin(3, refresh=False)
-    assert again is weights and not fresh
+    again, version = link.begin(3, refresh=False)
+    assert again is weights and version == 2
 
 
 def test_a_codec_that_is_not_to_be_renewed_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
