@@ -42,7 +42,7 @@ TARGETS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.05)  # bits per weight
 ONCE = (10, 20)  # rounds of which every client's change is sent once, nothing owed
 OWED = (5, 10, 20)  # rounds after which what is owed is looked at
 FEW = 3  # clients that send with error feedback
-RENEW = 5  # rounds between two looks at the learned network, where it is renewed
+RENEW = 5  # rounds after which the learned network is renewed, where it is
 NEVER = 100_000
 IMAGES, STEPS = (2, 10, 50), 600  # of the test of synthetic inputs
 
@@ -400,7 +400,7 @@ set to the target on the first client's change of round 3, and come to within {o
 * owed: |residual|^2 / |change|^2 after a round, error feedback from round 3 on; means over the first {few} clients.
 * sum: |sum sent - sum meant| / |sum meant| over rounds 3 to {rounds}.
 * network: bytes that a client must have before, times they were sent in rounds 3 to {rounds}; "a round" is that in bits per weight and round, which
-  the bits beside it do not hold. `learned` learns from rounds 1 and 2 as int8 decodes to them (frozen), or looks every {renew} rounds at what its own packets
+  the bits beside it do not hold. `learned` learns from rounds 1 and 2 as int8 decodes to them (frozen), or anew every {renew} rounds from what its own packets
   decode to (renewed). PCA: one square matrix for chunks of {chunk} numbers, {chunk}^2 numbers of 8 bits, frozen, with the coder of `learned`. Low rank:
   exact singular vectors, int4, ranks by energy for bytes in each packet; PowerSGD, with power iterations and one rank for all, was not measured beside it.
 """
