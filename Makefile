@@ -42,7 +42,7 @@ format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 
 benchmark: $(STAMP)
-	for script in rounds step aggregate scale; do $(BIN)/python benchmarks/$$script.py; done
+	for script in rounds step aggregate scale codecs; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build

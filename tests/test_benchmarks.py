@@ -94,6 +94,22 @@ def test_server_memory_does_not_grow_with_the_number_of_clients() -> None:
     assert use["within_bound"] is True
 
 
+def test_codecs_are_timed_and_lose_no_more_the_more_bytes_they_take() -> None:
+    record = quick("codecs.py")
+    rows = {row["case"]: row for row in record["results"]}
+    errors = [
+        rows[case]["error"] for case in ("fp32", "fp16", "int8", "int4", "int2", "sparse 5 %", "sparse 1 %")
+    ]
+    factors = [
+        rows[case]["factor"] for case in ("fp32", "fp16", "int8", "int4", "int2", "sparse 5 %", "sparse 1 %")
+    ]
+    assert errors == sorted(errors) and factors == sorted(factors) and errors[0] == 0 and errors[-1] < 1
+    for row in rows.values():
+        assert row["bytes"] <= row["bytes_at_most"] and row["encode_gb_s"] > 0 < row["decode_gb_s"]
+    for found in record["lossless"].values():
+        assert found["bytes"]["zstandard"] < found["bytes"]["plain"]
+
+
 def test_clients_trained_as_one_are_held_against_one_after_another() -> None:
     rows = quick("batched.py")["results"]
     assert [row["way"] for row in rows] == ["grouped", "windows"]

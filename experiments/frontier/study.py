@@ -50,16 +50,34 @@ SETTINGS: dict[str, Keys] = {
 
 
 def pilot() -> Cases:
-    """Seed 100, which no table has."""
-    more: dict[str, Keys] = {
-        "fp32-r10": main_rounds(10),
-        "sparse-r20": main_rounds(20) | both("sparse", density=0.02, bits=1),
-        "int2-r50": main_rounds(50) | both("int2", entropy=True),
-        "learned-r10-0.5": main_rounds(10) | learned(0.5, 0.1, 3),
+    """Seed 100, which no table has: what to choose, and where it hurts."""
+    up_alone: Keys = {"codec.down": "fp32"}
+    tried: dict[str, tuple[str, Keys]] = {
+        "fp32": ("dirichlet", main_rounds(100)),
+        "fp32-r50": ("dirichlet", main_rounds(50)),
+        "fp32-r20": ("dirichlet", main_rounds(20)),
+        "scaffold-r20": ("dirichlet", main_rounds(20)),
+        "learned-0.25-0.25-r20": ("dirichlet", main_rounds(20) | learned(0.25, 0.25, 5)),
+        "learned-0.1-0.1": ("dirichlet", main_rounds(100) | learned(0.1, 0.1, 10)),
+        "learned-0.1-up-alone": ("dirichlet", main_rounds(100) | learned(0.1, 0.1, 10) | up_alone),
+        "learned-0.1-0.1-no-feedback": (
+            "dirichlet",
+            main_rounds(100) | learned(0.1, 0.1, 10) | {"codec.error_feedback": False},
+        ),
+        "learned-1-1": ("dirichlet", main_rounds(100) | learned(1.0, 1.0, 10)),
+        "learned-1.8-0.1": ("dirichlet", main_rounds(100) | learned(1.8, 0.1, 10, "int8", 1)),
+        "learned-0.35-0.05": ("dirichlet", main_rounds(100) | learned(0.35, 0.05, 10)),
+        "int4": ("dirichlet", main_rounds(100) | both("int4", entropy=True)),
+        "int2": ("dirichlet", main_rounds(100) | both("int2", entropy=True)),
+        "iid-fp32": ("iid", main_rounds(100)),
+        "iid-fp32-r20": ("iid", main_rounds(20)),
+        "iid-learned-0.25-0.1-r20": ("iid", main_rounds(20) | learned(0.25, 0.1, 5)),
     }
     return {
-        f"dirichlet-{name}": arguments("fedavg", PILOT_SEED, CELLS["dirichlet"], keys)
-        for name, keys in (SETTINGS | more).items()
+        name: arguments(
+            "scaffold" if name.startswith("scaffold") else "fedavg", PILOT_SEED, CELLS[cell], keys
+        )
+        for name, (cell, keys) in tried.items()
     }
 
 
