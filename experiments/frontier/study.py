@@ -41,11 +41,11 @@ SETTINGS: dict[str, Keys] = {
     "fp32": main_rounds(100),
     "int4": main_rounds(100) | both("int4", entropy=True),
     "int2": main_rounds(100) | both("int2", entropy=True),
-    "learned-1": main_rounds(100) | learned(1.0, 0.1, 10, warmup_codec="int8", warmup=2),
-    "learned-0.35": main_rounds(100) | learned(0.35, 0.05, 10),
+    "learned-1": main_rounds(100) | learned(1.0, 1.0, 10),
+    "learned-0.2": main_rounds(100) | learned(0.2, 0.2, 10),
     "sparse-5%": main_rounds(100) | both("sparse", density=0.05, bits=1),
     "fp32-r20": main_rounds(20),
-    "learned-0.25-r20": main_rounds(20) | learned(0.25, 0.1, 5),
+    "learned-0.2-r20": main_rounds(20) | learned(0.2, 0.2, 5),
 }
 
 
@@ -66,12 +66,12 @@ def pilot() -> Cases:
         ),
         "learned-1-1": ("dirichlet", main_rounds(100) | learned(1.0, 1.0, 10)),
         "learned-1.8-0.1": ("dirichlet", main_rounds(100) | learned(1.8, 0.1, 10, "int8", 1)),
-        "learned-0.35-0.05": ("dirichlet", main_rounds(100) | learned(0.35, 0.05, 10)),
+        "learned-0.2-0.2": ("dirichlet", main_rounds(100) | learned(0.2, 0.2, 10)),
         "int4": ("dirichlet", main_rounds(100) | both("int4", entropy=True)),
         "int2": ("dirichlet", main_rounds(100) | both("int2", entropy=True)),
         "iid-fp32": ("iid", main_rounds(100)),
         "iid-fp32-r20": ("iid", main_rounds(20)),
-        "iid-learned-0.25-0.1-r20": ("iid", main_rounds(20) | learned(0.25, 0.1, 5)),
+        "iid-learned-0.2-0.2-r20": ("iid", main_rounds(20) | learned(0.2, 0.2, 5)),
     }
     return {
         name: arguments(

@@ -85,6 +85,21 @@ class Row:
         return np.concatenate([[0], np.cumsum(self.lengths)])[:-1].astype(np.int64)
 
     @cached_property
+    def first(self) -> np.ndarray:
+        """The first channel of each tensor, int64 [tensors]."""
+        return np.cumsum(self.channels) - self.channels
+
+    @cached_property
+    def is_vector(self) -> np.ndarray:
+        """Whether a channel is a vector or scalar, bool [channels]."""
+        return np.repeat(np.array([vector for *_, vector in self._tensors], bool), self.channels)
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """The channels of tensors that have more than one, int64 [n]."""
+        return np.flatnonzero(np.repeat(self.channels > 1, self.channels))
+
+    @cached_property
     def vectors(self) -> list[slice]:
         """Where vectors and scalars lie; those side by side are one slice."""
         return self._runs(True)

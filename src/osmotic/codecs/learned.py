@@ -53,7 +53,7 @@ class Learned(BufferCodec):
     reveals = "the network that every site is sent holds the main directions of all sites' changes, mixed, and how large they are along them"
 
     bits: float = key(0.5, "bits per weight that a packet of the way up aims at", 0.01, 4)
-    down_bits: float = key(0.1, "likewise of the way down, where far fewer do", 0.01, 4)
+    down_bits: float = key(0.5, "likewise of the way down", 0.01, 4)
     warmup: int = key(2, "first rounds, which travel as warmup_codec and are learned from", 1, 1000)
     warmup_codec: Literal["int8", "int4", "int2"] = key(
         "int8", "codec of the first rounds, with entropy coding"

@@ -75,7 +75,7 @@ class Uniform(BufferCodec):
         many = sum(s.stop - s.start for s in row.matrices)
         few = row.size - many
         codes = few + -(-many * self.bits // 8) if self.bits < 8 else row.size
-        return 2 * len(row.names) + len(_own_scales(row)) + codes
+        return 2 * len(row.names) + len(row.shared) + codes
 
     def write(self, values: np.ndarray, row: Row, rng: np.random.Generator | None) -> bytes:
         """As `BufferCodec.write`: float32 [row.size] as bytes.
@@ -88,11 +88,11 @@ class Uniform(BufferCodec):
         need = self._needed(values, row, levels)
         if row.names and not np.all(need <= scales.MAX_SCALE):  # also false for NaN
             raise ValueError(f"{_first_bad(row, need)}: a value is not finite or too large for a scale")
-        peaks = np.maximum.reduceat(need, _first(row)) if row.names else need
+        peaks = np.maximum.reduceat(need, row.first) if row.names else need
         upper = scales.bases(peaks)
         base = np.repeat(scales.widened(upper), row.channels)
         down = scales.steps_down(base, need)
-        own = _own_scales(row)
+        own = row.shared
         # A tensor of one channel has its base for a scale.
         alone = np.ones(len(need), bool)
         alone[own] = False
@@ -108,7 +108,7 @@ class Uniform(BufferCodec):
         Raises: BadPacket for a scale that is negative, not finite or above MAX_SCALE; for codes beside a scale of zero.
         """
         plain = memoryview(zstd.decompress(data, self._plain_bytes(row))) if self.entropy else data
-        count, own = len(row.names), _own_scales(row)
+        count, own = len(row.names), row.shared
         base = np.repeat(scales.checked(np.frombuffer(plain[: 2 * count], "<u2")), row.channels)
         down = np.zeros(len(base), np.uint8)
         down[own] = np.frombuffer(plain[2 * count : 2 * count + len(own)], np.uint8)
@@ -121,13 +121,13 @@ class Uniform(BufferCodec):
             part = values[numbers]
             np.copyto(part, codes[numbers])
             if self.bits == 2:
-                part -= _offsets(row, numbers)
+                part -= np.repeat(_offsets(row)[channels], row.lengths[channels])
             part *= np.repeat(scale[channels], row.lengths[channels])
 
         _each(fill, row)
         zero = scale == 0
         if self.bits == 2:  # a level beside zero times zero is zero
-            zero &= _is_vector(row)
+            zero &= row.is_vector
         if zero.any():
             bad = np.logical_or.reduceat(codes != 0, row.starts)[zero] if len(row.starts) else zero
             if np.any(bad):
@@ -156,7 +156,7 @@ class Uniform(BufferCodec):
 
     def _clipped(self, values: np.ndarray, row: Row, need: np.ndarray, levels: np.ndarray) -> np.ndarray:
         """Scales of least squared error on a strided sample of each channel, float32 [channels]."""
-        own = np.flatnonzero(~_is_vector(row))
+        own = np.flatnonzero(~row.is_vector)
         if not len(own):
             return need
         at = row.starts[own, None] + (np.arange(SAMPLES) * row.lengths[own, None]) // SAMPLES
@@ -205,13 +205,13 @@ class Uniform(BufferCodec):
         codes = np.empty(row.size, np.int8)
         inverse = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0).astype(np.float32)
         draws = rng.random(row.size, np.float32) if rng is not None and self.stochastic else None
-        vector = _is_vector(row)
+        vector = row.is_vector
 
         def fill(block: tuple[slice, slice]) -> None:
             channels, numbers = block
             lengths = row.lengths[channels]
             x = values[numbers] * np.repeat(inverse[channels], lengths)
-            half = _offsets(row, numbers) if self.bits == 2 else None
+            half = np.repeat(_offsets(row)[channels], lengths) if self.bits == 2 else None
             if half is not None:
                 x += half  # codes 0 to 3 are whole again
             if draws is not None:
@@ -276,14 +276,12 @@ class Int8(Uniform):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int4(Uniform):
-    """4 bits a weight."""
-
-    name = "int4"
-    bits = 4
-    version = 1
+class Clipped(Uniform):
+    """Few bits: the largest numbers of a channel may be cut, where that loses less than coarser steps."""
 
     clip: Literal["mse", "max"] = key("mse", "scale of a channel: by least squared error, or from its peak")
+
+    version = 1
 
     @property
     def _clips(self) -> bool:
@@ -291,67 +289,29 @@ class Int4(Uniform):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int2(Uniform):
+class Int4(Clipped):
+    """4 bits a weight."""
+
+    name = "int4"
+    bits = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int2(Clipped):
     """2 bits a weight."""
 
     name = "int2"
     bits = 2
-    version = 1
-
-    clip: Literal["mse", "max"] = key("mse", "scale of a channel: by least squared error, or from its peak")
-
-    @property
-    def _clips(self) -> bool:
-        return self.clip == "mse"
-
-
-# --- what follows from the row alone, worked out once per row ---
-
-
-def _once(row: Row, name: str, work: object) -> np.ndarray:
-    found: np.ndarray | None = row.__dict__.get(name)
-    if found is None:
-        found = row.__dict__[name] = work()  # type: ignore[operator]
-    return found
-
-
-def _first(row: Row) -> np.ndarray:
-    """The first channel of each tensor, int64 [tensors]."""
-    return _once(row, "_first", lambda: np.cumsum(row.channels) - row.channels)
-
-
-def _is_vector(row: Row) -> np.ndarray:
-    """Whether a channel is a vector or scalar, bool [channels]."""
-
-    def work() -> np.ndarray:
-        found = np.zeros(len(row.starts), bool)
-        for place in row.vectors:
-            found |= (row.starts >= place.start) & (row.starts < place.stop)
-        return found
-
-    return _once(row, "_is_vector", work)
-
-
-def _own_scales(row: Row) -> np.ndarray:
-    """The channels that have a scale of their own beside their tensor's base, int64 [n]."""
-    return _once(row, "_own_scales", lambda: np.flatnonzero(np.repeat(row.channels > 1, row.channels)))
 
 
 def _levels(row: Row, most: float) -> np.ndarray:
     """The largest code of each channel, float32 [channels]."""
-    return np.where(_is_vector(row), np.float32(BYTE_LEVELS), np.float32(most)).astype(np.float32)
+    return np.where(row.is_vector, np.float32(BYTE_LEVELS), np.float32(most)).astype(np.float32)
 
 
-def _offsets(row: Row, numbers: slice) -> np.ndarray:
-    """What turns the four levels of 2 bits into 0 to 3, float32 [numbers]: 1.5, of vectors 0."""
-
-    def work() -> np.ndarray:
-        found = np.full(row.size, 1.5, np.float32)
-        for place in row.vectors:
-            found[place] = 0
-        return found
-
-    return _once(row, "_offsets", work)[numbers]
+def _offsets(row: Row) -> np.ndarray:
+    """What turns the four levels of 2 bits into 0 to 3, by channel, float32 [channels]: 1.5, of vectors 0."""
+    return np.where(row.is_vector, np.float32(0), np.float32(1.5)).astype(np.float32)
 
 
 def _first_bad(row: Row, need: np.ndarray) -> str:
