@@ -191,6 +191,7 @@ HOSTILE = {
     "its size claimed": b"\1" + frame(DATA, write_content_size=True),
     "no size claimed, of nothing": b"\1" + frame(b"", write_content_size=True),
     "with a dictionary": b"\1\x28\xb5\x2f\xfd\x01\x48\x07" + frame(DATA)[6:],
+    "a window of 16 MiB": b"\1\x28\xb5\x2f\xfd\x00" + bytes([14 << 3]) + frame(DATA)[6:],
     "a window of a gigabyte": b"\1\x28\xb5\x2f\xfd\x00" + bytes([20 << 3]) + frame(DATA)[6:],
 }
 
