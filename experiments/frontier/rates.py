@@ -435,6 +435,7 @@ def tables() -> None:
             text += f"\n{_winners(chosen)}\n"
     text += "\n## Error by layer, round 10\n\n" + "\n".join(_layers({r["case"]: r for r in ways})) + "\n"
     text += "\n## Comparators against the codecs of the package\n\n" + "\n".join(_verdicts(ways)) + "\n"
+    text += "\n## Networks counted\n\n" + "\n".join(_counted(ways)) + "\n"
     text += "\n## Synthetic inputs\n\n" + "\n".join(_synthetic([r for r in rows if "images" in r])) + "\n"
     (HERE / "rates.md").write_text(text)
 
@@ -497,6 +498,25 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 f"* {mine} against {other}, of {len(pairs)} rates: less error of one packet in round 10 at {lists[0]}; in round 20 at {lists[1]}; "
                 f"less owed after round 20 at {lists[2]}."
             )
+
+
+def _counted(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield (
+        f"Bits of a packet and of the network's share of a round, spread over rounds {WARMUP + 1} to {ROUNDS}: more rounds for a network make it less. Beside each "
+        "what low rank, which needs none, comes to with as many bits, between its rates in logarithms."
+    )
+    yield "\n| way | bits in all | error, round 20 | of low rank | owed after 20 | of low rank |"
+    yield "|---|---|---|---|---|---|"
+    low = sorted((row for row in rows if row["way"] == "low rank"), key=lambda row: row["fed_bits"])
+    for row in rows:
+        total = row["fed_bits"] + _network_bits(row)
+        if not row["network_bytes"] or not low[0]["fed_bits"] <= total <= low[-1]["fed_bits"]:
+            continue
+        cells = []
+        for key in ("error_20", "residual_20"):
+            known = [np.log([one[name] for one in low]) for name in ("fed_bits", key)]
+            cells += [f"{row[key]:.3g}", f"{np.exp(np.interp(np.log(total), *known)):.3g}"]
+        yield f"| {row['case']} | {total:.3f} | {' | '.join(cells)} |"
 
 
 def _synthetic(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
