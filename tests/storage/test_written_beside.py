@@ -43,6 +43,8 @@ def test_an_error_is_raised_once_by_who_waits_and_by_who_begins_the_next() -> No
 
 def test_a_signal_waits_for_the_end_of_the_work() -> None:
     beside, done = Beside[None](), []
+    # A shell starts what it runs in the background with SIGINT ignored, and Python then has no handler of its own.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work() -> None:
         time.sleep(0.1)  # until somebody waits
@@ -50,7 +52,10 @@ def test_a_signal_waits_for_the_end_of_the_work() -> None:
         time.sleep(0.2)
         done.append(1)
 
-    beside.begin(work)
-    with pytest.raises(KeyboardInterrupt):
-        beside.wait()
-    assert done
+    try:
+        beside.begin(work)
+        with pytest.raises(KeyboardInterrupt):
+            beside.wait()
+        assert done
+    finally:
+        signal.signal(signal.SIGINT, before)
