@@ -219,10 +219,12 @@ class Uniform(BufferCodec):
                 np.floor(x, out=x)
             else:
                 np.rint(x, out=x)
-            most = np.repeat(levels[channels], lengths)
-            if half is None:
+            # A scale from the peak keeps every code within its range, as the least bit more that it has outweighs all rounding.
+            if half is None and (self._clips or draws is not None):
+                most = np.repeat(levels[channels], lengths)
                 np.clip(x, -most, most, out=x)
-            else:
+            elif half is not None:
+                most = np.repeat(levels[channels], lengths)
                 np.clip(x, np.where(half > 0, 0, -most), np.where(half > 0, 3, most), out=x)
                 x[np.repeat((scale[channels] == 0) & ~vector[channels], lengths)] = 0
             codes[numbers] = x
