@@ -68,6 +68,8 @@ def cell_rows(rows: Rows, cell: str, base: str = "fp32") -> list[dict[str, Any]]
                 "bytes": sent,
                 "factor": plain / sent if sent else math.inf,
                 "images": sent / images if images else None,
+                "seen": statistics.fmean(a["images_seen"] for a, _ in pairs),
+                "steps": statistics.fmean(a["client_steps"] for a, _ in pairs),
                 "held": statistics.fmean(a["held_out_fd"] for a, _ in pairs),
             }
         )
@@ -77,15 +79,15 @@ def cell_rows(rows: Rows, cell: str, base: str = "fp32") -> list[dict[str, Any]]
 def markdown(found: list[dict[str, Any]]) -> str:
     """A table."""
     lines = [
-        "| setting | seeds | FD | held-out FD | FD / fp32 FedAvg | upper 95 % | traffic | times less | of the pictures |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| setting | seeds | images seen | client steps | FD | held-out FD | FD / fp32 FedAvg | upper 95 % | traffic | times less | of the pictures |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         upper = "" if math.isinf(one["upper"]) else f"{one['upper']:.3f}"
         factor = "" if math.isinf(one["factor"]) else f"{one['factor']:.1f}"
         images = "" if one["images"] is None else f"{one['images']:.2f}"
         lines.append(
-            f"| {one['name']} | {one['seeds']} | {one['fd']:.3f} | {one['held']:.3f} | {one['ratio']:.3f} | {upper} | "
+            f"| {one['name']} | {one['seeds']} | {one['seen']:,.0f} | {one['steps']:,.0f} | {one['fd']:.3f} | {one['held']:.3f} | {one['ratio']:.3f} | {upper} | "
             f"{one['bytes'] / 1e6:.2f} MB | {factor} | {images} |"
         )
     return "\n".join(lines)

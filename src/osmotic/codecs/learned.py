@@ -8,7 +8,7 @@ The step is chosen for each packet so that it takes `bits` per weight. What is l
 The first `warmup` rounds travel as `warmup_codec`, and the network is learned on the server from what they brought, in closed form:
 nothing is drawn. Every `every` rounds it is learned anew from all replies as decoded, those of `every` rounds ago at half their
 weight, and sent to each client once. No raw chunks are attached: with a square network nothing is out of its reach, so that what is
-decoded over some rounds has the directions of what was meant. Offline (20 rounds of real changes of 10 clients, 0.5 bits a weight, feedback)
+decoded over some rounds has the directions of what was meant. Offline (experiments/frontier/renewal.py: 20 rounds of real changes of 10 clients, 0.5 bits a weight, feedback)
 residuals came level at 2.4 times the change's energy with the network of the warm-up, at 1.7 renewed every five rounds from decoded
 replies, at 1.7 with one raw change a round beside them, at 1.5 with all of them raw. A network costs 39 kB for `unet-8`, 0.45 bits a weight once.
 

@@ -162,10 +162,11 @@ class Uniform(BufferCodec):
         at = row.starts[own, None] + (np.arange(SAMPLES) * row.lengths[own, None]) // SAMPLES
         sample = values[at]  # [channels, SAMPLES]
         best, error = need[own], np.full(len(own), np.inf, np.float32)
+        half = np.float32(0.5 if self.bits == 2 else 0)  # the four levels of 2 bits lie half-way
         for clip in CLIPS:
             scale = need[own] * clip
             inverse = np.where(scale >= scales.LEAST, 1 / np.maximum(scale, scales.LEAST), 0)
-            off = self._rounded(sample * inverse[:, None], None)
+            off = np.rint(sample * inverse[:, None] - half) + half
             np.clip(off, -self._levels, self._levels, out=off)
             off *= scale[:, None]
             off -= sample
@@ -177,21 +178,6 @@ class Uniform(BufferCodec):
         return need
 
     # --- codes ---
-
-    def _rounded(self, x: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Numbers [...] in steps, rounded to whole ones, or to those half-way between for 2 bits; in place."""
-        half = np.float32(0.5 if self.bits == 2 else 0)
-        if half:
-            x -= half
-        if rng is not None and self.stochastic:
-            # floor(x + u) with u uniform in [0, 1) is unbiased.
-            x += rng.random(x.shape, np.float32)
-            np.floor(x, out=x)
-        else:
-            np.rint(x, out=x)
-        if half:
-            x += half
-        return x
 
     def _codes(
         self,

@@ -211,12 +211,8 @@ class Exchange:
                     del reply
             if failure is not None:
                 tally.failures[name] = failure
-                draws = self.config.codec.first_contact == "seed" and answer.packet is not None
-                if (
-                    draws
-                    and answer.packet is not None
-                    and answer.packet.header.get("first_contact") == "weights"
-                ):
+                told = {} if answer.packet is None else answer.packet.header
+                if self.config.codec.first_contact == "seed" and told.get("first_contact") == "weights":
                     tally.draw_otherwise.add(name)
             tally.entries += self._entries(phase, answer, failure, metrics, tally)
             self.observer.answered(name)
