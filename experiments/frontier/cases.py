@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from osmotic.config.schema import DataConfig
+from osmotic.data.partition import partition
+from osmotic.data.sources import load
+from osmotic.protocol.participation import images_planned
 
 # Fashion-MNIST, as ../shared/data has it; any copy in the same form will do.
 DATA = "npz:../shared/data/fashion-mnist.npz"
@@ -15,7 +22,7 @@ Keys = dict[str, Any]
 COMMON: Keys = {
     "data.source": DATA,
     "data.clients": 10,
-    "training.batch_size": 64,
+    "training.batch_size": 16,
     "training.lr_schedule": "cosine",
     "score.every": 0,
     "score.samples": 2000,
@@ -25,9 +32,34 @@ COMMON: Keys = {
 MAIN: Keys = COMMON | {"data.image_size": 8, "data.max_images": 6000, "model.network": "unet-8"}
 
 
-def of_passes(passes: float, rounds: int) -> Keys:
-    """So many rounds, with as much local work in each as makes `passes` over all images in the run: equal images."""
-    return {"training.rounds": rounds, "training.local_epochs": passes / rounds}
+def sizes(keys: Mapping[str, Any], seed: int) -> tuple[int, ...]:
+    """Images of each client of a cell's split with this seed."""
+    data = {name.removeprefix("data."): value for name, value in keys.items() if name.startswith("data.")}
+    return _dealt(json.dumps(data | {"partition_seed": seed}, sort_keys=True))
+
+
+@cache
+def _dealt(data: str) -> tuple[int, ...]:
+    """Read and dealt once for all cases of a cell."""
+    cfg = DataConfig(**json.loads(data))
+    return tuple(map(len, partition(cfg, load(cfg).train, remember=True)))
+
+
+def of_images(images: int, rounds: int, keys: Mapping[str, Any], seed: int) -> Keys:
+    """So many rounds, with the local work in each that makes `images` in the run as nearly as whole steps allow.
+
+    Steps are whole, and rounded client by client, so equal passes are not equal images: with few images a round two
+    cases of a cell could differ by a fifth.
+    """
+    held, batch = sizes(keys, seed), int(keys["training.batch_size"])
+
+    def seen(epochs: float) -> int:
+        return rounds * sum(images_planned(size, batch, epochs) for size in held)
+
+    passes = images / rounds / sum(held)
+    tried = [passes * (0.7 + 0.001 * step) for step in range(601)]
+    best = min(tried, key=lambda epochs: (abs(seen(epochs) - images), abs(epochs - passes)))
+    return {"training.rounds": rounds, "training.local_epochs": round(best, 5)}
 
 
 def both(codec: str, feedback: bool = True, **options: Any) -> Keys:
@@ -48,12 +80,16 @@ def learned(bits: float, down_bits: float, every: int, warmup_codec: str = "int2
     )
 
 
-PASSES = 25.0
+def nesterov(learning_rate: float, momentum: float) -> Keys:
+    """Outer momentum on the server, as DiLoCo (arXiv 2311.08105) has it."""
+    return {
+        "server.pieces": ["nesterov"],
+        "server.nesterov.learning_rate": learning_rate,
+        "server.nesterov.momentum": momentum,
+    }
 
 
-def main_rounds(rounds: int) -> Keys:
-    """Of the main cell: 25 passes over its 6,000 images."""
-    return of_passes(PASSES, rounds)
+IMAGES = 144_000  # that all clients of a run see in all: 24 passes over the main cell's 6,000
 
 
 CELLS: dict[str, Keys] = {
@@ -64,7 +100,7 @@ CELLS: dict[str, Keys] = {
 
 def arguments(preset: str, seed: int, *keys: Mapping[str, Any]) -> list[str]:
     """As a person would type them after `osmotic run`; later keys win."""
-    merged: Keys = {"seed": seed, "data.partition_seed": seed}
+    merged: Keys = {"seed": seed, "data.partition_seed": seed, "engine.workers": 1}
     for some in keys:
         merged |= some
     found = ["--preset", preset]

@@ -124,7 +124,7 @@ def test_under_plain_sgd_a_clients_variate_is_option_2_of_the_paper() -> None:
     rule = train(
         Chain({"scaffold": PIECES["scaffold"]()}), step, {f"scaffold/{n}": t for n, t in own.items()}, 5
     )
-    _, sent, kept = rule.close({})
+    _, sent, kept = rule.close(dict)
     for n in shapes:
         start, end = step.received[n].numpy(), dict(model.named_parameters())[n].detach().numpy()
         # Option II: c_k - c + (x - y_k) / (K eta), with K = 5 and eta = 0.1.

@@ -13,7 +13,6 @@ from small_runs import SMALL
 from osmotic.errors import ConfigError
 from osmotic.runs import launch, resolve, study
 from osmotic.runs.grids import pick_for_grid
-from osmotic.runs.scoring import apportion
 
 
 def prepared(*sets: str) -> study.Study:

@@ -257,7 +257,7 @@ def test_pieces_of_the_learning_rule_bend_each_client_as_they_would_alone() -> N
     everything = ("encoder", "bottleneck", "decoder")
     one, many = compare(case, rule_of(case, FedAvg(), pieces, lambda client: everything))
     for wanted, found in zip(one, many, strict=True):
-        variates, extras = wanted.close({})[1:], found.close({})[1:]
+        variates, extras = wanted.close(dict)[1:], found.close(dict)[1:]
         for expected, given in zip(variates, extras, strict=True):
             assert expected.keys() == given.keys() != set()
             for name in expected:

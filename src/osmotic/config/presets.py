@@ -69,6 +69,28 @@ PRESETS: dict[str, Preset] = {
     "fedadam": Preset(keys={"method.name": "fedavg", "server.pieces": ("adam",)}),
     "fedyogi": Preset(keys={"method.name": "fedavg", "server.pieces": ("yogi",)}),
     "fedadagrad": Preset(keys={"method.name": "fedavg", "server.pieces": ("adagrad",)}),
+    "fedddpm": Preset(
+        keys={"method.name": "fedavg", "server.pieces": ("correction",)},
+        exchanges="as fedavg; before the rounds images that models of the sites' own draw, on which the server trains after each",
+    ),
+    "fedddpm+": Preset(
+        keys={
+            "method.name": "fedavg",
+            "server.pieces": ("correction",),
+            "server.correction.when": "slow",
+            "server.correction.passes": 4.0,
+        },
+        exchanges="as fedddpm; the server trains only when learning has become slow",
+    ),
+    "fedddpm-upload": Preset(
+        keys={
+            "method.name": "fedavg",
+            "server.pieces": ("correction",),
+            "server.correction.images": "upload",
+        },
+        exchanges="as fedddpm, with the sites' own models uploaded, as in the paper, instead of images",
+    ),
+    "oneshot": Preset(keys={"method.name": "oneshot", "server.pieces": ("correction",)}),
     "central": Preset(keys={"method.name": "central"}),
     "local": Preset(keys={"method.name": "local"}),
 }

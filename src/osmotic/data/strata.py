@@ -1,4 +1,4 @@
-"""A random share of some images in which every class keeps its share, as far as its count allows."""
+"""Shares of some images in which every class keeps its share, as far as its count allows: drawn, or as labels alone."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def draw(labels: np.ndarray | None, size: int, count: int, rng: np.random.Genera
     taken[order[: count - taken.sum()]] += 1
     picks = [rng.permutation(np.flatnonzero(strata == k))[: taken[k]] for k in range(len(sizes))]
     return np.sort(np.concatenate([np.empty(0, np.int64), *picks]))
+
+
+def apportion(counts: np.ndarray, total: int) -> np.ndarray:
+    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted.
+
+    Args:
+        counts: images of each class, [classes], not all 0.
+    """
+    share = counts / counts.sum() * total
+    whole = np.floor(share).astype(np.int64)
+    # Stable order: of equal remainders the smaller label comes first.
+    whole[np.argsort(whole - share, kind="stable")[: total - whole.sum()]] += 1
+    return np.repeat(np.arange(len(counts)), whole)

@@ -56,6 +56,11 @@ class Blueprint:
         process = Process.from_config(config.model, config.recipe, num_classes, config.engine.precision)
         return cls(config, spec, process, Pixels((channels, image_size, image_size)))
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.spec.image_size, self.spec.image_size, self.spec.channels
+
     @cached_property
     def layout(self) -> Layout:
         """Parameter name -> shape, sorted by name; every parameter is float32 [...]."""

@@ -89,6 +89,23 @@ def entries(
     return [down, up]
 
 
+def server_entry(phase: Phase, images: int, steps: int, flops: int) -> ledger.Entry:
+    """The server's own work in a phase: images in its optimiser steps, those steps, and what they and what it drew cost."""
+    return ledger.Entry(
+        round=phase.server_round,
+        phase=phase.name,
+        client="server",
+        direction="server",
+        parameters=0,
+        bytes=0,
+        status="counted",
+        total=True,
+        images=images,
+        steps=steps,
+        flops=flops,
+    )
+
+
 def without_quorum(entry: ledger.Entry) -> ledger.Entry:
     """An entry of a round that does not count: its bytes were spent, but no work was done."""
     if entry.status != "counted":

@@ -31,7 +31,7 @@ from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain, LocalRule
-from osmotic.protocol.messages import ADDRESS, SCORING, Client, Packet
+from osmotic.protocol.messages import ADDRESS, SCORING, TRAIN, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
@@ -234,7 +234,9 @@ class Worker:
         state, blobs = ClientState.of(kept), list(packet.blobs)
         # The last blob. Copied: read-only views of it would also keep all of the packet in memory.
         extras = {n: t.copy() for n, t in described.decode(blobs.pop()).items()} if header["extras"] else {}
-        down, up = self.blueprint.codec("down"), self.blueprint.codec("up", codec_config.error_feedback)
+        # What is lost of something else than a round's change is not owed to the next round.
+        owes = codec_config.error_feedback and header["phase"] == TRAIN
+        down, up = self.blueprint.codec("down"), self.blueprint.codec("up", owes)
         if new := group(extras, "codec"):
             state.codec = up.kept(state.codec, new)
         if state.codec:
@@ -268,6 +270,7 @@ class Worker:
             received=self.network.received,
             parameters=self.named,
             images=site.images,
+            draw=self._draw,
         )
         return Opened(site, header, state, step, up.in_round(step.server_round))
 
@@ -286,6 +289,11 @@ class Worker:
                 if name in own:
                     np.copyto(start[name], own[name])
         self.network.begin()
+
+    def _draw(self, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
+        """Images of the network as it stands, uint8 [samples, H, W, C], with the sampler and guidance of the scores."""
+        given = labels if self.blueprint.spec.num_classes else None
+        return self.blueprint.draw(self.model, given, samples, seed, drawn=partial(self.worked, "draw"))[0]
 
     # --- the actions ---
 
@@ -326,7 +334,7 @@ class Worker:
         """What training brought, as `train`, given its mean loss and the images that it saw."""
         opened, rule, moments = begun.opened, begun.rule, begun.moments
         state, step = opened.state, opened.step
-        change, extras, state.pieces = rule.close(self.network.change(step.returns))
+        change, extras, state.pieces = rule.close(lambda: self.network.change(step.returns))
         if moments is not None:
             state.optimizer = moments
         # A piece's phase may keep other parts than the exchange does (`personalise` keeps all).

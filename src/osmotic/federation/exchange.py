@@ -18,6 +18,7 @@ from osmotic.federation import bookkeeping, ledger
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Tally
 from osmotic.federation.interfaces import Engine, Observer
+from osmotic.federation.journal import Journal
 from osmotic.federation.state import ServerState
 from osmotic.flat import Flat
 from osmotic.protocol.aggregate import Accumulator, OutOfRange
@@ -158,20 +159,23 @@ class Exchange:
         tally: Tally,
         total: Accumulator | None,
         accept: Callable[[Reply], None],
+        object_to: Callable[[Reply], str | None] = lambda reply: None,
+        journal: Journal | None = None,
     ) -> None:
         """Every answer: decoded, gated and accepted, or written down as a failure of its client.
 
         Args:
             total: the sum that a reply must still fit into; None where nothing is summed.
             accept: takes a reply, "model/NAME" and extras -> array [...], before the next one is decoded.
+            object_to: why a reply that passed the gate must not count all the same, or None.
+            journal: what answers are kept in until the phase counts, and taken from if it was cut off before.
         """
-        answers = self.engine.exchange(tasks, self.config.engine.deadline_seconds)
+        answers = self._answers(tasks, journal)
         try:
-            self._take(phase, answers, tally, total, accept)
+            self._take(phase, answers, tally, total, accept, object_to, journal)
         finally:
             # Now, not when the traceback of an error is forgotten: clients under way may not go on beside a resumed run.
-            if isinstance(answers, Generator):
-                answers.close()
+            answers.close()
         for name in sorted(tally.asked):
             if name not in tally.answers and name not in tally.failures:
                 # An engine is to answer for everybody; one that forgets somebody must not make him unseen.
@@ -180,6 +184,31 @@ class Exchange:
                 down, up = self._entries(phase, answer, tally.failures[name], {}, tally)
                 tally.entries += [replace(down, bytes=tally.posted[name] if self.travels else 0), up]
 
+    def _answers(self, tasks: Iterator[Sent], journal: Journal | None) -> Generator[Answer]:
+        """The engine's answers, and those that the journal holds already, for which nobody is asked."""
+        known: list[Answer] = []
+
+        def unanswered() -> Iterator[Sent]:
+            for sent in tasks:
+                packet = None if journal is None else journal.answer(sent)
+                if packet is None:
+                    yield sent
+                else:
+                    known.append(Answer(sent, packet))
+
+        answers = self.engine.exchange(unanswered(), self.config.engine.deadline_seconds)
+        try:
+            for answer in answers:
+                yield answer
+                del answer  # or its packet would lie beside the next one
+                while known:
+                    yield known.pop()
+            while known:
+                yield known.pop()
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()
+
     def _take(
         self,
         phase: Phase,
@@ -187,6 +216,8 @@ class Exchange:
         tally: Tally,
         total: Accumulator | None,
         accept: Callable[[Reply], None],
+        object_to: Callable[[Reply], str | None],
+        journal: Journal | None,
     ) -> None:
         for came in answers:
             answer = _well_formed(came)
@@ -201,7 +232,7 @@ class Exchange:
                 continue  # one answer per client and phase; a transport may repeat itself
             failure, metrics = _misdirected(answer) or _failure(answer), {}
             if failure is None and answer.packet is not None:
-                reply = self._decode(phase, task, answer.packet, tally, total)
+                reply = self._decode(phase, task, answer.packet, tally, total, object_to)
                 if isinstance(reply, Failure):
                     failure = reply
                 else:
@@ -209,6 +240,8 @@ class Exchange:
                     metrics = dict(reply.metrics)
                     tally.answers[name], tally.weights[name] = metrics, reply.weight
                     del reply
+                    if journal is not None:
+                        journal.keep_answer(answer.sent, answer.packet)
             if failure is not None:
                 tally.failures[name] = failure
                 told = {} if answer.packet is None else answer.packet.header
@@ -234,7 +267,13 @@ class Exchange:
         )
 
     def _decode(
-        self, phase: Phase, task: Task, packet: Packet, tally: Tally, total: Accumulator | None
+        self,
+        phase: Phase,
+        task: Task,
+        packet: Packet,
+        tally: Tally,
+        total: Accumulator | None,
+        object_to: Callable[[Reply], str | None],
     ) -> Reply | Failure:
         """A packet as a reply that passed the gate, or why it did not."""
         name, expected = task.client.name, tally.expected[task.client.name]
@@ -246,7 +285,9 @@ class Exchange:
             if total is not None:
                 # Before `accept`: a reply that does not fit the sum is refused whole, not half folded.
                 total.check_weight(changes(tensors), weight)
-            return Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
+            reply = Reply(task, tensors, weight, expected.check_metrics(packet.header.get("metrics", {})))
+            reason = object_to(reply)
+            return reply if reason is None else Failure("bad", plain(reason))
         except Refused as error:
             return Failure(error.kind, str(error))
         except OutOfRange as error:

@@ -46,17 +46,29 @@ class Trainer(Protocol):
         steps: int,
         learning_rate: float,
         seed: int,
-    ) -> Tensors:
-        """New weights after `steps` optimiser steps from `weights`, name -> float32 [...].
+        batch_size: int,
+        moments: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """(new weights after `steps` optimiser steps from `weights`, the optimiser's moments then), name -> float32 [...].
 
         Args:
             images: uint8 [N, H, W, C].
             labels: int64 [N], or None.
+            moments: to go on from; {} starts afresh.
         """
         ...
 
     def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
         """Images of these weights, uint8 [samples, H, W, C]; labels int64 [samples], or None."""
+        ...
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
+        ...
+
+    @property
+    def flops_per_drawn(self) -> int:
+        """Cost of drawing one image."""
         ...
 
 

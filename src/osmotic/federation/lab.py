@@ -1,8 +1,14 @@
-"""The server's own work after the average, as pieces see it: training and sampling that nothing is kept of until it counts."""
+"""The server's own work after the average, as pieces see it: training and sampling that nothing is kept of until it counts.
+
+It is done in pieces that a journal keeps: interrupting it loses the piece under way.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,36 +16,91 @@ from osmotic import seeds
 from osmotic.federation.interfaces import Trainer
 from osmotic.protocol.messages import Phase
 from osmotic.protocol.view import View
-from osmotic.tensors import Tensors
+from osmotic.storage.shelf import Shelf
+from osmotic.storage.store import digest
+from osmotic.tensors import Tensors, group, grouped
+
+# Optimiser steps of one piece of training.
+PIECE = 200
 
 
 @dataclass
 class ServerLab:
-    """One phase's lab: weights come in as averaged and leave as trained; interrupting it loses only what it did.
+    """One phase's lab: weights come in as averaged and leave as trained.
 
     Args:
         view: the server as pieces see it.
         phase: the phase under way.
         weights: the global weights after the average, name -> float32 [...].
         trainer: what really trains and samples.
-        steps: optimiser steps taken on the server so far in this phase.
+        once: does a piece of work, or finds that it was done before the phase was cut off (`Journal.once`).
+        shelf: where tables are kept that are too large for every checkpoint.
+        steps, images, drawn: optimiser steps taken on the server so far in this phase, images in them, images drawn.
     """
 
     view: View
     phase: Phase
     weights: Tensors
     trainer: Trainer
+    once: Callable[[str, Callable[[], Tensors]], Tensors] = lambda what, make: make()
+    shelf: Shelf = field(default_factory=Shelf)
     steps: int = 0
+    images: int = 0
+    drawn: int = 0
 
-    def train(self, images: np.ndarray, labels: np.ndarray | None, steps: int, learning_rate: float) -> None:
-        """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; labels int64 [N] or None."""
-        seed = seeds.integer(self.view.config.seed, seeds.METHOD, self.phase.server_round)
-        self.weights = self.trainer.fit(self.weights, images, labels, steps, learning_rate, seed)
-        self.steps += steps
+    def train(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        steps: int,
+        learning_rate: float,
+        batch_size: int | None = None,
+    ) -> None:
+        """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; labels int64 [N] or None.
+
+        Args:
+            batch_size: images per step; None is `training.batch_size`.
+        """
+        run_seed, number = self.view.config.seed, self.phase.server_round
+        size = batch_size or self.view.config.training.batch_size
+        given = {"images": images} | ({} if labels is None else {"labels": labels})
+        begun, moments = self.steps, Tensors()
+        for start in range(0, steps, PIECE):
+            some = min(PIECE, steps - start)
+            seed = seeds.integer(run_seed, seeds.METHOD, number, "" if start == 0 else f"/{start}")
+
+            def work(some: int = some, seed: int = seed, before: Tensors = moments) -> Tensors:
+                trained, held = self.trainer.fit(
+                    self.weights, images, labels, some, learning_rate, seed, size, before
+                )
+                return grouped("weights", trained) | grouped("moments", held)
+
+            made = self.once(
+                _told("train", begun + start, some, learning_rate, seed, size)
+                + digest(given)
+                + digest(self.weights)
+                + digest(moments),
+                work,
+            )
+            self.weights, moments = group(made, "weights"), group(made, "moments")
+            self.steps += some
+            self.images += some * min(size, len(images))
 
     def sample(
-        self, weights: Tensors, labels: np.ndarray | None, samples: int, client: str = ""
+        self, weights: Mapping[str, np.ndarray], labels: np.ndarray | None, samples: int, client: str = ""
     ) -> np.ndarray:
         """Images of any weights of the network, uint8 [samples, H, W, C]; the noise follows from the round and `client`."""
         seed = seeds.integer(self.view.config.seed, seeds.METHOD, self.phase.server_round, client)
-        return self.trainer.sample(weights, labels, samples, seed)
+        told = _told("sample", samples, seed, None if labels is None else labels.tolist()) + digest(weights)
+        found = self.once(told, lambda: {"images": self.trainer.sample(dict(weights), labels, samples, seed)})
+        self.drawn += samples
+        return found["images"]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
+        return self.trainer.features(images)
+
+
+def _told(*what: Any) -> str:
+    """A piece of work in words, of a fixed length."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()

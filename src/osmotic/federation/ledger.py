@@ -12,16 +12,17 @@ from osmotic.storage import strict_json
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One message of one client in one direction.
+    """One message of one client in one direction, or, of `server`, the server's own work in a phase.
 
     `parameters` counts one per weight conveyed, whatever the codec; `bytes` is the length of the encoded payload,
-    headers and scales included. `images` and `steps` are the training behind an upward message, `flops` their cost.
+    headers and scales included. `images` and `steps` are the training behind an upward message, or of the server, `flops`
+    their cost; the server's hold what it has drawn too.
     """
 
     round: int
     phase: str
     client: str
-    direction: Literal["up", "down"]
+    direction: Literal["up", "down", "server"]
     parameters: int
     bytes: int
     status: str  # "counted", "refused" (came, not summed), "failed" (nothing usable came back), "unused" (round had no quorum)
@@ -42,11 +43,15 @@ class Totals:
     images_seen: int = 0
     client_steps: int = 0
     flops: int = 0
+    server_flops: int = 0
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Adds entries; what a refused reply cost in bytes counts, the work behind it does not."""
         for e in entries:
             if not e.total:
+                continue
+            if e.direction == "server":
+                self.server_flops += e.flops
                 continue
             if e.direction == "up":
                 self.parameters_up += e.parameters

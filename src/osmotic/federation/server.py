@@ -32,6 +32,7 @@ from osmotic.federation.client import keeps_state
 from osmotic.federation.exchange import Exchange
 from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
 from osmotic.federation.interrupts import Interrupts
+from osmotic.federation.journal import Journal
 from osmotic.federation.lab import ServerLab
 from osmotic.federation.state import ServerState
 from osmotic.flat import Flat
@@ -42,6 +43,7 @@ from osmotic.protocol.view import View
 from osmotic.storage import checkpoint, lock
 from osmotic.storage.beside import Beside
 from osmotic.storage.folder import RunDir
+from osmotic.storage.shelf import Shelf
 from osmotic.tensors import Tensors
 
 
@@ -102,6 +104,7 @@ class Server:
         self.exchange = Exchange(
             blueprint, self.state, engine, contract, self.run_id, flops_per_image, observer
         )
+        self.journal, self.shelf = Journal(run.journal), Shelf(run.shelf)
         self.interrupts = Interrupts()
         self._saving: Beside[Callable[[], None]] = Beside()
         self._committed: dict[str, Any] | None = None  # logs and failures before the score
@@ -172,13 +175,19 @@ class Server:
         total = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
         gathered: dict[str, Any] = {}
 
+        if self.chain.works_after:
+            self.journal.begin(phase.server_round)
+
         def fold(reply: Reply) -> None:
             if phase.name == TRAIN:
                 self.method.fold(total, reply)
             self.chain.gather(view, gathered, reply)
             state.up.observe(reply.task.client.name, reply.tensors)
 
-        self.exchange.collect(phase, self.exchange.post(phase, tasks, tally), tally, total, fold)
+        posted = self.exchange.post(phase, tasks, tally)
+        journal = self.journal if self.chain.works_after else None
+        vet = partial(self.chain.object_to, view, phase)
+        self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
         state.down.release()
         if tally.asked and not (tally.answers or state.counted or state.failures or tally.draw_otherwise):
             # A bug in a hook, say, fails everybody, and hours more would end in the untrained network.
@@ -204,10 +213,14 @@ class Server:
             moved.add(name)
 
         # 6. After: what the pieces train or draw on the server.
-        lab = ServerLab(view, phase, dict(weights), self.trainer)
+        once = self.journal.once if self.chain.works_after else ServerLab.once
+        lab = ServerLab(view, phase, dict(weights), self.trainer, once, self.shelf)
         pieces, more = self.chain.after(lab, pieces, phase)
         if lab.steps:
             weights, moved = Flat.of(weights.layout, lab.weights), set(weights)
+        if lab.steps or lab.drawn:
+            cost = lab.images * self.exchange.flops_per_image + lab.drawn * self.trainer.flops_per_drawn
+            tally.entries.append(bookkeeping.server_entry(phase, lab.images, lab.steps, cost))
         return Outcome(phase, tally, True, weights, pieces, moved, lab.steps, {**metrics, **more})
 
     def _commit(self, outcome: Outcome) -> dict[str, Any]:
@@ -282,9 +295,13 @@ class Server:
                 self.save()
                 raise
             last = state.step == len(self.phases)
-            if last or state.step % self.config.checkpoint.every == 0:
+            # A phase beside the rounds may be all the work of a client: it is not gone through again for a few checkpoints less.
+            whole = self.chain.works_after and phase.name != TRAIN
+            if last or whole or state.step % self.config.checkpoint.every == 0:
                 # A client may delete what no checkpoint on disk asks for: where there is such, the next round must know it.
-                self.save(beside=not last and not self._clients_keep)
+                self.save(beside=not last and not whole and not self._clients_keep)
+            if last:
+                self.journal.clear()
 
     def _abandon(self) -> None:
         """Forgets what the answers of a phase that does not count have left in the links."""
@@ -295,7 +312,15 @@ class Server:
         """The server as exchanges and pieces see it in this phase."""
         s = self.state
         return View(
-            self.config, self.layout, self.part_names, tuple(self.clients), s.counted, s.changed, s.weights
+            self.config,
+            self.layout,
+            self.part_names,
+            tuple(self.clients),
+            s.counted,
+            s.changed,
+            s.weights,
+            self.blueprint.image_shape,
+            self.blueprint.spec.num_classes,
         )
 
     def _quorum(self, tally: Tally) -> bool:
@@ -329,11 +354,7 @@ class Server:
                 phase,
                 self.method.shared,
                 state.scored_weights(),
-                (
-                    self.blueprint.spec.image_size,
-                    self.blueprint.spec.image_size,
-                    self.blueprint.spec.channels,
-                ),
+                self.blueprint.image_shape,
             )
             latest = quality
             if (

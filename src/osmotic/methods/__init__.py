@@ -6,6 +6,7 @@ from osmotic.methods.base import Method
 from osmotic.methods.central import Central
 from osmotic.methods.fedavg import FedAvg
 from osmotic.methods.local import Local
+from osmotic.methods.oneshot import OneShot
 from osmotic.methods.udec import UDec
 from osmotic.methods.ulatdec import ULatDec
 from osmotic.methods.usplit import USplit
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "udec": UDec,
     "central": Central,
     "local": Local,
+    "oneshot": OneShot,
 }
 
 __all__ = ["METHODS", "Method", "make"]

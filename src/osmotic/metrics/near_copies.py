@@ -136,8 +136,8 @@ class CopyFinder:
         """By view the nearest training images and the closeness, [2, Q], of images and their features."""
         with op_threads(self._encoder.threads), torch.inference_mode():
             return {
-                "features": np.stack(_nearest(made, self._real)),
-                "pixels": np.stack(_nearest(images, self._reference.images)),
+                "features": np.stack(nearest(made, self._real)),
+                "pixels": np.stack(nearest(images, self._reference.images)),
             }
 
 
@@ -146,11 +146,14 @@ def _at_most(size: int, most: int) -> tuple[int, int, np.random.Generator]:
     return size, min(size, most), np.random.default_rng(0)
 
 
-def _nearest(queries: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, members: np.ndarray, itself: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Position of each query's nearest member, int64 [Q], and its closeness, float64 [Q].
 
     Args:
         queries, members: features [Q, D] and [M, D], or images [Q, H, W, C] and [M, H, W, C].
+        itself: where the queries are members, M >= 2, their positions there, int64 [Q]: none is its own neighbour.
     """
     asked = _vectors(queries)
     # Around the middle of the data distances lose fewer digits: they are differences of squared lengths.
@@ -161,17 +164,22 @@ def _nearest(queries: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.n
     for start in range(0, len(members), _ROWS):
         some = _vectors(members[start : start + _ROWS]) - middle
         squared = torch.addmm(some.square().sum(1), asked, some.T, alpha=-2).add_(lengths)  # [Q, rows]
+        if itself is not None:
+            here = np.flatnonzero((itself >= start) & (itself < start + len(some)))
+            squared[here, itself[here] - start] = torch.inf
         near, at = squared.topk(min(NEIGHBOURS, squared.shape[1]), largest=False)
         best, where = torch.cat([best, near], 1), torch.cat([where, at + start], 1)
         best, kept = best.topk(min(NEIGHBOURS, best.shape[1]), largest=False)
         where = where.gather(1, kept)
-    nearest = where[:, 0].numpy()
+    first = where[:, 0].numpy()
+    if itself is not None:
+        best = best[:, : len(members) - 1]
     distances = best.clamp_(min=0).sqrt_()
     # Of the nearest one exactly: what is left of a difference of squares would hide that it is the same image.
-    distances[:, 0] = (asked - (_vectors(members[nearest]) - middle)).norm(dim=1)
+    distances[:, 0] = (asked - (_vectors(members[first]) - middle)).norm(dim=1)
     mean = distances.double().mean(1)
     # All 50 the same image as the query: as close as can be.
-    return nearest, torch.where(mean > 0, distances[:, 0].double() / mean, 0.0).numpy()
+    return first, torch.where(mean > 0, distances[:, 0].double() / mean, 0.0).numpy()
 
 
 def _vectors(some: np.ndarray) -> torch.Tensor:

@@ -7,6 +7,7 @@ from osmotic.pieces.adagrad import Adagrad
 from osmotic.pieces.adam import Adam
 from osmotic.pieces.base import Piece
 from osmotic.pieces.chain import Chain
+from osmotic.pieces.correction import Correction
 from osmotic.pieces.momentum import Momentum
 from osmotic.pieces.nesterov import Nesterov
 from osmotic.pieces.personalise import Personalise
@@ -22,6 +23,7 @@ PIECES: dict[str, type[Piece]] = {
     "adam": Adam,
     "yogi": Yogi,
     "adagrad": Adagrad,
+    "correction": Correction,
     "personalise": Personalise,
 }
 

@@ -43,6 +43,7 @@ class Piece:
     section: ClassVar[Section] = "local"  # the section of the configuration that names it
     personal: ClassVar[bool] = False  # it leaves every client a model of its own
 
+    stateless: ClassVar[bool] = False  # clients keep nothing of it, though it has a `client_end`
     # Tables as large as the network, for `osmotic plan`: what the server holds for it, and a client while it trains.
     server_copies: ClassVar[int] = 0
     client_copies: ClassVar[int] = 0
@@ -55,6 +56,11 @@ class Piece:
     )
 
     reveals: ClassVar[str] = NOT_STATED  # what a curious server can learn from that
+
+    @property
+    def by_size(self) -> bool:
+        """Whether what it sends hangs on how many images each client holds, which a plan does not know."""
+        return False
 
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
@@ -85,6 +91,13 @@ class Piece:
         """
         return gathered
 
+    def object_to(self, view: View, phase: Phase, reply: Reply) -> str | None:
+        """Why a reply whose tensors are what was asked for must not count all the same, in one short line; or None.
+
+        `reply` is as in `gather`. Whoever sends it is a failure `bad` of this phase.
+        """
+        return None
+
     def change(
         self, view: View, state: Tensors, gathered: Any, phase: Phase, mean: Tensors
     ) -> tuple[Tensors, Tensors, Metrics]:
@@ -102,7 +115,8 @@ class Piece:
         return state, {}
 
     def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
-        """{"images", "filtered", "sha256"} of synthetic images that it made, for the summary; None without any."""
+        """{"images", "filtered", "sha256"} of synthetic images that it made, for the summary, and what else it has to say of
+        them, in JSON; None without any."""
         return None
 
     # --- client half, in the order of a step ---
@@ -124,7 +138,8 @@ class Piece:
     def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
         """After the last batch: (extras to return, as `extend` announced them; the private state to keep).
 
-        Both are name -> array [...].
+        Both are name -> array [...]. The change that leaves is taken only afterwards: what is put into `step.parameters`
+        here is what leaves, or stays.
         """
         return {}, state
 

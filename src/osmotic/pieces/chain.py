@@ -6,7 +6,7 @@ Only here are names of pieces put before what is theirs: extras "scaffold/NAME",
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,18 @@ class Chain:
     @property
     def stateful(self) -> bool:
         """Whether clients keep anything of a piece from round to round."""
-        keeps = (type(p).client_end is not Piece.client_end for p in self.pieces.values())
+        keeps = (type(p).client_end is not Piece.client_end and not p.stateless for p in self.pieces.values())
         return self.personal or any(keeps)
 
     @property
     def personal(self) -> bool:
         """Whether a piece leaves every client a model of its own."""
         return any(p.personal for p in self.pieces.values())
+
+    @property
+    def works_after(self) -> bool:
+        """Whether a piece trains or draws on the server."""
+        return any(type(p).after is not Piece.after for p in self.pieces.values())
 
     # --- server half ---
     def phases(self, method: Method, rounds: int) -> list[Phase]:
@@ -79,12 +84,20 @@ class Chain:
             )
         return task
 
+    def object_to(self, view: View, phase: Phase, reply: Reply) -> str | None:
+        """Why a piece does not let a reply count that passed the gate; None if all do."""
+        for name, piece in self.pieces.items():
+            if type(piece).object_to is not Piece.object_to:
+                reason = piece.object_to(view, phase, _own(name, reply, reply.changes))
+                if reason is not None:
+                    return f"{name}: {reason}"
+        return None
+
     def gather(self, view: View, gathered: dict[str, Any], reply: Reply) -> None:
         """Shows every piece its share of a reply; `gathered` holds what each made of those before, by piece."""
         change = reply.changes
         for name, piece in self.pieces.items():
-            own = replace(reply, tensors=group(reply.tensors, name), change=change)
-            gathered[name] = piece.gather(view, gathered.get(name), own)
+            gathered[name] = piece.gather(view, gathered.get(name), _own(name, reply, change))
 
     def change(
         self, view: View, state: Tensors, gathered: Mapping[str, Any], phase: Phase, mean: Tensors
@@ -128,6 +141,11 @@ class Chain:
             state: what the client kept of the pieces, "PIECE/NAME" -> array [...].
         """
         return LocalRule(method, self, step, state)
+
+
+def _own(name: str, reply: Reply, change: Mapping[str, np.ndarray]) -> Reply:
+    """A reply as the piece of this name sees it."""
+    return replace(reply, tensors=group(reply.tensors, name), change=change)
 
 
 def _with(state: Tensors, name: str, own: Tensors) -> Tensors:
@@ -198,19 +216,28 @@ class LocalRule:
         for step in (self.step, *self.steps.values()):
             step.taken += 1
 
-    def close(self, change: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], Tensors, Tensors]:
-        """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), given the change made.
+    def close(
+        self, made: Callable[[], Mapping[str, np.ndarray]]
+    ) -> tuple[Mapping[str, np.ndarray], Tensors, Tensors]:
+        """(the change that leaves, extras "PIECE/NAME", private state "PIECE/NAME"), name -> array [...] all.
 
-        All are name -> array [...].
+        Args:
+            made: gives the change of the network against what was received, once no piece moves it any more.
         """
         extras: Tensors = {}
         state: Tensors = {}
+        own_states: dict[str, Tensors] = {}
         for name, piece in self.pieces.items():
             answer = piece.client_end(self.steps[name], self.work[name], self.state[name])
             sent, own = _parts(name, "client_end", answer, "(extras, state)")
             sent, own = _checked(name, "extras", sent), _checked(name, "state", own)
             extras |= grouped(name, sent)
             state |= grouped(name, own)
+            own_states[name] = own
+        change = made()
+        for name, piece in self.pieces.items():
             if type(piece).filter is not Piece.filter:  # else it stays one buffer
-                change = _checked(name, "filter", piece.filter(self.steps[name], own, dict(change)))
+                change = _checked(
+                    name, "filter", piece.filter(self.steps[name], own_states[name], dict(change))
+                )
         return change, extras, state

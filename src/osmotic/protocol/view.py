@@ -6,7 +6,7 @@ exchange or a piece cannot tell them apart, so a plan asks exactly what a run as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from osmotic.protocol.aggregate import Accumulator
+    from osmotic.storage.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class View:
         counted: client -> round in which its reply last counted; who is not in it has never been sent anything.
         changed: part -> round at whose end its global weights last moved.
         weights: the global weights of this phase, name -> float32 [...]; `plan` has zeros.
+        image_shape: height, width and channels of an image.
+        num_classes: classes that the network is told; 0 for none.
     """
 
     config: Config
@@ -44,6 +47,8 @@ class View:
     counted: Mapping[str, int] = field(default_factory=dict)
     changed: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
 
     def names(self, parts: Sequence[str]) -> list[str]:
         """Parameter names of these parts, part after part."""
@@ -71,13 +76,31 @@ class Lab(Protocol):
     def weights(self) -> Tensors:
         """The global weights after the average, as trained so far in this phase, name -> float32 [...]."""
 
-    def train(self, images: np.ndarray, labels: np.ndarray | None, steps: int, learning_rate: float) -> None:
-        """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; counted as server steps."""
+    @property
+    def shelf(self) -> Shelf:
+        """Where a piece keeps a table that is too large for every checkpoint; its state holds the table's hash."""
+
+    def train(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        steps: int,
+        learning_rate: float,
+        batch_size: int | None = None,
+    ) -> None:
+        """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; counted as server steps.
+
+        Args:
+            batch_size: images per step; None is `training.batch_size`.
+        """
 
     def sample(
-        self, weights: Tensors, labels: np.ndarray | None, samples: int, client: str = ""
+        self, weights: Mapping[str, np.ndarray], labels: np.ndarray | None, samples: int, client: str = ""
     ) -> np.ndarray:
         """Images of any weights of the network, uint8 [samples, H, W, C]; `client` names the random stream."""
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
 
 
 @dataclass
@@ -97,8 +120,10 @@ class Step:
         model: the network, with the weights that training starts from.
         received: copies of these weights, name -> float32 [...] on the device.
         parameters: the network's parameters, name -> float32 [...] on the device.
-        images: the client's own, [N, C, H, W] on the device; they never leave but through what a piece returns.
+        images: the client's own (`training/images.py`), [N, C, H, W] on the device; they never leave but through what a
+            piece returns.
         taken: optimiser steps taken so far.
+        draw: images of the network as it stands, uint8 [n, H, W, C], given labels int64 [n] or None, n, and a seed.
     """
 
     client: Client
@@ -116,6 +141,7 @@ class Step:
     parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)
     images: Any = None
     taken: int = 0
+    draw: Callable[[np.ndarray | None, int, int], np.ndarray] | None = None
 
     def names(self, parts: Sequence[str]) -> list[str]:
         """Parameter names of these parts, part after part."""

@@ -19,9 +19,12 @@ def words(traffic: Mapping[str, Any] | None, bound: str = "") -> str:
         bound: stands before the bytes, as `at most `.
     Returns: empty where nothing travelled, or nothing is known.
     """
-    if not traffic or traffic.get("factor") is None:
+    if not traffic or not traffic.get("bytes"):
         return ""
     images = against_images(traffic)
+    if traffic.get("factor") is None:  # no client is asked in any round: there is no FedAvg to compare with
+        told = f"{bound}{formatting.size(traffic['bytes'])}"
+        return f"{told}; {images}" if images else told
     colon = ": " if traffic["factor"] > 1 + ALIKE else ", "
     told = f"{bound}{formatting.size(traffic['bytes'])}{colon}{against_fedavg(traffic)}"
     return f"{told}; {images}" if images else told

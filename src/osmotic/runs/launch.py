@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from osmotic import methods, models, pieces, plugins
 from osmotic.config import toml
 from osmotic.config.schema import Config, to_dict
 from osmotic.data.dataset import Dataset
+from osmotic.diffusion import compatibility
 from osmotic.engines import ENGINES, WHERE
 from osmotic.engines.nursery import Nursery
 from osmotic.engines.processes import Processes
@@ -206,7 +209,7 @@ def make_server(
         contract=contract,
         flops_per_image=flops_per_image(study),
         scorer=scoring,
-        trainer=ServerTrainer(study, make_worker),
+        trainer=ServerTrainer(study, make_worker, scoring),
         observer=observer,
     )
     return server, scoring
@@ -253,8 +256,8 @@ def worker_factory(
 class ServerTrainer:
     """Training and sampling on the server, through the same loop as the clients'."""
 
-    def __init__(self, study: Study, make_worker: Callable[[], Worker]) -> None:
-        self.study, self._make = study, make_worker
+    def __init__(self, study: Study, make_worker: Callable[[], Worker], scoring: Scoring) -> None:
+        self.study, self._make, self._scoring = study, make_worker, scoring
         self._worker: Worker | None = None
 
     def fit(
@@ -265,24 +268,39 @@ class ServerTrainer:
         steps: int,
         learning_rate: float,
         seed: int,
-    ) -> Tensors:
-        """New weights after `steps` optimiser steps on images [N, H, W, C] from `weights`; labels int64 [N] or None."""
+        batch_size: int,
+        moments: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """(weights after `steps` optimiser steps on images [N, H, W, C] from `weights`, moments then); labels int64 [N] or None."""
         worker, blueprint = self._loaded(weights), self.study.blueprint
         given = labels if blueprint.spec.num_classes else None
         fit(
             worker.network,
             Images.of(images, given, self.study.device, blueprint.space, flip=blueprint.config.data.flip),
             blueprint.process,
-            blueprint.config.training,
+            dataclasses.replace(blueprint.config.training, batch_size=batch_size),
             steps=steps,
             learning_rate=learning_rate,
             rng=np.random.default_rng(seed),
+            moments=(held := dict(moments)),
         )
-        return dict(worker.network.copy())
+        return dict(worker.network.copy()), held
 
     def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
         """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
-        return self.study.blueprint.draw(self._loaded(weights).model, labels, samples, seed)[0]
+        given = labels if self.study.blueprint.spec.num_classes else None
+        return self.study.blueprint.draw(self._loaded(weights).model, given, samples, seed)[0]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
+        return self._scoring.encoder.features(images)
+
+    @cached_property
+    def flops_per_drawn(self) -> int:
+        """Cost of drawing one image: evaluations of the network, each a third of a training step's."""
+        blueprint = self.study.blueprint
+        evaluations = compatibility.nfe(blueprint.config.score.steps, blueprint.guidance)
+        return evaluations * flops_per_image(self.study) // 3
 
     def _loaded(self, weights: Tensors) -> Worker:
         self._worker = self._worker or self._make()

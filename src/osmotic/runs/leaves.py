@@ -75,7 +75,7 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     Raises: ConfigError as `osmotic run` would.
     """
     config, shape, cast = planning.assemble(config, dataset)
-    method, chain, layout, part_names, clients = cast
+    method, chain, layout, part_names, clients, _ = cast
     kinds: dict[tuple[Any, ...], Exchanged] = {}
     for phase, task, cost in planning.replay(config, *cast) if not method.pools_data else ():
         kind = (
@@ -199,7 +199,11 @@ def stays(config: Config, method: Method, chain: Chain) -> list[str]:
     """What never leaves a site under this configuration, in words."""
     if method.pools_data:
         return []
-    keeps = [name for name, piece in chain.pieces.items() if type(piece).client_end is not Piece.client_end]
+    keeps = [
+        name
+        for name, piece in chain.pieces.items()
+        if type(piece).client_end is not Piece.client_end and not piece.stateless
+    ]
     replica = config.codec.changed_only or not codecs.of(config.codec, "down").absolute
     told = {
         "images and labels": True,

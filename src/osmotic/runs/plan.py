@@ -130,7 +130,7 @@ def plan(
     Raises: ConfigError as `osmotic run` would.
     """
     config, shape, cast = assemble(config, dataset)
-    method, chain, layout, _, clients = cast
+    method, chain, layout, _, clients, _ = cast
     sites = rehearse(config, *cast)
     count, parameters = len(clients), models.count(layout)
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
@@ -145,6 +145,7 @@ def plan(
     # Where only moved parts are sent, work on the server after the average moves parts that no client returned.
     after = [n for n, p in chain.pieces.items() if type(p).after is not Piece.after]
     trains = after if config.codec.changed_only else []
+    by_size = [name for name, piece in chain.pieces.items() if piece.by_size]
     phases = chain.phases(method, config.training.rounds)
     asked = sum(len(choose(config, phase, clients)) for phase in phases if phase.name == TRAIN)
     time_figures, images = timed(config, dataset) if time else (dict.fromkeys(TIMED), None)
@@ -170,7 +171,7 @@ def plan(
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, chain, parameters),
         **time_figures,
-        "exact": not bounded and not trained and not trains,
+        "exact": not bounded and not trained and not trains and not by_size,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
             for name in bounded
@@ -179,6 +180,10 @@ def plan(
         + [
             f"piece {name} may train on the server: parts then move that are counted as unmoved"
             for name in trains
+        ]
+        + [
+            f"piece {name}: what it sends hangs on who holds how many images; figures are for equal shares"
+            for name in by_size
         ]
         + (
             [
@@ -193,8 +198,8 @@ def plan(
 
 
 Cast = tuple[
-    Method, Chain, Mapping[str, tuple[int, ...]], Mapping[str, list[str]], list[Client]
-]  # exchange, pieces, parameter -> shape, part -> parameters, clients
+    Method, Chain, Mapping[str, tuple[int, ...]], Mapping[str, list[str]], list[Client], models.NetworkSpec
+]  # exchange, pieces, parameter -> shape, part -> parameters, clients, network
 
 
 def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Shape, Cast]:
@@ -208,7 +213,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     # Even shares, as who has which images is not known: packets are as long for any.
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     clients.sort(key=lambda client: client.name)
-    return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients)
+    return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients, spec)
 
 
 # Null where nothing was timed: the network's speed cannot be known without running it.
@@ -288,10 +293,11 @@ def rehearse(
     layout: Mapping[str, tuple[int, ...]],
     part_names: Mapping[str, list[str]],
     clients: list[Client],
+    spec: models.NetworkSpec,
 ) -> dict[str, Cost]:
     """Cost of every site over all phases that count in the totals."""
     sites = {c.name: Cost() for c in clients}
-    for phase, task, cost in replay(config, method, chain, layout, part_names, clients):
+    for phase, task, cost in replay(config, method, chain, layout, part_names, clients, spec):
         if phase.totals and method.travels:
             sites[task.client.name].add(
                 cost.parameters_down, cost.parameters_up, cost.bytes_down, cost.bytes_up
@@ -306,6 +312,7 @@ def replay(
     layout: Mapping[str, tuple[int, ...]],
     part_names: Mapping[str, list[str]],
     clients: list[Client],
+    spec: models.NetworkSpec,
 ) -> Iterator[tuple[Phase, Task, Cost]]:
     """Every task of a run, phase by phase, from the server's own decisions: with the parts really sent, and what it costs.
 
@@ -324,7 +331,10 @@ def replay(
     counted: dict[str, int] = {}
     new_weights, told = Tensors(), dict[str, int]()
     changed: dict[str, int] = {}
-    view = View(config, layout, part_names, tuple(clients), counted, changed, weights)
+    image = spec.image_size, spec.image_size, spec.channels
+    view = View(
+        config, layout, part_names, tuple(clients), counted, changed, weights, image, spec.num_classes
+    )
     # Pieces make their first state as big as the network; its values do not matter here.
     pieces = {n: np.broadcast_to(t.dtype.type(0), t.shape) for n, t in chain.server_start(view).items()}
     conveyed: dict[tuple[Any, ...], tuple[int, int, int, Expectation]] = {}

@@ -19,7 +19,7 @@ from osmotic.errors import ConfigError
 from osmotic.methods import METHODS, Method
 from osmotic.metrics.registry import METRICS
 from osmotic.models import NETWORKS
-from osmotic.pieces import PIECES
+from osmotic.pieces import PIECES, Piece
 from osmotic.runs import trackers
 
 YOUR_OWN = "; one of your own needs --plugin FILE"
@@ -139,6 +139,10 @@ def owned_options(
 def _pieces(config: Config, method: Method) -> None:
     """Every piece stands in its own section, once, with its own options, and works with the exchange."""
     seen: set[str] = set()
+    named = [piece for name in PIECE_SECTIONS for piece in getattr(config, name).pieces if piece in PIECES]
+    if method.server_trains and not any(PIECES[piece].after is not Piece.after for piece in named):
+        rule = "needs a piece that trains on the server, such as server.pieces = correction"
+        raise ConfigError("method.name", config.method.name, rule)
     for name in PIECE_SECTIONS:
         section = getattr(config, name)
         for piece in section.pieces:

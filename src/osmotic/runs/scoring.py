@@ -13,6 +13,7 @@ import torch
 from osmotic import seeds
 from osmotic.data.dataset import Dataset, Split
 from osmotic.data.gather import gather
+from osmotic.data.strata import apportion
 from osmotic.diffusion import compatibility
 from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
@@ -311,16 +312,3 @@ def _fields(found: Any) -> dict[str, Any] | None:
 def _labels(a: Split, b: Split) -> np.ndarray | None:
     """The labels of both, one after the other; None where one has none."""
     return None if a.labels is None or b.labels is None else np.concatenate([a.labels, b.labels])
-
-
-def apportion(counts: np.ndarray, total: int) -> np.ndarray:
-    """`total` labels in the proportions of `counts` by largest remainder, int64 [total], sorted.
-
-    Args:
-        counts: images of each class, [classes], not all 0.
-    """
-    share = counts / counts.sum() * total
-    whole = np.floor(share).astype(np.int64)
-    # Stable order: of equal remainders the smaller label comes first.
-    whole[np.argsort(whole - share, kind="stable")[: total - whole.sum()]] += 1
-    return np.repeat(np.arange(len(counts)), whole)

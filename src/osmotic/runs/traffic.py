@@ -27,7 +27,7 @@ def figures(total: int, parameters: int, asked: int, images: Compressed | None) 
     return {
         "bytes": total,
         "fp32_fedavg_bytes": plain,
-        "factor": plain / total if total else None,
+        "factor": plain / total if total and plain else None,
         "images_bytes": held,
         "images_sampled": images.sampled if images else None,
         "to_images": total / held if total and held else None,

@@ -94,6 +94,16 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def journal(self) -> Path:
+        """Folder of what the phase under way has done so far; gone at the end."""
+        return self.path / "journal"
+
+    @property
+    def shelf(self) -> Path:
+        """Folder of synthetic images that the server holds, by their hash."""
+        return self.path / "auxiliary"
+
+    @property
     def model(self) -> Path:
         """The pipeline folder, or one per client inside it."""
         return self.path / "model"
