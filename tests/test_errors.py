@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 from osmotic.errors import ConfigError, plain, shown
+from osmotic.pieces.base import PieceError
 from osmotic.storage.atomic import write_text
 
 HOSTILE = "a\x1b[31mb\u202ec\ud800d\x00\n\t\u2028e\x85"
@@ -41,3 +43,9 @@ def test_a_configuration_error_prints_nothing_of_a_value_path_or_rule_raw() -> N
 def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "a\ud800ü")
     assert (tmp_path / "a.txt").read_bytes() == b"a\\ud800" + "ü".encode()
+
+
+def test_an_error_goes_from_one_process_to_another() -> None:
+    for error in (ConfigError("seed", 1, "must be 2", "sead"), PieceError("prox", "is wrong")):
+        found = pickle.loads(pickle.dumps(error))
+        assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))

@@ -24,6 +24,13 @@ from osmotic.runs import plan, resolve
 from osmotic.runs.summary import weights_sha256
 from osmotic.storage.store import digest
 
+# As many images of each client, so that a plan knows them; dealt evenly, so that each has enough for a model of its own.
+SITE = (
+    "server.pieces=correction",
+    "server.correction.spread=even",
+    "server.correction.local_epochs=1",
+    "data.partition=iid",
+)
 FACTORS: dict[str, list[tuple[str, ...]]] = {
     "exchange": [
         ("method.name=fedavg",),
@@ -31,6 +38,7 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
         ("method.name=usplit", "method.freeze=true"),
         ("method.name=ulatdec",),
         ("method.name=udec", "method.encoder_every=2"),
+        ("method.name=oneshot", *SITE),
         ("method.name=central",),
         ("method.name=local",),
     ],
@@ -47,6 +55,22 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
         ("server.pieces=adam",),
         ("server.pieces=yogi",),
         ("server.pieces=momentum,adagrad",),
+        SITE,
+        (
+            "server.pieces=momentum,correction",
+            "server.correction.images=upload",
+            "server.correction.when=slow",
+            "server.correction.window=1",
+            "server.correction.least_gain=1",
+            "server.correction.local_epochs=1",
+            "data.partition=iid",
+        ),
+        (
+            "server.pieces=correction,nesterov",
+            "server.correction.images=federated",
+            "server.correction.draw_after=1",
+            "server.correction.redraw=1",
+        ),
     ],
     "after": [(), ("after.pieces=personalise",)],
     "up": [
@@ -173,10 +197,12 @@ def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
     unbroken = make_server(*TINY, *settings, name="unbroken")
     unbroken.run()
     assert not unbroken.state.failures
+    # In one shot nobody answers but in the first phase.
+    crashed = 1 if unbroken.method.server_trains else 2
     with pytest.raises(Crash):
-        make_server(*TINY, *settings, name="broken", at=crash_at(2, answers=1)).run()
+        make_server(*TINY, *settings, name="broken", at=crash_at(crashed, answers=1)).run()
     resumed = make_server(*TINY, *settings, name="broken", resume=True)
-    assert resumed.state.step == 1
+    assert resumed.state.step == crashed - 1
     resumed.run()
     assert outcome(resumed) == outcome(unbroken)
     figures, totals = plan.plan(unbroken.config), unbroken.state.totals
@@ -187,8 +213,10 @@ def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
     for way, bound in bounded.items():
         planned, sent = figures[f"bytes_{way}"], getattr(totals, f"bytes_{way}")
         # An upper bound, and no idle one: the smallest networks compress least.
-        assert sent <= planned and sent > planned / 4 if bound else sent == planned
-    assert figures["exact"] is not any(bounded.values())
+        assert sent == planned or (bound and planned / 4 < sent < planned)
+    # What the server trains moves in every round, and only moved parts are sent: how many, a plan can only suppose.
+    supposed = unbroken.config.codec.changed_only and unbroken.chain.works_after
+    assert figures["exact"] is not (any(bounded.values()) or supposed)
 
 
 def test_the_rows_hold_every_pair_that_can_work() -> None:

@@ -56,15 +56,17 @@ TRIED: dict[str, dict[str, Setting]] = {
         "fp32-r20-nesterov": (20, DILOCO),
         "int2-r50-nesterov": (50, DILOCO | both("int2", entropy=True)),
         "learned-0.5-r50-nesterov": (50, DILOCO | learned(0.5, 0.5, 10)),
-        "learned-0.5-r20-nesterov": (20, DILOCO | learned(0.5, 0.5, 5)),
+        "int2-r20-nesterov-kept": (20, DILOCO | KEPT | both("int2", entropy=True)),
+        "int2-r10-nesterov-kept": (10, DILOCO | KEPT | both("int2", entropy=True)),
+        "learned-1-r20-kept": (20, KEPT | learned(1.0, 1.0, 5)),
+        "learned-0.5-r40-kept": (40, KEPT | learned(0.5, 0.5, 10)),
+        "learned-0.3-r20-kept": (20, KEPT | learned(0.3, 0.3, 5)),
     },
     "iid": {
         "fp32": (100, {}),
-        "fp32-r10": (10, {}),
-        "int2-r10": (10, both("int2", entropy=True)),
-        "fp32-r5": (5, {}),
-        "learned-0.6-r10": (10, learned(0.6, 0.6, 3)),
-        "fp32-r10-nesterov": (10, DILOCO),
+        "int2-r10-kept": (10, KEPT | both("int2", entropy=True)),
+        "learned-0.6-r10-kept": (10, KEPT | learned(0.6, 0.6, 3)),
+        "fp32-r10-kept": (10, KEPT),
     },
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 MAX_TEXT = 200  # characters of a text from outside that are kept or shown
 
 
@@ -53,3 +55,14 @@ class ConfigError(ValueError):
         told = "" if value is None else f" = {shown(value)}"
         hint = f" (nearest valid key: {nearest})" if nearest else ""
         super().__init__(plain(f"{plain(key)}{told}: {rule}{hint}", None))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another it goes as it is: subclasses are made of other arguments."""
+        return _as_it_was, (type(self), self.args, vars(self))
+
+
+def _as_it_was(kind: type[ConfigError], args: tuple[Any, ...], fields: dict[str, Any]) -> ConfigError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(fields)
+    return error

@@ -221,7 +221,7 @@ def test_a_phase_that_is_stopped_while_the_server_trains_is_done_again(
         start(folder, SERVER)
     found, notes = state_of(folder)
     assert (found, notes["pending"], notes["server_steps"]) == (step, None, 2 * max(0, step - 1))
-    assert lines(folder, "metrics") == step and lines(folder, "ledger") == step * 3 * 2
+    assert lines(folder, "metrics") == step and lines(folder, "ledger") == step * (3 * 2 + 1)
     assert result(resumed(folder)) == unbroken
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic import codecs, methods, pieces
+from osmotic import codecs, methods, models, pieces
 from osmotic.codecs import base
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink
@@ -24,6 +24,7 @@ from osmotic.runs import plan, resolve
 TINY = {"conv_in.weight": (6, 4), "mid_block.bias": (3,), "conv_out.weight": (2, 5)}
 P = 24 + 3 + 10
 NAMES = network_parts.table(TINY)
+UNET = models.resolve("unet-8", 8, 1, 10, 0.0)
 UNET_8 = 702_753  # with 10 classes and the null class
 
 
@@ -34,7 +35,7 @@ def sites(count: int) -> list[Client]:
 def tiny(clients: int, *sets: str) -> dict[str, plan.Cost]:
     cfg = resolve.load(sets=[f"data.clients={clients}", *sets])
     method, chain = methods.make(cfg.method.name, {}), pieces.make(cfg)
-    return plan.rehearse(cfg, method, chain, TINY, NAMES, sites(clients))
+    return plan.rehearse(cfg, method, chain, TINY, NAMES, sites(clients), UNET)
 
 
 def test_fedavg_conveys_every_weight_once_each_way_per_client_and_round():

@@ -84,8 +84,11 @@ def test_every_preset_loads_and_carries_its_own_keys():
         tables = schema.to_dict(got)
         assert got.preset == name
         for key, value in preset.keys.items():
-            section, leaf = key.split(".")
-            assert tables[section][leaf] == (list(value) if isinstance(value, tuple) else value)
+            *sections, leaf = key.split(".")
+            table = tables
+            for section in sections:
+                table = table[section]
+            assert table[leaf] == (list(value) if isinstance(value, tuple) else value)
 
 
 def test_a_preset_asked_for_by_set_is_not_ignored():

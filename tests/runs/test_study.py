@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small_runs import SMALL
 
+from osmotic.data.strata import apportion
 from osmotic.errors import ConfigError
 from osmotic.runs import launch, resolve, study
 from osmotic.runs.grids import pick_for_grid

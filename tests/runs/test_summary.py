@@ -39,6 +39,7 @@ FIELDS: dict[str, Any] = {
     "images_seen": int,
     "client_steps": int,
     "server_steps": int,
+    "server_flops": int,
     "wall_seconds": float,
     "weights_sha256": str,
     "scored_weights_sha256": str,

@@ -241,7 +241,9 @@ def traffic(ledger: Iterable[Traffic]) -> str | None:
     return svg.element(draw, "Cumulative bytes up and down by round", "traffic", svg.SIZE)
 
 
-def metric(points: Sequence[tuple[int, float]], name: str, number: int) -> str | None:
+def metric(
+    points: Sequence[tuple[int, float]], name: str, number: int, marked: Sequence[int] = ()
+) -> str | None:
     """A figure of which nothing is known but its name, by round and small, as an <svg>; None without a finite value.
 
     Neither a unit nor which way is better is told, and the axis need not begin at 0.
@@ -250,6 +252,7 @@ def metric(points: Sequence[tuple[int, float]], name: str, number: int) -> str |
         points: (round, value) pairs, [points], in order; one alone is a dot. What is not finite is left out.
         name: what the figure is called in metrics.jsonl or in the scores.
         number: its place among the metrics of the page.
+        marked: rounds with an upright line.
     """
     points = [(n, value) for n, value in points if math.isfinite(value)]
     if not points:
@@ -258,6 +261,8 @@ def metric(points: Sequence[tuple[int, float]], name: str, number: int) -> str |
 
     def draw(fig: Figure) -> None:
         ax = fig.subplots()
+        for place in marked:
+            ax.axvline(place, color=SOFT, linestyle=(0, (3, 2)), linewidth=1)
         ax.plot(x, y, color=COLOURS[0], marker=svg.marker(x), markersize=4)
         last: dict[str, Any] = {"textcoords": "offset points", "fontweight": "bold", "fontsize": 9}
         ax.annotate(formatting.figure(y[-1], 3), (x[-1], y[-1]), (5, 4), **last)

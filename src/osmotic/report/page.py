@@ -71,6 +71,7 @@ def render(run: Run) -> str:
             shared=narrative.shared_parts(run),
             drawings=drawings(run, fd_name, many),
             metrics=metrics(run),
+            corrected=corrected(run),
             many=many,
             partition_plot=run.partition and draw.partition(run.partition),
             client_plot=draw.client_scores(
@@ -140,6 +141,16 @@ def drawings(run: Run, fd_name: str, many: bool = False) -> list[str]:
     return [drawing for drawing in made if drawing]
 
 
+def corrected(run: Run) -> list[tuple[int, str]]:
+    """(round, the figure that told it) of the rounds in which learning was found slow and the server trained for it."""
+    entries = (run.summary.get("auxiliary") or {}).get("corrected") or ()
+    return [
+        (int(e["round"]), ", ".join(f"{k} {formatting.figure(v, 3)}" for k, v in e.items() if k != "round"))
+        for e in entries
+        if isinstance(e, dict) and formatting.is_number(e.get("round"))
+    ]
+
+
 def metrics(run: Run) -> list[tuple[str, list[str], int]]:
     """(heading, small curves as <svg> elements, how many there are) of the figures that have a name and nothing else.
 
@@ -156,7 +167,7 @@ def metrics(run: Run) -> list[tuple[str, list[str], int]]:
     for heading, figures in kinds.items():
         made = []
         for name, points in list(figures.items())[:MAX_METRICS]:
-            made.append(curves.metric(points, name, number))
+            made.append(curves.metric(points, name, number, [n for n, _ in corrected(run)]))
             number += 1  # over both kinds: the ids of the page must differ
         drawn = [drawing for drawing in made if drawing]
         if drawn:

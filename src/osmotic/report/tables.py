@@ -95,6 +95,8 @@ def client_rows(run: Run) -> list[ClientRow]:
     holdouts = dict(zip(table.clients, table.holdout_sizes, strict=False)) if table else {}
     moved: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for e in run.ledger:
+        if e.direction == "server":
+            continue  # the server's own work is nobody's
         mine = moved[e.client]
         if e.phase == "train":
             # Bytes were spent whatever became of the answer; only an answer that counted is work done.

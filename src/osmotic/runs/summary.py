@@ -82,6 +82,7 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
         "client_steps": totals.client_steps,
         "server_steps": state.server_steps,
         "flops": totals.flops,
+        "server_flops": totals.server_flops,
         "wall_seconds": round(state.wall_seconds, 3),
         "weights_sha256": weights_sha256(state.weights, state.state_hashes),
         "scored_weights_sha256": scored_hash,

@@ -1,0 +1,543 @@
+"""FedDDPM, FedDDPM+ and one shot: the set of synthetic images, when the server trains on it, and what it does not take."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_network
+from small_runs import Crash, crash_at
+
+from osmotic.codecs import described
+from osmotic.errors import ConfigError
+from osmotic.federation.client import Worker
+from osmotic.federation.lab import ServerLab
+from osmotic.pieces import slow, synthetic
+from osmotic.pieces.correction import LOCAL, Correction
+from osmotic.protocol.messages import Packet
+from osmotic.runs import leaves, plan, resolve
+from osmotic.runs.launch import ServerTrainer
+from osmotic.runs.summary import weights_sha256
+from osmotic.storage.shelf import Shelf
+from osmotic.storage.store import StateLost
+
+TINY = (
+    "model.network=tiny",
+    "data.max_images=120",
+    "data.clients=3",
+    "data.partition=iid",
+    "training.rounds=3",
+    "training.batch_size=8",
+    "recipe.ema_half_lives=[40.0]",
+    "server.pieces=correction",
+    "server.correction.local_epochs=2",
+    # A network of three thousand weights draws noise, of which nothing is near anything.
+    "server.correction.size=0.3",
+)
+WAYS = {
+    "site": (),
+    "upload": ("server.correction.images=upload",),
+    "federated": ("server.correction.images=federated", "server.correction.draw_after=1"),
+    "oneshot": ("method.name=oneshot",),
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny() -> None:
+    tiny_network.register()
+
+
+def held(server: Any) -> dict[str, np.ndarray]:
+    """The set that the server has in the end."""
+    return server.shelf.take(bytes(server.state.pieces["correction/set"]).hex())
+
+
+def outcome(server: Any) -> dict[str, Any]:
+    metrics = [json.loads(line) for line in server.run_dir.log("metrics").read_text().splitlines()]
+    return {
+        "weights": weights_sha256(server.state.weights, server.state.state_hashes),
+        "pieces": {n: t.tobytes() for n, t in server.state.pieces.items()},
+        "totals": vars(server.state.totals),
+        "server_steps": server.state.server_steps,
+        "failures": server.state.failures,
+        "ledger": server.run_dir.log("ledger").read_text(),
+        "metrics": [{k: v for k, v in line.items() if k != "wall_seconds"} for line in metrics],
+    }
+
+
+# --- the set ---
+
+
+@pytest.mark.parametrize("way", ["site", "upload", "oneshot"])
+def test_every_client_gives_its_share_in_the_mix_of_its_own_classes(make_server: Any, way: str) -> None:
+    server = make_server(*TINY, *WAYS[way], "data.partition=pathological", "data.classes_per_client=2")
+    server.run()
+    found = held(server)
+    assert found["images"].dtype == np.uint8 and found["images"].shape[1:] == (8, 8, 1)
+    sizes = [client.num_examples for client in server.clients]
+    assert np.bincount(found["client"]).tolist() == [round(0.3 * n) for n in sizes]
+    for number in range(3):
+        mine = found["labels"][found["client"] == number]
+        assert len(np.unique(mine)) == 2, "two classes each, and no other is drawn"
+    assert len(np.unique(found["images"].reshape(len(found["images"]), -1), axis=0)) == len(found["images"])
+    assert not any("client/" in name for name in server.state.pieces), "the state has the hash alone"
+    assert [(p.name, p.server_round) for p in server.phases][:2] == [(LOCAL, -1), ("train", 1)]
+
+
+def test_as_many_of_each_client_and_class_where_that_is_asked_for(make_server: Any) -> None:
+    server = make_server(
+        *TINY, "data.partition=q-skew", "server.correction.spread=even", "server.correction.classes=even"
+    )
+    server.run()
+    found = held(server)
+    assert set(np.bincount(found["client"])) == {round(0.3 * 40)}
+    for number in range(3):
+        counts = np.bincount(found["labels"][found["client"] == number])
+        assert set(counts[counts > 0]) <= {1, 2}
+
+
+def test_a_model_of_the_first_rounds_may_stand_for_all_and_is_drawn_from_anew(make_server: Any) -> None:
+    server = make_server(*TINY, *WAYS["federated"], "server.correction.redraw=1")
+    server.run()
+    assert [p.name for p in server.phases] == ["train"] * 3, "nobody trains alone"
+    assert set(np.bincount(held(server)["labels"])) <= {3, 4} and len(held(server)["images"]) == 36
+    assert len(list((server.run_dir.path / "auxiliary").iterdir())) == 3, "one for each of three rounds"
+    steps = [line.get("correction/steps") for line in server.observer.lines]
+    assert steps == [None, 5.0, 5.0], "drawn after round 1, so trained on from round 2"
+    once = make_server(*TINY, *WAYS["federated"], name="once")
+    once.run()
+    assert int(once.state.pieces["correction/drawn"][0]) == 1
+
+
+def test_an_uploaded_model_draws_what_its_site_would(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[str, dict[str, np.ndarray]] = {}
+    result = Worker.result
+
+    def watched(self: Worker, begun: Any, loss: float, seen: int) -> Any:
+        last = {n: p.detach().numpy().copy() for n, p in self.named.items()}
+        found = result(self, begun, loss, seen)
+        if begun.opened.step.phase == LOCAL:
+            name = begun.opened.step.client.name
+            trained[name] = {n: p.detach().numpy().copy() for n, p in self.named.items()}
+            assert any(not np.array_equal(last[n], t) for n, t in trained[name].items()), "an average"
+        return found
+
+    monkeypatch.setattr(Worker, "result", watched)
+    server = make_server(*TINY, *WAYS["upload"], "engine.workers=1")
+    start = server.blueprint.initial()
+    server.run()
+    lab = ServerLab(server._view(), server.phases[0], {}, server.trainer)
+    found = held(server)
+    for number, (name, weights) in enumerate(sorted(trained.items())):
+        summed = {n: start[n] + (t - start[n]) for n, t in weights.items()}
+        mine = found["client"] == number
+        again = lab.sample(summed, found["labels"][mine], int(mine.sum()), name)
+        assert np.array_equal(found["images"][mine], again)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_near_copies_never_leave_their_site(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    def draws_its_own(self: Worker, labels: Any, samples: int, seed: int) -> np.ndarray:
+        fresh = np.random.default_rng(seed).integers(0, 256, (samples, 8, 8, 1), dtype=np.uint8)
+        fresh[::2] = self.mine[: len(fresh[::2])]
+        return fresh
+
+    begin = Correction.client_begin
+
+    def watched(self: Correction, step: Any, state: Any) -> Any:
+        step.draw.__self__.mine = synthetic.own_images(step.images)
+        return begin(self, step, state)
+
+    monkeypatch.setattr(Correction, "client_begin", watched)
+    monkeypatch.setattr(Worker, "_draw", draws_its_own)
+    # A network of one's own is trained one client at a time.
+    several = ("model.network=unet-8", f"engine.batched_clients={together}") if together > 1 else ()
+    server = make_server(*TINY, "engine.workers=1", *several)
+    server.run()
+    assert not server.state.failures
+    told = server.chain.auxiliary(server.state.pieces)
+    assert told["near_copies"] >= 3 * 6 and told["filtered"] == told["near_copies"]
+    images = held(server)["images"]
+    assert len(images) == told["images"] < 36, "of twelve each, a few are not replaced in three attempts"
+    without = make_server(*TINY, "engine.workers=1", "server.correction.drop_copies=false", name="without")
+    without.run()
+    assert without.chain.auxiliary(without.state.pieces)["images"] == 36
+
+
+def test_the_copy_filter_finds_copies_and_lets_fresh_images_through() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.normal(0, 1, (900, 4)) @ rng.normal(0, 1, (4, 64)) * 20 + 128
+    real = np.clip(real, 0, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
+    own, fresh = real[:600], real[600:]
+    copies = synthetic.CopyFilter(own, mirrored=False)
+    near = np.clip(own[:200].astype(int) + rng.integers(-1, 2, own[:200].shape), 0, 255).astype(np.uint8)
+    assert copies.copies(own).all() and copies.copies(near).mean() > 0.8
+    assert copies.copies(fresh).mean() < 0.04
+    assert copies.copies(own[:, :, ::-1]).mean() < 0.04
+    assert synthetic.CopyFilter(own, mirrored=True).copies(own[:, :, ::-1]).all()
+
+
+def test_outliers_are_those_that_stand_alone() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(0, 1, (100, 6)).astype(np.float32)
+    features[[3, 50]] += 30
+    features[50, 0] += 30
+    found = synthetic.outliers(features, 0.02)
+    assert np.flatnonzero(found).tolist() == [3, 50]
+    assert not synthetic.outliers(features, 0.0).any() and not synthetic.outliers(features[:4], 0.5).any()
+
+
+def test_the_server_drops_outliers_by_the_encoder(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def features(self: ServerTrainer, images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1).astype(np.float32)
+
+    monkeypatch.setattr(ServerTrainer, "features", features)
+    server = make_server(*TINY, "server.correction.drop_outliers=0.25")
+    server.run()
+    told = server.chain.auxiliary(server.state.pieces)
+    assert (told["images"], told["outliers"], told["filtered"]) == (27, 9, 9)
+
+
+# --- when the server trains ---
+
+
+def test_it_trains_after_every_round_at_the_rate_of_the_round(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float, int | None]] = []
+    train = ServerLab.train
+
+    def watched(self: ServerLab, images: Any, labels: Any, steps: int, rate: float, size: Any = None) -> None:
+        asked.append((steps, rate, size))
+        train(self, images, labels, steps, rate, size)
+
+    monkeypatch.setattr(ServerLab, "train", watched)
+    more = ("server.correction.passes=2", "server.correction.rate=0.5", "server.correction.batch_size=4")
+    server = make_server(*TINY, *more, "training.lr_schedule=cosine")
+    server.run()
+    rates = [line["learning_rate"] for line in server.observer.lines[1:]]
+    assert asked == [(2 * 9, 0.5 * rate, 4) for rate in rates]
+    assert server.state.server_steps == 3 * 18
+    lines = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
+    own = [line for line in lines if line["direction"] == "server"]
+    assert [(e["phase"], e["steps"], e["images"], e["bytes"]) for e in own] == [("train", 18, 72, 0)] * 3
+    cost = server.exchange.flops_per_image
+    assert server.state.totals.server_flops == 3 * 72 * cost == sum(e["flops"] for e in own)
+
+
+def test_drawing_on_the_server_is_on_its_ledger(make_server: Any) -> None:
+    server = make_server(*TINY, *WAYS["upload"])
+    server.run()
+    lines = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
+    first = next(line for line in lines if line["direction"] == "server")
+    assert (first["phase"], first["steps"], first["flops"]) == (LOCAL, 0, 36 * server.trainer.flops_per_drawn)
+
+
+WATCHED = ("training.rounds=9", "server.correction.window=2", "server.correction.local_epochs=1")
+
+
+@pytest.mark.parametrize("rule", ["loss", "agreement"])
+def test_once_is_once_and_slow_pauses(make_server: Any, rule: str) -> None:
+    # Any fall of the loss under all of it, and any agreement under full agreement, is slow: it fires as soon as it may.
+    sure = (
+        "server.correction.least_gain=1",
+        "server.correction.least_agreement=1",
+        f"server.correction.rule={rule}",
+    )
+    rounds = {}
+    for when in ("once", "slow"):
+        server = make_server(*TINY, *WATCHED, *sure, f"server.correction.when={when}", name=when)
+        server.run()
+        told = server.chain.auxiliary(server.state.pieces)["corrected"]
+        rounds[when] = [entry["round"] for entry in told]
+        assert all(0 <= entry[rule] < 1 for entry in told)
+        steps = {line["round"] for line in server.observer.lines if line.get("correction/steps")}
+        assert steps == set(rounds[when]) and server.state.server_steps == 5 * len(steps)
+    first = 3 if rule == "loss" else 1
+    assert rounds["once"] == [first]
+    assert rounds["slow"] == list(range(first, 10, 3)), "two rounds of pause after each"
+
+
+def test_it_does_not_fire_while_learning_goes_on(make_server: Any) -> None:
+    never = ("server.correction.least_gain=0", "server.correction.when=slow", "training.rounds=6")
+    server = make_server(*TINY, *never, "server.correction.window=2")
+    server.run()
+    losses = server.state.pieces["correction/losses"]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert server.state.server_steps == 0 and server.chain.auxiliary(server.state.pieces)["corrected"] == []
+
+
+def test_the_rules_by_hand() -> None:
+    replies = {"b": slow.Report(1, 4.0, 3.0), "a": slow.Report(3, 8.0, 5.0)}
+    assert slow.smoothed(np.zeros(0), replies).tolist() == [7.0]
+    assert slow.smoothed(np.array([2.0]), replies) == pytest.approx([2.0, 0.8 * 2 + 0.2 * 7])
+    assert slow.gain(np.array([8.0, 7.0, 6.0]), 2) == 0.25 and slow.gain(np.array([8.0, 7.0]), 2) is None
+    # Weighted lengths: (3 * 5 + 1 * 3) / 4 = 4.5
+    assert slow.agreement(replies, 2.25) == 0.5 and slow.agreement(replies, 9.0) == 1.0
+    assert slow.agreement({"a": slow.Report(1, 1.0, 0.0)}, 0.0) is None
+
+
+# --- what no server takes ---
+
+
+def lying(change: Callable[[dict[str, np.ndarray]], None], who: str = "client-001") -> Callable[[Any], None]:
+    """Makes one client send other exact tensors in phase 0, rightly packed."""
+
+    def changed(server: Any) -> None:
+        exchange = server.engine.exchange
+
+        def engine(tasks: Any, seconds: float) -> Any:
+            for answer in exchange(tasks, seconds):
+                task = answer.sent.task
+                if task.client.name == who and answer.sent.packet.header["phase"] == LOCAL:
+                    *coded, exact = answer.packet.blobs
+                    tensors = {n: t.copy() for n, t in described.decode(exact).items()}
+                    change(tensors)
+                    packet = Packet(answer.packet.header, (*coded, described.encode(tensors)))
+                    answer = type(answer)(answer.sent, packet)
+                yield answer
+
+        server.engine.exchange = engine
+
+    return changed
+
+
+def constant(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/images"][:] = 7
+
+
+def copies(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/images"][:] = tensors["correction/images"][:1]
+
+
+def small(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/images"] = tensors["correction/images"][:, :4].copy()
+
+
+def not_a_number(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/images"] = np.full(tensors["correction/images"].shape, np.nan, np.float32)
+
+
+def more(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/images"] = np.repeat(tensors["correction/images"], 2, axis=0)
+
+
+def other_label(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/labels"][0] = 10
+
+
+def none(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/count"][0] = 0
+
+
+def too_many(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/count"][0] = 13
+
+
+LIES = {
+    constant: "correction: 12 of 12 images are of one value all over",
+    copies: "correction: 12 images are copies of 1",
+    small: "correction/images is uint8 .*, not uint8",
+    not_a_number: "correction/images is float32|bytes are more than the",
+    more: "bytes are more than the|correction/images is uint8",
+    other_label: "correction: a label lies outside 0..9",
+    none: "correction: there is no image",
+    too_many: "correction: says that it sends 13 of 12 images",
+}
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
+def test_images_that_are_none_are_refused_and_the_set_is_that_of_the_others(
+    make_server: Any, lie: Any
+) -> None:
+    server = make_server(*TINY, change=lying(lie))
+    server.run()
+    [failure] = server.state.failures
+    assert (failure["round"], failure["client_id"], failure["kind"]) == (-1, 1, "bad")
+    assert re.search(LIES[lie], failure["reason"]), failure["reason"]
+    assert np.bincount(held(server)["client"]).tolist() == [12, 12] and server.state.server_steps > 0
+
+
+def test_an_uploaded_model_that_draws_nothing_of_use_is_left_out(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ServerTrainer.sample
+    calls: list[int] = []
+
+    def second_is_blank(self: ServerTrainer, *rest: Any) -> np.ndarray:
+        calls.append(1)
+        found = sample(self, *rest)
+        return found * 0 if len(calls) == 2 else found
+
+    monkeypatch.setattr(ServerTrainer, "sample", second_is_blank)
+    server = make_server(*TINY, *WAYS["upload"])
+    server.run()
+    told = server.chain.auxiliary(server.state.pieces)
+    assert (told["images"], told["useless_clients"]) == (24, 1)
+
+
+def wrong_counts(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/classes"][:] = 1000
+
+
+def test_class_counts_that_cannot_be_are_refused(make_server: Any) -> None:
+    server = make_server(*TINY, *WAYS["upload"], change=lying(wrong_counts))
+    server.run()
+    assert [f["reason"] for f in server.state.failures] == [
+        "correction: its images of each class are not its images"
+    ]
+
+
+@pytest.mark.parametrize("way", ["site", "upload"])
+def test_a_client_with_too_few_images_says_so_and_takes_part_in_the_rounds(
+    make_server: Any, way: str
+) -> None:
+    few = ("data.max_images=60", "data.partition=linear", "data.clients=5")
+    server = make_server(*TINY, *WAYS[way], *few)
+    server.run()
+    sizes = {c.client_id: c.num_examples for c in server.clients}
+    assert {f["client_id"] for f in server.state.failures} == {i for i, n in sizes.items() if n < 10} != set()
+    assert all("too few for a model of its own" in f["reason"] for f in server.state.failures)
+    assert all(server.state.counted[c.name] == 3 for c in server.clients)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (("method.name=udec",), "there is no global model that the server could train"),
+        (("method.name=central",), "one trainer holds all images"),
+        (("method.name=oneshot", "server.correction.images=federated"), "images must be of site or upload"),
+        (("method.name=oneshot", "server.correction.when=once"), "when must be always"),
+        (("server.correction.images=elsewhere",), "must be one of"),
+        (("server.correction.size=0",), "must be > 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(sets: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        resolve.load(sets=[*TINY, *sets])
+
+
+def test_one_shot_needs_a_piece_that_trains_on_the_server() -> None:
+    with pytest.raises(ConfigError, match="needs a piece that trains on the server"):
+        resolve.load(sets=["method.name=oneshot"])
+
+
+# --- killed, and gone on with ---
+
+
+class Stop(BaseException):
+    """Plays a kill in the server's own work."""
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+@pytest.mark.parametrize("way", ["site", "upload", "oneshot"])
+def test_killed_in_phase_0_it_asks_only_those_who_have_not_answered(
+    make_server: Any, way: str, answers: int
+) -> None:
+    unbroken = make_server(*TINY, *WAYS[way], "engine.workers=1", name="unbroken")
+    unbroken.run()
+    with pytest.raises(Crash):
+        at = crash_at(1, answers=answers)
+        make_server(*TINY, *WAYS[way], "engine.workers=1", name="broken", at=at).run()
+    resumed = make_server(*TINY, *WAYS[way], "engine.workers=1", name="broken", resume=True)
+    trained: list[str] = []
+    train = Worker.train
+
+    def watched(self: Worker, opened: Any) -> Any:
+        if opened.step.phase == LOCAL:
+            trained.append(opened.step.client.name)
+        return train(self, opened)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "train", watched)
+        resumed.run()
+    assert len(trained) == 3 - answers, "what came before the kill is not asked for again"
+    assert outcome(resumed) == outcome(unbroken)
+    assert not (resumed.run_dir.path / "journal").exists()
+
+
+@pytest.mark.parametrize("call", range(1, 4))
+@pytest.mark.parametrize("what", ["sample", "fit"])
+def test_killed_in_the_servers_own_work_it_loses_the_piece_under_way(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, what: str, call: int
+) -> None:
+    monkeypatch.setattr("osmotic.federation.lab.PIECE", 3)  # a correction of five steps is two pieces
+    settings = (*TINY, *WAYS["upload"])
+    unbroken = make_server(*settings, name="unbroken")
+    unbroken.run()
+    done: list[int] = []
+    real = getattr(ServerTrainer, what)
+
+    def counted(self: ServerTrainer, *rest: Any) -> Any:
+        done.append(1)
+        if len(done) == call:
+            raise Stop
+        return real(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServerTrainer, what, counted)
+        with pytest.raises(Stop):
+            make_server(*settings, name="broken").run()
+        resumed = make_server(*settings, name="broken", resume=True)
+        resumed.run()
+    # The call that was cut off is made again, and none of those before it.
+    assert len(done) == 1 + {"sample": 3, "fit": 3 * 2}[what]
+    assert outcome(resumed) == outcome(unbroken)
+
+
+def test_a_set_that_was_damaged_is_not_trained_on(make_server: Any) -> None:
+    with pytest.raises(Crash):
+        make_server(*TINY, name="broken", at=crash_at(3, answers=1)).run()
+    server = make_server(*TINY, name="broken", resume=True)
+    [file] = (server.run_dir.path / "auxiliary").iterdir()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StateLost, match="does not match its checksum"):
+        server.run()
+
+
+def test_a_shelf_gives_what_was_put_there_and_nothing_else(tmp_path: Any) -> None:
+    table = {"images": np.arange(12, dtype=np.uint8).reshape(3, 4)}
+    name = Shelf(tmp_path / "shelf").keep(table)
+    again = Shelf(tmp_path / "shelf")
+    assert np.array_equal(again.take(name)["images"], table["images"])
+    for other in ("0" * 64, "../../etc/passwd", name[:-1]):
+        with pytest.raises(StateLost):
+            again.take(other)
+    other = Shelf(tmp_path / "shelf").keep({"images": table["images"][:2]})
+    (tmp_path / "shelf" / f"{other}.safetensors").replace(tmp_path / "shelf" / f"{name}.safetensors")
+    with pytest.raises(StateLost, match="another table"):
+        Shelf(tmp_path / "shelf").take(name)
+
+
+# --- what is told of it ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_plan_has_the_bytes_of_the_run(make_server: Any, way: str) -> None:
+    server = make_server(*TINY, *WAYS[way])
+    server.run()
+    figures = plan.plan(server.config)
+    totals = server.state.totals
+    assert (figures["bytes_up"], figures["bytes_down"]) == (totals.bytes_up, totals.bytes_down)
+    assert figures["parameters_up"] == totals.parameters_up
+    by_size = way in ("site", "oneshot")
+    assert figures["exact"] is not by_size
+    assert any("who holds how many images" in note for note in figures["notes"]) is by_size
+
+
+def test_a_site_is_told_that_images_leave_it() -> None:
+    told = leaves.leaves(resolve.load(sets=[*TINY]))
+    first = told["exchanges"][0]
+    assert first["phase"] == LOCAL and first["from_site"]["tensors"]["correction"]["tensors"] == 3
+    assert "images that a model trained on the site's images alone draws" in told["pieces_send"]["correction"]
+    assert "near-copies" in told["reveals"]["piece correction"]
