@@ -35,7 +35,7 @@ osmotic leaves --preset feddm-learned --set codec.first_contact=seed
 here are the packets between the simulated clients and the server. They are those that an engine for real sites would carry; a site would then trust the
 transport too, which is not there yet.
 
-Images and labels are in no packet. That is not the same as privacy: what can be learnt from packets is told below, and nothing here prevents it:
+A site's own images and labels are in no packet; with the piece `correction` images that a model of the site's own draws are, and their labels. That is not the same as privacy: what can be learnt from packets is told below, and nothing here prevents it:
 """
 
 AFTER = """\

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import osmotic
+from osmotic.plugins import load_file
 
 SHOWN = (
     "method",
@@ -49,6 +50,7 @@ def run_all(
     jobs: int = 1,
     more: Callable[[Path], Mapping[str, Any]] = lambda out: {},
     results: str = "results.jsonl",
+    plugins: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
     """Every case as `osmotic run` with these arguments; returns their rows.
 
@@ -58,6 +60,7 @@ def run_all(
         runs: where run folders go; default runs/STUDY under the current folder.
         jobs: runs side by side; give each `engine.workers=1` then.
         more: further entries of a row, from its run folder.
+        plugins: files as `--plugin` takes them.
     """
     runs = runs or Path("runs") / folder.name
     path = folder / results
@@ -66,7 +69,7 @@ def run_all(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting = {
-            pool.submit(one, list(arguments), runs / case): case
+            pool.submit(one, list(arguments), runs / case, list(plugins)): case
             for case, arguments in cases.items()
             if case not in rows
         }
@@ -77,8 +80,10 @@ def run_all(
     return [rows[case] for case in cases]
 
 
-def one(arguments: list[str], out: Path) -> dict[str, Any]:
+def one(arguments: list[str], out: Path, plugins: Sequence[Path] = ()) -> dict[str, Any]:
     """Runs one case, or goes on with it where it was cut off; returns its summary."""
+    for path in plugins:
+        load_file(path)
     begun = (out / "config.toml").exists()
     print(f"{out.name}: " + ("goes on" if begun else " ".join(arguments)), file=sys.stderr, flush=True)
     run = osmotic.load(out).resume() if begun else osmotic.run(**settings(arguments), out=out)

@@ -62,6 +62,11 @@ class Piece:
         """Whether what it sends hangs on how many images each client holds, which a plan does not know."""
         return False
 
+    @property
+    def tells_classes(self) -> bool:
+        """Whether what it makes leave a site tells how many of its images are of each class."""
+        return False
+
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
         return None

@@ -116,6 +116,11 @@ class Correction(Piece):
         """True where a site sends as many images as follow from its own."""
         return self.images == "site" and self.spread == "size"
 
+    @property
+    def tells_classes(self) -> bool:
+        """True where images are drawn in a site's own mix, or of a model that it uploads."""
+        return self.images != "federated"
+
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model, or the server alone does."""
         if method.pools_data:

@@ -207,7 +207,7 @@ def stays(config: Config, method: Method, chain: Chain) -> list[str]:
     replica = config.codec.changed_only or not codecs.of(config.codec, "down").absolute
     told = {
         "images and labels": True,
-        "how many images there are of each class": True,
+        "how many images there are of each class": not any(p.tells_classes for p in chain.pieces.values()),
         f"its own {', '.join(method.keep())}, but for the own model above": bool(method.keep()),
         "the average of its own model, but for the own model above": bool(
             config.recipe.ema_half_lives and not method.global_model

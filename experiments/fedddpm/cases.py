@@ -1,0 +1,134 @@
+"""The runs of the study: cells, methods and controls. See README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Keys = dict[str, Any]
+
+SEEDS = (0, 1, 2)
+PILOT_SEED = 100  # settings are chosen on it alone
+MNIST, FASHION = ("npz:../shared/data/mnist.npz", "npz:../shared/data/fashion-mnist.npz")
+
+COMMON: Keys = {
+    "data.image_size": 8,
+    "data.max_images": 6000,
+    "data.clients": 10,
+    "model.network": "unet-8",
+    "training.rounds": 30,
+    "training.local_epochs": 0.5,
+    "training.batch_size": 16,
+    "training.lr_schedule": "cosine",
+    "score.every": 0,
+    "score.samples": 2000,
+    "track.backends": [],
+    "checkpoint.every": 10,
+    "engine.workers": 1,
+}
+CELLS: dict[str, Keys] = {
+    "dirichlet-0.1": {"data.source": MNIST, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
+    "dirichlet-0.5": {"data.source": MNIST, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.5},
+    "two-classes": {"data.source": MNIST, "data.partition": "pathological", "data.classes_per_client": 2},
+    "iid": {"data.source": MNIST, "data.partition": "iid"},
+    "q-skew": {"data.source": MNIST, "data.partition": "q-skew"},
+    "fashion": {"data.source": FASHION, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
+}
+LOCAL_EPOCHS = 10.0  # of phase 0: 60,000 images of all clients, two thirds of those of the rounds
+
+
+def correction(**options: Any) -> Keys:
+    """Server training on synthetic images; options are keys of the piece."""
+    keys = {"local_epochs": LOCAL_EPOCHS} | options
+    if keys.get("images") == "federated":
+        del keys["local_epochs"]
+    return {"server.pieces": ["correction"]} | {f"server.correction.{k}": v for k, v in keys.items()}
+
+
+FEDDDPM: Keys = correction()
+PLUS: Keys = correction(when="slow", passes=4.0)
+# 16,000 images of phase 0's 60,000 would be a third more rounds; all of them two thirds more passes.
+METHODS: dict[str, tuple[str, Keys]] = {
+    "fedavg": ("fedavg", {}),
+    "fedprox": ("fedprox", {}),
+    "scaffold": ("scaffold", {}),
+    "fedadam": ("fedadam", {"server.adam.learning_rate": 0.003}),
+    "fedddpm": ("fedavg", FEDDDPM),
+    "fedddpm-upload": ("fedavg", correction(images="upload")),
+    "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=10)),
+    "fedddpm+": ("fedavg", PLUS),
+    "oneshot": ("oneshot", correction(size=1.0)),
+    # Controls.
+    "set-alone": (
+        "oneshot",
+        correction(passes=10.0),
+    ),  # as many server steps as one pass of all images a round has
+    "fedavg-equal-images": ("fedavg", {"training.local_epochs": 0.5 + LOCAL_EPOCHS / 30}),
+    "fedavg-more-steps": ("fedavg", {"training.local_epochs": 0.6}),
+    "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
+    "central": ("central", {"training.local_epochs": 0.5}),
+}
+OTHER_CELLS = ("fedavg", "fedddpm", "fedddpm+", "oneshot")
+SIZES = (0.01, 0.05, 0.25, 0.5)  # beside 0.1
+
+
+def arguments(preset: str, seed: int, *keys: Mapping[str, Any]) -> list[str]:
+    """As a person would type them after `osmotic run`; later keys win."""
+    merged: Keys = {"seed": seed, "data.partition_seed": seed}
+    for some in keys:
+        merged |= some
+    found = ["--preset", preset]
+    for name, value in merged.items():
+        found += ["--set", f"{name}={text(value)}"]
+    return found
+
+
+def text(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ", ".join(f'"{v}"' for v in value) + "]" if isinstance(value, list) else str(value)
+
+
+def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = None) -> list[str]:
+    """One run."""
+    preset, keys = METHODS[method]
+    return arguments(preset, seed, COMMON, CELLS[cell], keys, more or {})
+
+
+def pilot() -> dict[str, list[str]]:
+    """Seed 100: what to choose."""
+    cell, tried = "dirichlet-0.1", dict.fromkeys(METHODS)
+    found = {f"{m}-s{PILOT_SEED}": case(cell, m, PILOT_SEED) for m in tried}
+    varied: dict[str, Keys] = {
+        "fedddpm-passes-3": {"server.correction.passes": 3.0},
+        "fedddpm-rate-0.3": {"server.correction.rate": 0.3},
+        "fedddpm-all-copies": {"server.correction.drop_copies": False},
+        "fedddpm-size-0.5": {"server.correction.size": 0.5, "server.correction.passes": 0.2},
+    }
+    return found | {
+        f"{name}-s{PILOT_SEED}": case(cell, "fedddpm", PILOT_SEED, keys) for name, keys in varied.items()
+    }
+
+
+def main() -> dict[str, list[str]]:
+    """Seed by seed, so that a study cut short has whole pairs."""
+    return {f"dirichlet-0.1-{m}-s{seed}": case("dirichlet-0.1", m, seed) for seed in SEEDS for m in METHODS}
+
+
+def cells() -> dict[str, list[str]]:
+    """The other cells, one seed."""
+    return {f"{c}-{m}-s0": case(c, m, 0) for c in CELLS if c != "dirichlet-0.1" for m in OTHER_CELLS}
+
+
+def sizes() -> dict[str, list[str]]:
+    """FD against the size of the set, one seed, at equal server steps: the larger the set, the fewer passes over it."""
+    return {
+        f"size-{size:g}-s0": case(
+            "dirichlet-0.1",
+            "fedddpm",
+            0,
+            {"server.correction.size": size, "server.correction.passes": 0.1 / size},
+        )
+        for size in SIZES
+    }
