@@ -66,6 +66,7 @@ def run_all(
     path = folder / results
     rows = {r["case"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
     # Every case in a fresh process of its own: threads and settings of torch are then its own too.
+    failed: list[str] = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting = {
@@ -75,8 +76,15 @@ def run_all(
         }
         for done in as_completed(waiting):
             case = waiting[done]
-            rows[case] = row(case, cases[case], done.result()) | dict(more(runs / case))
+            try:
+                rows[case] = row(case, cases[case], done.result()) | dict(more(runs / case))
+            except Exception as error:  # told now: the others go on for hours
+                print(f"{case}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failed.append(case)
+                continue
             path.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+    if failed:
+        sys.exit(f"{len(failed)} cases failed: {', '.join(failed)}")
     return [rows[case] for case in cases]
 
 

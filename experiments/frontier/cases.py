@@ -27,7 +27,7 @@ COMMON: Keys = {
     "score.every": 0,
     "score.samples": 2000,
     "track.backends": [],
-    "checkpoint.every": 20,
+    "checkpoint.every": 2,  # a client keeps its states back to the oldest checkpoint: 30 MB each with moments and residual
 }
 MAIN: Keys = COMMON | {"data.image_size": 8, "data.max_images": 6000, "model.network": "unet-8"}
 
@@ -87,6 +87,11 @@ def nesterov(learning_rate: float, momentum: float) -> Keys:
         "server.nesterov.learning_rate": learning_rate,
         "server.nesterov.momentum": momentum,
     }
+
+
+def synthetic(**options: Any) -> Keys:
+    """The server trains on synthetic images that sites draw from models of their own (arXiv 2503.06426)."""
+    return {"server.pieces": ["correction"]} | {f"server.correction.{k}": v for k, v in options.items()}
 
 
 IMAGES = 144_000  # that all clients of a run see in all: 24 passes over the main cell's 6,000

@@ -8,6 +8,7 @@ The error is that of the velocity on 2,000 held-out images, with the same noise 
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def errors(run: Any, network: torch.nn.Module) -> np.ndarray:
     edges = np.linspace(0, len(alpha_bar), BANDS + 1).astype(int)
     found = []
     with torch.no_grad():
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             t = torch.randint(int(low), int(high), (len(x0),), generator=generator)
             noise = torch.randn(x0.shape, generator=generator)
             kept = alpha_bar[t][:, None, None, None]

@@ -31,6 +31,7 @@ from cases import (  # noqa: E402
     learned,
     nesterov,
     of_images,
+    synthetic,
 )
 from study import run_all  # noqa: E402
 
@@ -45,7 +46,28 @@ Setting = tuple[int, Keys]
 KEPT: Keys = {"training.optimizer_state": "keep"}
 
 DILOCO = nesterov(0.7, 0.9)
+SEEDED: Keys = {"codec.first_contact": "seed"}
+# Half of the images are the clients' own, in one go; the other half are steps of the server on what their models draw.
+SHOT: Keys = (
+    {"method.name": "oneshot"}
+    | SEEDED
+    | synthetic(size=1.0, local_epochs=IMAGES / 12_000, passes=IMAGES / 12_000 / 20)
+)
+# A third of the images go into models of the sites' own; the server takes as many more.
+MIXED: Keys = (
+    both("int2", entropy=True)
+    | synthetic(size=0.5, local_epochs=IMAGES / 18_000, passes=IMAGES / 6_000 / 20 / 3 / 0.5)
+    | {"server.pieces": ["nesterov", "correction"]}
+    | {k: v for k, v in DILOCO.items() if k != "server.pieces"}
+    | {"training.local_epochs": IMAGES / 6_000 / 20 * 2 / 3}
+)
 TRIED: dict[str, dict[str, Setting]] = {
+    "iid": {
+        "fp32": (100, {}),
+        "int2-r10-kept": (10, KEPT | both("int2", entropy=True)),
+        "learned-0.6-r10-kept": (10, KEPT | learned(0.6, 0.6, 3)),
+        "fp32-r10-kept": (10, KEPT),
+    },
     "dirichlet": {
         "fp32": (100, {}),
         "fp32-r50": (50, {}),
@@ -60,14 +82,34 @@ TRIED: dict[str, dict[str, Setting]] = {
         "int2-r10-nesterov-kept": (10, DILOCO | KEPT | both("int2", entropy=True)),
         "learned-1-r20-kept": (20, KEPT | learned(1.0, 1.0, 5)),
         "learned-0.5-r40-kept": (40, KEPT | learned(0.5, 0.5, 10)),
+        "oneshot": (20, SHOT),
+        "int2-r20-nesterov-synthetic": (20, MIXED),
+        "learned-0.2-kept": (100, KEPT | learned(0.2, 0.2, 10)),
+        "learned-0.13-r50-kept": (50, KEPT | learned(0.13, 0.13, 10)),
+    },
+}
+
+
+# What the main table compares; chosen on the pilot seed, those at iid without one (README.md says how).
+CHOSEN: dict[str, dict[str, Setting]] = {
+    "dirichlet": {
+        "fp32": (100, {}),
+        "int2-r50-nesterov": (50, DILOCO | both("int2", entropy=True)),
+        "int2-kept": (100, KEPT | both("int2", entropy=True)),
+        "learned-0.5-r40-kept": (40, KEPT | learned(0.5, 0.5, 10)),
         "learned-0.3-r20-kept": (20, KEPT | learned(0.3, 0.3, 5)),
     },
     "iid": {
         "fp32": (100, {}),
         "int2-r10-kept": (10, KEPT | both("int2", entropy=True)),
         "learned-0.6-r10-kept": (10, KEPT | learned(0.6, 0.6, 3)),
-        "fp32-r10-kept": (10, KEPT),
     },
+}
+# Of the confirming cell: from the main cell's best, at fewer bits.
+CONFIRMED: dict[str, Setting] = {
+    "fp32": (60, {}),
+    "learned-0.15-r20": (20, learned(0.15, 0.05, 7)),
+    "learned-0.3-r12": (12, learned(0.3, 0.1, 5)),
 }
 
 
@@ -93,8 +135,10 @@ def main() -> Cases:
         for cell, settings in CHOSEN.items():
             for name, setting in settings.items():
                 found[f"{cell}-{name}-s{seed}"] = in_cell(cell, seed, setting)
+    for seed in SEEDS:
+        for cell, keys in CELLS.items():
             one = {"training.rounds": 10, "training.local_epochs": 2.4}
-            found[f"{cell}-central-s{seed}"] = arguments("central", seed, CELLS[cell], one)
+            found[f"{cell}-central-s{seed}"] = arguments("central", seed, keys, one)
     return found
 
 

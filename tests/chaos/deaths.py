@@ -91,7 +91,7 @@ class Result:
 def every(farm: Farm, ways: Iterable[str] = WAYS) -> list[Death]:
     """All deaths there are, in each way where it makes a difference."""
     found = []
-    for config in ("fedavg", "udec", "scaffold"):
+    for config in ("fedavg", "udec", "scaffold", "correction"):
         for number, point in enumerate(points(farm, config), 1):
             found += [Death(config, number, way) for way in ways if point.split()[0] in WHERE.get(way, point)]
     return found

@@ -58,7 +58,7 @@ def _goes_on(farm: Farm, config: str, folder: Path) -> list[str]:
 def every(farm: Farm, step: int = 1) -> list[Full]:
     """All points that need room, of fedavg; every `step`th of the others."""
     found = []
-    for config in ("fedavg", "udec", "scaffold"):
+    for config in ("fedavg", "udec", "scaffold", "correction"):
         needing = [n for n, p in enumerate(points(farm, config), 1) if p.split()[0] in NEED_ROOM]
         found += [Full(config, n) for n in needing[:: 1 if config == "fedavg" else step]]
     return found

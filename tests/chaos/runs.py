@@ -52,6 +52,12 @@ CONFIGS = {
         "data.clients=4",
         "training.fraction_train=0.5",
     ),
+    "correction": (
+        "server.pieces=correction",
+        "server.correction.images=upload",
+        "server.correction.local_epochs=1",
+        "data.partition=iid",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ def some(cases: list, count: int) -> list:
     return [cases[(2 * i + 1) * len(cases) // (2 * count)] for i in range(count)]
 
 
-@pytest.mark.parametrize("config, count", [("udec", 3), ("scaffold", 1)])
+@pytest.mark.parametrize("config, count", [("udec", 3), ("scaffold", 1), ("correction", 3)])
 def test_a_death_anywhere_leaves_a_run_that_resumes_to_equal_files(
     farm: runs.Farm, config: str, count: int
 ) -> None:

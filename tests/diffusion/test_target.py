@@ -25,6 +25,22 @@ def pixel(value: float) -> Tensor:
     return torch.full((1, 1, 1, 1), value)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "edm"])
+def test_the_cleanest_levels_are_left_out(kind: str) -> None:
+    target = targets.Edm(0.5) if kind == "edm" else TARGETS[kind]
+
+    def levels(cleanest: float) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return target.draw((20_000, 1, 1, 1), 1000, generator, cleanest).level.double()
+
+    every, some = levels(0.0), levels(0.75)
+    floor = every.quantile(0.75)
+    assert some.min() >= floor * 0.99, "none below the quantile"
+    assert some.median().item() == pytest.approx(every.quantile(0.875).item(), rel=0.02), (
+        "and evenly above it"
+    )
+
+
 def test_noisy_image_and_v_by_hand() -> None:
     # alpha_bar = 0.64: square roots 0.8 and 0.6. Noisy 0.8 * 0.5 + 0.6 * 2 = 1.6; v = 0.8 * 2 - 0.6 * 0.5 = 1.3.
     alpha_bar = torch.tensor([0.64])

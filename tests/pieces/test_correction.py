@@ -212,19 +212,24 @@ def test_the_server_drops_outliers_by_the_encoder(make_server: Any, monkeypatch:
 def test_it_trains_after_every_round_at_the_rate_of_the_round(
     make_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, float, int | None]] = []
+    asked: list[tuple[Any, ...]] = []
     train = ServerLab.train
 
-    def watched(self: ServerLab, images: Any, labels: Any, steps: int, rate: float, size: Any = None) -> None:
-        asked.append((steps, rate, size))
-        train(self, images, labels, steps, rate, size)
+    def watched(self: ServerLab, images: Any, labels: Any, *how: Any) -> None:
+        asked.append(how)
+        train(self, images, labels, *how)
 
     monkeypatch.setattr(ServerLab, "train", watched)
-    more = ("server.correction.passes=2", "server.correction.rate=0.5", "server.correction.batch_size=4")
+    more = (
+        "server.correction.skip_cleanest=0.25",
+        "server.correction.passes=2",
+        "server.correction.rate=0.5",
+        "server.correction.batch_size=4",
+    )
     server = make_server(*TINY, *more, "training.lr_schedule=cosine")
     server.run()
     rates = [line["learning_rate"] for line in server.observer.lines[1:]]
-    assert asked == [(2 * 9, 0.5 * rate, 4) for rate in rates]
+    assert asked == [(2 * 9, 0.5 * rate, 4, 0.25) for rate in rates]
     assert server.state.server_steps == 3 * 18
     lines = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
     own = [line for line in lines if line["direction"] == "server"]

@@ -60,6 +60,7 @@ class Process:
         min_snr: gamma of the min-SNR weight, >= 0, 0 is off; "edm" has its own weight.
         label_dropout: share of labels replaced by "no label" in training, in [0, 1].
         sigma_data: standard deviation of the images that "edm" expects, > 0; the other targets do not use it.
+        cleanest: share of the noise levels, from the cleanest, that training leaves out, in [0, 1).
         precision: "bf16" trains with products and convolutions in bfloat16 where torch's autocast takes them; weights,
             gradients and the loss stay float32. "fp32" rounds nothing.
     Raises: ValueError for an unknown target or schedule, or too few timesteps for it.
@@ -74,6 +75,7 @@ class Process:
     label_dropout: float = 0.1
     sigma_data: float = SIGMA_DATA
     precision: str = "fp32"
+    cleanest: float = 0.0
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -145,7 +147,7 @@ class Process:
 
     def draw(self, shape: Sequence[int], labelled: bool, generator: torch.Generator) -> StepDraw:
         """All that chance decides of a step on images of this shape (B, C, H, W), in the order that `loss` says."""
-        drawn = self._rule.draw(shape, len(self.alpha_bar), generator)
+        drawn = self._rule.draw(shape, len(self.alpha_bar), generator, self.cleanest)
         dropped = None
         # Last, so that a conditional network sees the timesteps and the noise of an unconditional one.
         if self.num_classes and labelled:

@@ -70,13 +70,16 @@ class Target(Protocol):
     def prediction_type(self) -> str:
         """What diffusers' schedulers call this prediction."""
 
-    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+    def draw(
+        self, shape: Sequence[int], timesteps: int, generator: torch.Generator, cleanest: float = 0.0
+    ) -> Draw:
         """The noise levels first, then the noise.
 
         Args:
             shape: of the images, (B, C, H, W).
             timesteps: of the schedule; EDM ignores it.
             generator: where all draws come from, on its own device; it is moved on.
+            cleanest: share of the noise levels, from the cleanest, of which none is drawn, in [0, 1).
         """
 
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
@@ -127,12 +130,15 @@ class ScheduledTarget(ABC):
             raise ValueError(f"gamma must be >= 0, got {gamma}")
         return snr.new_ones(snr.shape) if gamma == 0 else self.min_snr_weight(snr, gamma)
 
-    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+    def draw(
+        self, shape: Sequence[int], timesteps: int, generator: torch.Generator, cleanest: float = 0.0
+    ) -> Draw:
         """As `Target.draw`; timesteps [B] are uniform over the schedule (arXiv:2006.11239, alg. 1)."""
         import torch
 
         # Every draw is made where the generator is: drawn on the images' device, a GPU's numbers would differ.
-        level = torch.randint(0, timesteps, (shape[0],), generator=generator, device=generator.device)
+        first = int(cleanest * timesteps)
+        level = torch.randint(first, timesteps, (shape[0],), generator=generator, device=generator.device)
         return Draw(level, draw_noise(shape, generator))
 
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
@@ -225,9 +231,11 @@ class Edm:
     # Of two possible signs of c_out it names the one of Table 1.
     prediction_type: ClassVar[str] = "epsilon"
 
-    def draw(self, shape: Sequence[int], timesteps: int, generator: torch.Generator) -> Draw:
+    def draw(
+        self, shape: Sequence[int], timesteps: int, generator: torch.Generator, cleanest: float = 0.0
+    ) -> Draw:
         """As `Target.draw`; log-normal sigmas [B]."""
-        sigma = draw_sigma(shape[0], generator)
+        sigma = draw_sigma(shape[0], generator, cleanest)
         return Draw(sigma, draw_noise(shape, generator))
 
     def example(self, x0: Tensor, alpha_bar: Tensor, min_snr: float, draw: Draw) -> Example:
@@ -317,13 +325,18 @@ def edm_target(x0: Tensor, noisy: Tensor, scaling: EdmScaling) -> Tensor:
     return (x0 - per_image(scaling.c_skip, x0) * noisy) / per_image(scaling.c_out, x0)
 
 
-def draw_sigma(count: int, generator: torch.Generator) -> Tensor:
+def draw_sigma(count: int, generator: torch.Generator, cleanest: float = 0.0) -> Tensor:
     """Training noise levels, ln(sigma) ~ N(-1.2, 1.2^2), [count], float32, on the generator's device.
 
     Source: arXiv:2206.00364, Table 1.
+    Args:
+        cleanest: share of them, from the cleanest, of which none is drawn, in [0, 1).
     """
     import torch
 
+    if cleanest:
+        share = cleanest + (1 - cleanest) * torch.rand(count, generator=generator, device=generator.device)
+        return (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri(share.clamp(max=1 - 1e-6))).exp()
     draw = torch.randn(count, generator=generator, device=generator.device)
     return (LOG_SIGMA_MEAN + LOG_SIGMA_STD * draw).exp()
 

@@ -48,6 +48,7 @@ class Trainer(Protocol):
         seed: int,
         batch_size: int,
         moments: Tensors,
+        cleanest: float,
     ) -> tuple[Tensors, Tensors]:
         """(new weights after `steps` optimiser steps from `weights`, the optimiser's moments then), name -> float32 [...].
 
@@ -55,6 +56,7 @@ class Trainer(Protocol):
             images: uint8 [N, H, W, C].
             labels: int64 [N], or None.
             moments: to go on from; {} starts afresh.
+            cleanest: share of the noise levels, from the cleanest, that is left out, in [0, 1).
         """
         ...
 

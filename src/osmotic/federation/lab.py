@@ -55,11 +55,13 @@ class ServerLab:
         steps: int,
         learning_rate: float,
         batch_size: int | None = None,
+        cleanest: float = 0.0,
     ) -> None:
         """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; labels int64 [N] or None.
 
         Args:
             batch_size: images per step; None is `training.batch_size`.
+            cleanest: share of the noise levels, from the cleanest, that is left out, in [0, 1).
         """
         run_seed, number = self.view.config.seed, self.phase.server_round
         size = batch_size or self.view.config.training.batch_size
@@ -71,12 +73,12 @@ class ServerLab:
 
             def work(some: int = some, seed: int = seed, before: Tensors = moments) -> Tensors:
                 trained, held = self.trainer.fit(
-                    self.weights, images, labels, some, learning_rate, seed, size, before
+                    self.weights, images, labels, some, learning_rate, seed, size, before, cleanest
                 )
                 return grouped("weights", trained) | grouped("moments", held)
 
             made = self.once(
-                _told("train", begun + start, some, learning_rate, seed, size)
+                _told("train", begun + start, some, learning_rate, seed, size, cleanest)
                 + digest(given)
                 + digest(self.weights)
                 + digest(moments),

@@ -104,6 +104,13 @@ class Correction(Piece):
         1.0, "learning rate of a correction, as a multiple of the clients' in that round", 0, 1000, above=True
     )
     batch_size: int = key(0, "images per step of a correction; 0 is training.batch_size", 0)
+    skip_cleanest: float = key(
+        0.0,
+        "share of the noise levels, from the cleanest, that a correction leaves out: synthetic images have the classes and shapes "
+        "of real ones sooner than their details",
+        0,
+        0.99,
+    )
     draw_after: int = key(
         3, "rounds before the first images are drawn from the global model (images = federated)", 1, 1_000_000
     )
@@ -247,7 +254,7 @@ class Correction(Piece):
         size = self.batch_size or training.batch_size
         steps = batch_plan(len(held["images"]), size, self.passes)
         rate = self.rate * learning_rate(training, phase.server_round)
-        lab.train(held["images"], held.get("labels"), steps, rate, size)
+        lab.train(held["images"], held.get("labels"), steps, rate, size, self.skip_cleanest)
         state = dict(state)
         if "due" in state:
             state["fired"] = np.concatenate([state.get("fired", np.zeros((0, 2))), [state.pop("due")]])

@@ -87,11 +87,13 @@ class Lab(Protocol):
         steps: int,
         learning_rate: float,
         batch_size: int | None = None,
+        cleanest: float = 0.0,
     ) -> None:
         """Trains the global weights on images that the server holds, uint8 [N, H, W, C]; counted as server steps.
 
         Args:
             batch_size: images per step; None is `training.batch_size`.
+            cleanest: share of the noise levels, from the cleanest, that is left out, in [0, 1).
         """
 
     def sample(

@@ -270,6 +270,7 @@ class ServerTrainer:
         seed: int,
         batch_size: int,
         moments: Tensors,
+        cleanest: float,
     ) -> tuple[Tensors, Tensors]:
         """(weights after `steps` optimiser steps on images [N, H, W, C] from `weights`, moments then); labels int64 [N] or None."""
         worker, blueprint = self._loaded(weights), self.study.blueprint
@@ -277,7 +278,7 @@ class ServerTrainer:
         fit(
             worker.network,
             Images.of(images, given, self.study.device, blueprint.space, flip=blueprint.config.data.flip),
-            blueprint.process,
+            dataclasses.replace(blueprint.process, cleanest=cleanest),
             dataclasses.replace(blueprint.config.training, batch_size=batch_size),
             steps=steps,
             learning_rate=learning_rate,

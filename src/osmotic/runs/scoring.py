@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from osmotic import seeds
+from osmotic.data import strata
 from osmotic.data.dataset import Dataset, Split
 from osmotic.data.gather import gather
 from osmotic.data.strata import apportion
@@ -163,10 +164,11 @@ class Scoring:
         """
         cfg, labels = self.study.config, self.labels()
         per_client: list[dict[str, Any]] = []
+        features: dict[str, np.ndarray] = {}
         for holding in self.study.holdings:
             name = holding.client.name
             if name in pools:
-                made = self.encoder.features(pools[name])
+                made = features[name] = self.encoder.features(pools[name])
                 entry = self._own(holding).score(made, *self.yardstick.distances(made), stage)
                 entry["held_out"] = _fields(self.yardstick.against_held_out(made))
                 entry["near_copies"] = self._near_copies(pools[name], made, draws=not per_client)
@@ -176,7 +178,45 @@ class Scoring:
         empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
         described = self._described(compatibility.nfe(cfg.score.steps, self.study.blueprint.guidance))
         found = federated.aggregate(per_client)
-        return {**described, **empty, **found, "after": None, "per_client": per_client}
+        mixture = self._mixture(features)
+        return {
+            **described,
+            **empty,
+            **found,
+            "after": None,
+            "mixture": mixture,
+            "per_client": per_client,
+        }
+
+    def _mixture(self, features: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+        """Quality of all clients' models as one that draws from each by its number of images, in its own class mix.
+
+        As many images as there are: the client whose pool is the first to be used up decides. None unless all have drawn.
+
+        Args:
+            features: of the pools, client -> [samples, D].
+        """
+        if set(features) != {h.client.name for h in self.study.holdings}:
+            return None
+        pool, known = self._pool_labels, self.study.dataset.train.labels
+        rows: dict[str, np.ndarray] = {}
+        for h in self.study.holdings:
+            rows[h.client.name] = np.arange(self.samples)
+            if pool is not None and known is not None:
+                rows[h.client.name] = federated.matching(pool, known[h.train])
+        per_image = min(len(rows[h.client.name]) / len(h.train) for h in self.study.holdings)
+        parts = []
+        for h in self.study.holdings:
+            mine = rows[h.client.name]
+            count = min(len(mine), round(per_image * len(h.train)))
+            labels = None if pool is None else pool[mine]
+            picked = strata.draw(labels, len(mine), count, np.random.default_rng(0))
+            parts.append(features[h.client.name][mine[picked]])
+        made = np.concatenate(parts)
+        if len(made) < federated.MIN_OWN:
+            return None
+        fd, kid = self.yardstick.distances(made)
+        return {"fd": fd, "kid": kid, "samples": len(made)}
 
     @staticmethod
     def with_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,8 @@ QUALITY = (
 )
 
 
-MORE = ("metrics", "personal")  # own metrics; scores of clients' own models beside a global one
+# Own metrics; scores of clients' own models beside a global one; these models as one that draws from each.
+MORE = ("metrics", "personal", "mixture")
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, str] | None = None) -> str:

@@ -1,0 +1,90 @@
+"""The tables of README.md, from the rows of study.py.
+
+python experiments/fedddpm/tables.py             # markdown on stdout
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Rows = dict[str, dict[str, Any]]
+# Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def read(name: str) -> Rows:
+    """Rows by case; none where the study has not begun."""
+    path = HERE / name
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["case"]: row for row in map(json.loads, lines)}
+
+
+def interval(logs: list[float]) -> tuple[float, float, float]:
+    """Geometric mean of paired ratios and its 95 % interval, given their logarithms; no interval of one."""
+    mean = statistics.fmean(logs)
+    half = math.inf if len(logs) < 2 else T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def by_method(rows: Rows, prefix: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Method -> seed -> row, of the cases that begin so."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for case, row in rows.items():
+        if case.startswith(prefix):
+            name, _, seed = case.removeprefix(prefix).rpartition("-s")
+            found.setdefault(name, {})[int(seed)] = row
+    return found
+
+
+def table(methods: dict[str, dict[int, dict[str, Any]]], base: str = "fedavg") -> str:
+    """One line for each method, paired with `base` over the seeds that both have."""
+    lines = [
+        f"| method | seeds | FD | held-out FD | FD / {base} | 95 % | images of clients | server steps | bytes up | near-copies | FD of the set (floor) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, own in methods.items():
+        seeds = [s for s in sorted(own) if s in methods.get(base, {})]
+        if not seeds:
+            continue
+        rows = [own[s] for s in seeds]
+        ratio, low, high = interval([math.log(own[s]["fd"] / methods[base][s]["fd"]) for s in seeds])
+        told = "" if len(seeds) < 2 or name == base else f"{low:.2f} to {high:.2f}"
+        copies = [c["features"] for r in rows if (c := r.get("near_copies"))]
+        sets = [s for r in rows if (s := r.get("set"))]
+        drawn = f"{_mean(s['fd'] for s in sets):.2f} ({_mean(s['floor'] for s in sets):.2f})" if sets else ""
+        lines.append(
+            f"| {name} | {len(seeds)} | {_mean(r['fd'] for r in rows):.3f} | {_mean(r['held_out_fd'] for r in rows):.3f} | "
+            f"{ratio:.3f} | {told} | {_mean(r['images_seen'] for r in rows):,.0f} | {_mean(r['server_steps'] for r in rows):,.0f} | "
+            f"{_mean(r['bytes_up'] for r in rows) / 1e6:,.1f} MB | {_mean(copies):.1%} | {drawn} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return statistics.fmean(found) if found else math.nan
+
+
+def main() -> None:
+    """Prints every table that has rows."""
+    if rows := read("pilot.jsonl"):
+        print(f"### Pilot, seed 100\n\n{table(by_method(rows, ''))}\n")
+    if rows := read("results.jsonl"):
+        print(f"### Dirichlet 0.1\n\n{table(by_method(rows, 'dirichlet-0.1-'))}\n")
+    if rows := read("cells.jsonl"):
+        for cell in ("dirichlet-0.5", "two-classes", "iid", "q-skew", "fashion"):
+            if own := by_method(rows, f"{cell}-"):
+                print(f"### {cell}\n\n{table(own)}\n")
+    if rows := read("sizes.jsonl"):
+        print("### Size of the set\n")
+        for case, row in rows.items():
+            print(f"- {case}: FD {row['fd']:.3f}, set {row['set']['fd']:.2f} ({row['set']['images']} images)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The journal of a phase: an entry is found by its very question and by nothing else, and a damaged one is asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osmotic.federation.journal import Journal
+from osmotic.protocol.messages import Client, Packet, Sent, Task
+
+TASK = Task(Client(0, "client-000", 10), "train")
+HEADER = {"run": "a", "server_round": 3, "durable_round": 1, "learning_rate": 0.1}
+ANSWER = Packet({"client": "client-000", "metrics": {"loss": 0.125, "steps": 7}}, (b"abc", memoryview(b"")))
+
+
+def asked(*blobs: bytes, **header: Any) -> Sent:
+    return Sent(TASK, Packet({**HEADER, **header}, blobs))
+
+
+def test_an_answer_is_found_by_the_very_task(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.begin(3)
+    assert journal.answer(asked(b"x")) is None
+    journal.keep_answer(asked(b"x"), ANSWER)
+    again = Journal(tmp_path / "journal")
+    again.begin(3)
+    found = again.answer(asked(b"x"))
+    assert found is not None and found.header == ANSWER.header and found.blobs == (b"abc", b"")
+    assert again.answer(asked(b"x", durable_round=2)) is not None, (
+        "which checkpoints there are is no part of it"
+    )
+    for other in (asked(b"y"), asked(b"x", b""), asked(b"x", run="b"), asked(b"x", learning_rate=0.2)):
+        assert again.answer(other) is None
+
+
+def test_the_next_phase_drops_what_is_there(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.begin(-1)
+    journal.keep_answer(asked(), ANSWER)
+    journal.begin(1)
+    assert journal.answer(asked()) is None
+    journal.begin(-1)
+    assert journal.answer(asked()) is None
+    journal.clear()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_damaged_entry_is_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.begin(1)
+    journal.keep_answer(asked(), ANSWER)
+    [file] = (tmp_path / "journal").glob("*/*.safetensors")
+    for damage in (file.read_bytes()[:-1], b"", file.read_bytes().replace(b"loss", b"lost")):
+        file.write_bytes(damage)
+        assert journal.answer(asked()) is None
+
+
+def test_work_is_done_once(tmp_path: Path) -> None:
+    journal, done = Journal(tmp_path / "journal"), []
+    journal.begin(1)
+
+    def work() -> dict[str, np.ndarray]:
+        done.append(1)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        assert journal.once("this", work)["a"].tolist() == [0, 1, 2]
+    assert len(done) == 1
+    journal.once("that", work)
+    assert len(done) == 2
