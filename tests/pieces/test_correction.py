@@ -284,6 +284,7 @@ def test_the_rules_by_hand() -> None:
     replies = {"b": slow.Report(1, 4.0, 3.0), "a": slow.Report(3, 8.0, 5.0)}
     assert slow.smoothed(np.zeros(0), replies).tolist() == [7.0]
     assert slow.smoothed(np.array([2.0]), replies) == pytest.approx([2.0, 0.8 * 2 + 0.2 * 7])
+    assert slow.gain(np.array([0.0, 7.0, 6.0]), 2) is None
     assert slow.gain(np.array([8.0, 7.0, 6.0]), 2) == 0.25 and slow.gain(np.array([8.0, 7.0]), 2) is None
     # Weighted lengths: (3 * 5 + 1 * 3) / 4 = 4.5
     assert slow.agreement(replies, 2.25) == 0.5 and slow.agreement(replies, 9.0) == 1.0
@@ -347,6 +348,14 @@ def too_many(tensors: dict[str, np.ndarray]) -> None:
     tensors["correction/count"][0] = 13
 
 
+def dropped(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/count"][1] = -1
+
+
+def all_copies(tensors: dict[str, np.ndarray]) -> None:
+    tensors["correction/count"][:] = 0, 36
+
+
 LIES = {
     constant: "correction: 12 of 12 images are of one value all over",
     copies: "correction: 12 images are copies of 1",
@@ -355,7 +364,9 @@ LIES = {
     more: "bytes are more than the|correction/images is uint8",
     other_label: "correction: a label lies outside 0..9",
     none: "correction: there is no image",
-    too_many: "correction: says that it sends 13 of 12 images",
+    too_many: "correction: says that it sends 13 of 12 images and has dropped 0",
+    dropped: "correction: says that it sends 12 of 12 images and has dropped -1",
+    all_copies: "correction: has no image to send: 36 near-copies of its own were dropped",
 }
 
 
@@ -368,7 +379,7 @@ def test_images_that_are_none_are_refused_and_the_set_is_that_of_the_others(
     [failure] = server.state.failures
     assert (failure["round"], failure["client_id"], failure["kind"]) == (-1, 1, "bad")
     assert re.search(LIES[lie], failure["reason"]), failure["reason"]
-    assert np.bincount(held(server)["client"]).tolist() == [12, 12] and server.state.server_steps > 0
+    assert np.bincount(held(server)["client"]).tolist() == [12, 0, 12] and server.state.server_steps > 0
 
 
 def test_an_uploaded_model_that_draws_nothing_of_use_is_left_out(

@@ -176,7 +176,7 @@ class Correction(Piece):
 
     def object_to(self, view: View, phase: Phase, reply: Reply) -> str | None:
         """Refuses images that are blank, copies of one another or none, labels and counts that cannot be."""
-        from osmotic.pieces.synthetic import objection
+        from osmotic.pieces.synthetic import ATTEMPTS, objection
 
         if phase.name != LOCAL:
             return None
@@ -184,9 +184,11 @@ class Correction(Piece):
             classes = reply.tensors.get("classes")
             fits = classes is None or (classes.min() >= 0 and 0 < classes.sum() <= reply.weight)
             return None if fits else "its images of each class are not its images"
-        images, kept = reply.tensors["images"], int(reply.tensors["count"][0])
-        if not 0 <= kept <= len(images):
-            return f"says that it sends {kept} of {len(images)} images"
+        images, (kept, dropped) = reply.tensors["images"], map(int, reply.tensors["count"])
+        if not (0 <= kept <= len(images) and 0 <= dropped <= ATTEMPTS * len(images)):
+            return f"says that it sends {kept} of {len(images)} images and has dropped {dropped}"
+        if not kept and dropped:
+            return f"has no image to send: {dropped} near-copies of its own were dropped"
         labels = reply.tensors.get("labels")
         return objection(images[:kept], None if labels is None else labels[:kept], view.num_classes)
 
@@ -265,7 +267,8 @@ class Correction(Piece):
         brought = group(state, "client")
         names = sorted({name.partition("/")[0] for name in brought})
         parts, copies, useless = [], 0, 0
-        for number, name in enumerate(names):
+        numbers = {client.name: client.client_id for client in lab.view.clients}
+        for name in names:
             own = group(brought, name)
             images, labels, dropped = (
                 self._drawn_from(lab, name, own) if self.images == "upload" else _sent(own)
@@ -274,7 +277,7 @@ class Correction(Piece):
             if images is None:
                 useless += 1
                 continue
-            part = {"images": images, "client": np.full(len(images), number, np.int64)}
+            part = {"images": images, "client": np.full(len(images), numbers[name], np.int64)}
             parts.append(part if labels is None else part | {"labels": labels})
         return self._kept(lab, parts, copies, useless, {})
 

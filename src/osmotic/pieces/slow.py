@@ -37,8 +37,8 @@ def smoothed(before: np.ndarray, replies: Mapping[str, Report]) -> np.ndarray:
 
 
 def gain(losses: np.ndarray, window: int) -> float | None:
-    """By what share the smoothed loss has fallen over the last `window` rounds; None before there are so many."""
-    if len(losses) <= window:
+    """By what share the smoothed loss has fallen over the last `window` rounds; None before there are so many, or from 0."""
+    if len(losses) <= window or losses[-1 - window] <= 0:
         return None
     return float((losses[-1 - window] - losses[-1]) / losses[-1 - window])
 
