@@ -162,14 +162,9 @@ def main() -> None:
     if found := cell_rows(read("confirm.jsonl"), "14x14"):
         print(f"### 14x14\n\n{markdown(found)}\n")
     pilot = read("pilot.jsonl")
-    for cell, label in (("iid-", "iid"), ("", "Dirichlet 0.1")):
-        own = {
-            f"p-{case.removeprefix('iid-')}-s100": row
-            for case, row in pilot.items()
-            if case.startswith("iid-") == bool(cell)
-        }
-        if found := cell_rows(own, "p"):
-            print(f"### Pilot, seed 100, {label}\n\n{markdown(found)}\n")
+    for cell in ("dirichlet", "iid"):
+        if found := cell_rows(pilot, cell):
+            print(f"### Pilot, seed 100, {cell}\n\n{markdown(found)}\n")
     for share in ("1", "0.5"):
         feddm = {
             f"{share}-{case.replace(f'-{share}-s', '-s')}": row
