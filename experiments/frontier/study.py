@@ -94,8 +94,9 @@ TRIED: dict[str, dict[str, Setting]] = {
 CHOSEN: dict[str, dict[str, Setting]] = {
     "dirichlet": {
         "fp32": (100, {}),
-        "int2-r50-nesterov": (50, DILOCO | both("int2", entropy=True)),
+        "int2-r50-kept": (50, KEPT | both("int2", entropy=True)),
         "int2-kept": (100, KEPT | both("int2", entropy=True)),
+        "int2-r50-nesterov": (50, DILOCO | both("int2", entropy=True)),
         "learned-0.5-r40-kept": (40, KEPT | learned(0.5, 0.5, 10)),
         "learned-0.3-r20-kept": (20, KEPT | learned(0.3, 0.3, 5)),
     },
@@ -105,7 +106,11 @@ CHOSEN: dict[str, dict[str, Setting]] = {
         "learned-0.6-r10-kept": (10, KEPT | learned(0.6, 0.6, 3)),
     },
 }
-LATE = {("dirichlet", "learned-0.5-r40-kept"), ("dirichlet", "learned-0.3-r20-kept")}
+LATE = {
+    ("dirichlet", "int2-r50-nesterov"),
+    ("dirichlet", "learned-0.5-r40-kept"),
+    ("dirichlet", "learned-0.3-r20-kept"),
+}
 # Of the confirming cell: from the main cell's best, at fewer bits.
 CONFIRMED: dict[str, Setting] = {
     "fp32": (60, {}),

@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
     "fedadagrad": Preset(keys={"method.name": "fedavg", "server.pieces": ("adagrad",)}),
     "fedddpm": Preset(
         keys={"method.name": "fedavg", "server.pieces": ("correction",)},
-        exchanges="as fedavg; before the rounds images that models of the sites' own draw, on which the server trains after each",
+        exchanges="as fedavg; before the rounds sites send images that models of their own draw, and the server trains on them after every average",
     ),
     "fedddpm+": Preset(
         keys={
@@ -90,7 +90,10 @@ PRESETS: dict[str, Preset] = {
         },
         exchanges="as fedddpm, with the sites' own models uploaded, as in the paper, instead of images",
     ),
-    "oneshot": Preset(keys={"method.name": "oneshot", "server.pieces": ("correction",)}),
+    "oneshot": Preset(
+        keys={"method.name": "oneshot", "server.pieces": ("correction",)},
+        exchanges="once, images that models of the sites' own draw; one model learns from them on the server",
+    ),
     "central": Preset(keys={"method.name": "central"}),
     "local": Preset(keys={"method.name": "local"}),
 }
