@@ -97,8 +97,8 @@ CHOSEN: dict[str, dict[str, Setting]] = {
         "int2-r50-kept": (50, KEPT | both("int2", entropy=True)),
         "int2-kept": (100, KEPT | both("int2", entropy=True)),
         "int2-r50-nesterov": (50, DILOCO | both("int2", entropy=True)),
-        "learned-0.5-r40-kept": (40, KEPT | learned(0.5, 0.5, 10)),
-        "learned-0.3-r20-kept": (20, KEPT | learned(0.3, 0.3, 5)),
+        "learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20)),
+        "learned-0.1-r50-kept": (50, KEPT | learned(0.1, 0.1, 25)),
     },
     "iid": {
         "fp32": (100, {}),
@@ -108,8 +108,8 @@ CHOSEN: dict[str, dict[str, Setting]] = {
 }
 LATE = {
     ("dirichlet", "int2-r50-nesterov"),
-    ("dirichlet", "learned-0.5-r40-kept"),
-    ("dirichlet", "learned-0.3-r20-kept"),
+    ("dirichlet", "learned-0.18-kept"),
+    ("dirichlet", "learned-0.1-r50-kept"),
 }
 # Of the confirming cell: from the main cell's best, at fewer bits.
 CONFIRMED: dict[str, Setting] = {
