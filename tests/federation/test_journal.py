@@ -57,16 +57,14 @@ def test_a_damaged_entry_is_none(tmp_path: Path) -> None:
         assert journal.answer(asked()) is None
 
 
-def test_work_is_done_once(tmp_path: Path) -> None:
-    journal, done = Journal(tmp_path / "journal"), []
+def test_the_last_state_of_a_piece_of_work_is_found(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
     journal.begin(1)
-
-    def work() -> dict[str, np.ndarray]:
-        done.append(1)
-        return {"a": np.arange(3)}
-
-    for _ in range(2):
-        assert journal.once("this", work)["a"].tolist() == [0, 1, 2]
-    assert len(done) == 1
-    journal.once("that", work)
-    assert len(done) == 2
+    assert journal.find("this") is None
+    for step in range(3):
+        journal.keep("this", {"a": np.array([step])})
+    found = Journal(tmp_path / "journal")
+    found.begin(1)
+    kept = found.find("this")
+    assert kept is not None and kept["a"].tolist() == [2] and found.find("that") is None
+    assert len(list((tmp_path / "journal").glob("*/*"))) == 1, "what came before is not kept"

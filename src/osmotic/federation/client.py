@@ -327,7 +327,8 @@ class Worker:
             # Of this round and client alone: neither order, nor workers, nor a restart move it.
             rng=seeds.rng(self.config.seed, seeds.TRAINING, step.server_round, step.client.name),
             rule=self.chain.open(self.method, step, state.pieces),
-            moments=dict(state.optimizer) if self.blueprint.keeps_moments else None,
+            # A model of the client's own, before the rounds, leaves the rounds no moments.
+            moments=dict(state.optimizer) if self.blueprint.keeps_moments and step.server_round > 0 else None,
         )
 
     def result(self, begun: Begun, loss: float, seen: int) -> Result:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -186,25 +187,29 @@ class Exchange:
 
     def _answers(self, tasks: Iterator[Sent], journal: Journal | None) -> Generator[Answer]:
         """The engine's answers, and those that the journal holds already, for which nobody is asked."""
-        known: list[Answer] = []
+        known: list[Sent] = []
 
         def unanswered() -> Iterator[Sent]:
-            for sent in tasks:
-                packet = None if journal is None else journal.answer(sent)
-                if packet is None:
-                    yield sent
+            # As an engine cuts them: the last bits of clients trained as one depend on who is among them.
+            while group := list(islice(tasks, self.config.engine.batched_clients)):
+                if journal is not None and all(journal.answer(sent) is not None for sent in group):
+                    known.extend(group)
                 else:
-                    known.append(Answer(sent, packet))
+                    yield from group
+
+        def answered() -> Iterator[Answer]:
+            # Read only now: one packet at a time, however many there are.
+            while known and journal is not None:
+                sent = known.pop()
+                yield Answer(sent, journal.answer(sent))
 
         answers = self.engine.exchange(unanswered(), self.config.engine.deadline_seconds)
         try:
             for answer in answers:
                 yield answer
                 del answer  # or its packet would lie beside the next one
-                while known:
-                    yield known.pop()
-            while known:
-                yield known.pop()
+                yield from answered()
+            yield from answered()
         finally:
             if isinstance(answers, Generator):
                 answers.close()
@@ -241,7 +246,10 @@ class Exchange:
                     tally.answers[name], tally.weights[name] = metrics, reply.weight
                     del reply
                     if journal is not None:
-                        journal.keep_answer(answer.sent, answer.packet)
+                        # Of its header what was checked alone: the rest may be anything.
+                        header = {k: answer.sent.packet.header[k] for k in ADDRESS}
+                        header |= {"num_examples": tally.weights[name], "metrics": metrics}
+                        journal.keep_answer(answer.sent, Packet(header, answer.packet.blobs))
             if failure is not None:
                 tally.failures[name] = failure
                 told = {} if answer.packet is None else answer.packet.header

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +40,14 @@ class Journal:
         Not when a phase counts: until its checkpoint is on disk it may have to be gone through again. An entry of a later phase may build on private states of clients that going through this phase again replaces.
         """
         self._phase = f"{server_round:+09d}"
-        for path in self.folder.glob("*/*.safetensors"):
-            if path.parent.name != self._phase:
-                path.unlink()
+        for folder in self.folder.glob("*"):
+            if folder.name != self._phase:
+                _remove(folder)
 
     def clear(self) -> None:
         """The run has come to its end."""
-        for path in self.folder.glob("*/*.safetensors"):
-            path.unlink()
         for folder in (*self.folder.glob("*"), self.folder):
-            with contextlib.suppress(OSError):  # not there, or something else lies in it
-                folder.rmdir()
+            _remove(folder)
 
     def answer(self, sent: Sent) -> Packet | None:
         """The answer to this very task that came before; None if none did, or it is damaged."""
@@ -71,20 +67,22 @@ class Journal:
         self._ready(path)
         write_checked(path, blobs, {"header": strict_json.dumps(dict(packet.header))})
 
-    def once(self, what: str, make: Callable[[], Tensors]) -> Tensors:
-        """What `make` gives, name -> array [...], or what it gave for the same `what` before the phase was cut off.
+    def find(self, what: str) -> Tensors | None:
+        """What was last kept under `what` in this phase, name -> array [...]; None if nothing was, or it is damaged."""
+        with contextlib.suppress(StateLost):
+            return read_with_notes(self._path(hashlib.sha256(what.encode()).hexdigest()))[0]
+        return None
+
+    def keep(self, what: str, made: Tensors) -> None:
+        """Keeps how far a piece of work has come, name -> array [...], in the place of what was kept under its name before.
 
         Args:
-            what: names the piece of work and all that its result follows from.
-        Raises: what `make` raises; OSError as the file system gives it.
+            what: names the work and all that its result follows from.
+        Raises: OSError as the file system gives it.
         """
         path = self._path(hashlib.sha256(what.encode()).hexdigest())
-        with contextlib.suppress(StateLost):
-            return read_with_notes(path)[0]
-        made = make()
         self._ready(path)
         write_checked(path, made)
-        return made
 
     def _path(self, key: str) -> Path:
         return self.folder / self._phase / f"{key}.safetensors"
@@ -93,6 +91,15 @@ class Journal:
     def _ready(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Entries of a folder, what a kill left half written, and the folder itself unless something else lies in it."""
+    clear_leftovers(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _question(sent: Sent) -> str:

@@ -6,7 +6,8 @@ It is done in pieces that a journal keeps: interrupting it loses the piece under
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 
 from osmotic import seeds
 from osmotic.federation.interfaces import Trainer
+from osmotic.federation.journal import Journal
 from osmotic.protocol.messages import Phase
 from osmotic.protocol.view import View
 from osmotic.storage.shelf import Shelf
 from osmotic.storage.store import digest
 from osmotic.tensors import Tensors, group, grouped
 
-# Optimiser steps of one piece of training.
+# Fewest optimiser steps of one piece of training, but for the last: rounded up to whole passes.
 PIECE = 200
 
 
@@ -33,7 +35,7 @@ class ServerLab:
         phase: the phase under way.
         weights: the global weights after the average, name -> float32 [...].
         trainer: what really trains and samples.
-        once: does a piece of work, or finds that it was done before the phase was cut off (`Journal.once`).
+        journal: keeps pieces of work until the phase counts; None keeps none.
         shelf: where tables are kept that are too large for every checkpoint.
         steps, images, drawn: optimiser steps taken on the server so far in this phase, images in them, images drawn.
     """
@@ -42,7 +44,7 @@ class ServerLab:
     phase: Phase
     weights: Tensors
     trainer: Trainer
-    once: Callable[[str, Callable[[], Tensors]], Tensors] = lambda what, make: make()
+    journal: Journal | None = None
     shelf: Shelf = field(default_factory=Shelf)
     steps: int = 0
     images: int = 0
@@ -66,27 +68,28 @@ class ServerLab:
         run_seed, number = self.view.config.seed, self.phase.server_round
         size = batch_size or self.view.config.training.batch_size
         given = {"images": images} | ({} if labels is None else {"labels": labels})
-        begun, moments = self.steps, Tensors()
-        for start in range(0, steps, PIECE):
-            some = min(PIECE, steps - start)
-            seed = seeds.integer(run_seed, seeds.METHOD, number, "" if start == 0 else f"/{start}")
-
-            def work(some: int = some, seed: int = seed, before: Tensors = moments) -> Tensors:
-                trained, held = self.trainer.fit(
-                    self.weights, images, labels, some, learning_rate, seed, size, before, cleanest
-                )
-                return grouped("weights", trained) | grouped("moments", held)
-
-            made = self.once(
-                _told("train", begun + start, some, learning_rate, seed, size, cleanest)
-                + digest(given)
-                + digest(self.weights)
-                + digest(moments),
-                work,
+        how = (self.steps, steps, learning_rate, size, cleanest)
+        what = _told("train", run_seed, number, how) + digest(given) + digest(self.weights)
+        found = self.journal.find(what) if self.journal else None
+        done, moments = 0, Tensors()
+        if found is not None:
+            done, moments = int(found["done"][0]), group(found, "moments")
+            self.weights = group(found, "weights")
+        in_pass = math.ceil(len(images) / size)
+        # Whole passes: each piece walks the images in an order of its own.
+        piece = in_pass * math.ceil(PIECE / in_pass)
+        while done < steps:
+            some = min(piece, steps - done)
+            seed = seeds.integer(run_seed, seeds.METHOD, number, f"/{self.steps + done}")
+            self.weights, moments = self.trainer.fit(
+                self.weights, images, labels, some, learning_rate, seed, size, moments, cleanest
             )
-            self.weights, moments = group(made, "weights"), group(made, "moments")
-            self.steps += some
-            self.images += some * min(size, len(images))
+            done += some
+            if self.journal:
+                held = grouped("weights", self.weights) | grouped("moments", moments)
+                self.journal.keep(what, held | {"done": np.array([done])})
+        self.steps += steps
+        self.images += steps // in_pass * len(images) + steps % in_pass * size
 
     def sample(
         self, weights: Mapping[str, np.ndarray], labels: np.ndarray | None, samples: int, client: str = ""
@@ -94,7 +97,11 @@ class ServerLab:
         """Images of any weights of the network, uint8 [samples, H, W, C]; the noise follows from the round and `client`."""
         seed = seeds.integer(self.view.config.seed, seeds.METHOD, self.phase.server_round, client)
         told = _told("sample", samples, seed, None if labels is None else labels.tolist()) + digest(weights)
-        found = self.once(told, lambda: {"images": self.trainer.sample(dict(weights), labels, samples, seed)})
+        found = self.journal.find(told) if self.journal else None
+        if found is None:
+            found = {"images": self.trainer.sample(dict(weights), labels, samples, seed)}
+            if self.journal:
+                self.journal.keep(told, found)
         self.drawn += samples
         return found["images"]
 

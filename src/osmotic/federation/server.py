@@ -51,7 +51,8 @@ from osmotic.tensors import Tensors
 class Outcome:
     """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state.
 
-    `moved` names the parameters that somebody has returned, or that the server has trained.
+    `moved` names the parameters that somebody has returned, or that the server has trained; `server_images` are those in its
+    steps where no client trains.
     """
 
     phase: Phase
@@ -62,6 +63,7 @@ class Outcome:
     moved: Set[str] = frozenset()
     server_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    server_images: int = 0
 
 
 class Server:
@@ -213,15 +215,22 @@ class Server:
             moved.add(name)
 
         # 6. After: what the pieces train or draw on the server.
-        once = self.journal.once if self.chain.works_after else ServerLab.once
-        lab = ServerLab(view, phase, dict(weights), self.trainer, once, self.shelf)
+        lab = ServerLab(view, phase, dict(weights), self.trainer, self.journal, self.shelf)
         pieces, more = self.chain.after(lab, pieces, phase)
         if lab.steps:
             weights, moved = Flat.of(weights.layout, lab.weights), set(weights)
+            if not np.isfinite(weights.buffer).all():
+                rule = f"gives weights that are not finite in {phase.name} {phase.server_round}: a smaller learning rate, or other images"
+                raise ConfigError("training on the server", None, f"{rule}; the run stays as it was before")
+        elif self.method.server_trains and phase.name == TRAIN:
+            raise RunStopped(
+                f"nobody is asked in round {phase.server_round}, and the server has nothing to train on"
+            )
         if lab.steps or lab.drawn:
             cost = lab.images * self.exchange.flops_per_image + lab.drawn * self.trainer.flops_per_drawn
             tally.entries.append(bookkeeping.server_entry(phase, lab.images, lab.steps, cost))
-        return Outcome(phase, tally, True, weights, pieces, moved, lab.steps, {**metrics, **more})
+        own = lab.images if self.method.server_trains else 0
+        return Outcome(phase, tally, True, weights, pieces, moved, lab.steps, {**metrics, **more}, own)
 
     def _commit(self, outcome: Outcome) -> dict[str, Any]:
         """Step 7. The phase counts: only here does anything move that the next phase builds on. Returns its metrics line."""
@@ -248,7 +257,7 @@ class Server:
                     state.state_hashes[name] = str(digest)
                 else:  # an older one is not that of this round
                     state.state_hashes.pop(name, None)
-            self._average(phase, tally)
+            self._average(phase, tally, outcome.server_images)
         else:
             self._abandon()
         self._book(tally, phase, outcome.quorum)
@@ -263,9 +272,9 @@ class Server:
             metrics=outcome.metrics,
         )
 
-    def _average(self, phase: Phase, tally: Tally) -> None:
+    def _average(self, phase: Phase, tally: Tally, server_images: int) -> None:
         """Takes the weights of a round into their averages over rounds."""
-        images = sum(int(m.get("images", 0)) for m in tally.answers.values())
+        images = server_images + sum(int(m.get("images", 0)) for m in tally.answers.values())
         if phase.name == TRAIN and self.method.shared and images:
             # Only what the server averages: personal parts have their own averages at their clients.
             self.state.ema.update(self.state.weights.parts(self.method.shared), images)

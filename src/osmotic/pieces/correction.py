@@ -9,6 +9,7 @@ of the first rounds (`"federated"`). Sizes, steps and the rules of FedDDPM+ are 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -54,13 +55,13 @@ class Correction(Piece):
     title: ClassVar[str] = "the server trains on synthetic images after the average"
     paper: ClassVar[str] = "2503.06426"
     left: ClassVar[str] = (
-        "before the rounds images that a model trained on the site's images alone draws, and their labels; with images = upload "
+        "before the rounds images that a model trained on the site's images alone draws, their labels, and how many it dropped as near-copies; with images = upload "
         "that model itself, and how many images there are of each class; with images = federated nothing"
     )
     reveals: ClassVar[str] = (
-        "a model trained at one site alone holds more of its images than any average: 64 images a client let an attacker tell "
+        "a model trained at one site alone (not with images = federated) holds more of its images than any average: 64 images a client let an attacker tell "
         "members by an uploaded model with AUC 1.00, by a change of one round 0.92, by the global model 0.85; images drawn from it "
-        "can be near-copies, of which the site drops those that it finds; their labels tell its classes"
+        "can be near-copies, of which a site that draws itself drops those that it finds (drop_copies); their labels tell its classes"
     )
 
     images: Literal["site", "upload", "federated"] = key(
@@ -121,7 +122,7 @@ class Correction(Piece):
     @property
     def by_size(self) -> bool:
         """True where a site sends as many images as follow from its own."""
-        return self.images == "site" and self.spread == "size"
+        return self.images == "site"
 
     @property
     def tells_classes(self) -> bool:
@@ -182,7 +183,10 @@ class Correction(Piece):
             return None
         if self.images == "upload":
             classes = reply.tensors.get("classes")
-            fits = classes is None or (classes.min() >= 0 and 0 < classes.sum() <= reply.weight)
+            # One by one first: a sum of huge ones may wrap round.
+            fits = classes is None or (
+                classes.min() >= 0 and classes.max() <= reply.weight and 0 < classes.sum() <= reply.weight
+            )
             return None if fits else "its images of each class are not its images"
         images, (kept, dropped) = reply.tensors["images"], map(int, reply.tensors["count"])
         if not (0 <= kept <= len(images) and 0 <= dropped <= ATTEMPTS * len(images)):
@@ -270,10 +274,8 @@ class Correction(Piece):
         numbers = {client.name: client.client_id for client in lab.view.clients}
         for name in names:
             own = group(brought, name)
-            images, labels, dropped = (
-                self._drawn_from(lab, name, own) if self.images == "upload" else _sent(own)
-            )
-            copies += dropped
+            images, labels = self._drawn_from(lab, name, own) if self.images == "upload" else _sent(own)
+            copies += int(own["count"][1]) if "count" in own else 0
             if images is None:
                 useless += 1
                 continue
@@ -281,18 +283,19 @@ class Correction(Piece):
             parts.append(part if labels is None else part | {"labels": labels})
         return self._kept(lab, parts, copies, useless, {})
 
-    def _drawn_from(
-        self, lab: Lab, name: str, own: Tensors
-    ) -> tuple[np.ndarray | None, np.ndarray | None, int]:
-        """Images of an uploaded model, None where they are of no use; their labels; how many were dropped: none."""
+    def _drawn_from(self, lab: Lab, name: str, own: Tensors) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Images of an uploaded model, None where they are of no use, and their labels."""
+        from osmotic.diffusion.sampler import NotFinite
         from osmotic.pieces.synthetic import labels_for, objection
 
         client = next(c for c in lab.view.clients if c.name == name)
         samples = self._samples(lab.view, Task(client, "train"))
         labels = labels_for(samples, own.get("classes"), self.classes == "even")
-        images = lab.sample(group(own, "weights"), labels, samples, name)
-        useless = objection(images, labels, lab.view.num_classes)
-        return (None if useless else images), labels, 0
+        try:
+            images = lab.sample(group(own, "weights"), labels, samples, name)
+        except NotFinite:
+            return None, labels
+        return (None if objection(images, labels, lab.view.num_classes) else images), labels
 
     def _draws(self, state: Tensors, phase: Phase) -> bool:
         """Whether the set is drawn from the global model after this round."""
@@ -302,28 +305,41 @@ class Correction(Piece):
         return bool(self.redraw) and phase.server_round - since >= self.redraw
 
     def _drawn(self, lab: Lab, state: Tensors, phase: Phase) -> Tensors:
-        """The set drawn from the global model: of the same classes as the one before, at first as many of each."""
-        if "set" in state:
-            before = lab.shelf.take(_text(state["set"]))
-            labels, samples = before.get("labels"), len(before["images"])
-        else:
+        """The set drawn from the global model: of the classes of the first one, or as many of each.
+
+        The state as it is, and so another try after the next round, where the model draws what is not finite.
+        """
+        from osmotic.diffusion.sampler import NotFinite
+
+        asked = state.get("asked")
+        if asked is None:
             samples = max(1, round(self.size * sum(c.num_examples for c in lab.view.clients)))
-            classes = lab.view.num_classes
-            labels = apportion(np.ones(classes, np.int64), samples) if classes else None
-        part = {"images": lab.sample(lab.weights, labels, samples), "client": np.full(samples, -1, np.int64)}
+            classes = max(1, lab.view.num_classes)
+            asked = np.bincount(apportion(np.ones(classes, np.int64), samples), minlength=classes)
+        labels = np.repeat(np.arange(len(asked)), asked) if lab.view.num_classes else None
+        samples = int(asked.sum())
+        try:
+            images = lab.sample(lab.weights, labels, samples)
+        except NotFinite:
+            return state
+        part = {"images": images, "client": np.full(samples, -1, np.int64)}
         part |= {} if labels is None else {"labels": labels}
-        found, _ = self._kept(lab, [part], 0, 0, state)
+        copies, useless = (int(state["counts"][i]) for i in (1, 3)) if "counts" in state else (0, 0)
+        found, _ = self._kept(lab, [part], copies, useless, state)
         return found | {"drawn": np.array([phase.server_round])}
 
     def _kept(
         self, lab: Lab, parts: list[Tensors], copies: int, useless: int, state: Tensors
     ) -> tuple[Tensors, Metrics]:
-        """The state with a new set in it, put on the shelf; outliers dropped."""
+        """The state with a new set in it, put on the shelf; outliers dropped. Without any image a warning, and no set."""
         from osmotic.pieces.synthetic import outliers
 
         if not parts:
+            warnings.warn("no client has given a synthetic image: there is no correction", stacklevel=2)
             return state, {"images": 0.0}
         whole = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+        labels = whole.get("labels", np.zeros(len(whole["images"]), np.int64))
+        asked = np.bincount(labels, minlength=max(1, lab.view.num_classes))
         alone = np.zeros(len(whole["images"]), bool)
         if self.drop_outliers:
             alone = outliers(lab.features(whole["images"]), self.drop_outliers)
@@ -337,6 +353,7 @@ class Correction(Piece):
         sha256 = lab.shelf.keep(whole)
         told = {"set": np.frombuffer(bytes.fromhex(sha256), np.uint8).copy()}
         told["counts"] = np.array(list(counts.values()), np.int64)
+        told["asked"] = state.get("asked", asked)  # of later sets too, whatever was dropped of this one
         kept = {n: t for n, t in state.items() if not n.startswith("client/")}
         return kept | told, {n: float(v) for n, v in counts.items()}
 
@@ -349,7 +366,7 @@ class Correction(Piece):
             "images": images,
             "filtered": copies + alone,
             "sha256": _text(state["set"]),
-            "from": self.images,
+            "from": "global model" if "drawn" in state else self.images,
             "near_copies": copies,
             "outliers": alone,
             "useless_clients": useless,
@@ -414,11 +431,10 @@ def _move(work: Average) -> None:
         torch._foreach_lerp_(work.average, work.parameters, 1 - work.keep)
 
 
-def _sent(own: Tensors) -> tuple[np.ndarray | None, np.ndarray | None, int]:
-    """The images that a client has sent, None where it had to drop all; their labels; how many it dropped."""
-    kept, dropped = map(int, own["count"])
-    labels = own.get("labels")
-    return (own["images"][:kept] if kept else None), None if labels is None else labels[:kept], dropped
+def _sent(own: Tensors) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images that a client has sent, and their labels."""
+    kept, labels = int(own["count"][0]), own.get("labels")
+    return own["images"][:kept], None if labels is None else labels[:kept]
 
 
 def _filled(some: np.ndarray, length: int) -> np.ndarray:

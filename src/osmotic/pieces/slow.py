@@ -28,12 +28,13 @@ def smoothed(before: np.ndarray, replies: Mapping[str, Report]) -> np.ndarray:
 
     Args:
         before: float64 [r - 1].
-        replies: by client; their weighted mean loss is that of the round.
+        replies: by client; the median of their losses, weighted by images, is that of the round: one client that reports
+            any figure does not move a mean then.
     """
-    total = sum(replies[name].weight for name in sorted(replies))
-    mean = sum(replies[name].loss * replies[name].weight for name in sorted(replies)) / total
-    first = mean if not len(before) else SMOOTHING * before[-1] + (1 - SMOOTHING) * mean
-    return np.append(before, first)
+    ordered = sorted((report.loss, report.weight) for report in replies.values())
+    reached = np.cumsum([weight for _, weight in ordered])
+    middle = ordered[int(np.searchsorted(reached, reached[-1] / 2))][0]
+    return np.append(before, SMOOTHING * before[-1] + (1 - SMOOTHING) * middle if len(before) else middle)
 
 
 def gain(losses: np.ndarray, window: int) -> float | None:

@@ -12,7 +12,7 @@ import torch
 
 from osmotic.data.strata import apportion
 from osmotic.metrics.near_copies import MAX_HELD_OUT, PERCENT, SAME, nearest
-from osmotic.training.images import Images
+from osmotic.training.images import Images, Mapped
 
 # A model of its own from fewer images than this can but repeat them.
 LEAST_IMAGES = 10
@@ -26,6 +26,8 @@ Draw = Callable[[np.ndarray | None, int, int], np.ndarray]
 
 def own_images(images: Images) -> np.ndarray:
     """A client's own images as arrays, [N, H, W, C], uint8 or float32 in [0, 1]."""
+    if isinstance(images.pixels, Mapped):
+        return np.asarray(images.pixels.images[images.pixels.rows])
     pixels = images.take(torch.arange(len(images)))
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -147,7 +147,8 @@ def plan(
     trains = after if config.codec.changed_only else []
     by_size = [name for name, piece in chain.pieces.items() if piece.by_size]
     phases = chain.phases(method, config.training.rounds)
-    asked = sum(len(choose(config, phase, clients)) for phase in phases if phase.name == TRAIN)
+    trained_on = [p for p in phases if p.name == TRAIN and not method.server_trains]
+    asked = sum(len(choose(config, phase, clients)) for phase in trained_on)
     time_figures, images = timed(config, dataset) if time else (dict.fromkeys(TIMED), None)
     return {
         "preset": config.preset,
@@ -164,7 +165,7 @@ def plan(
         **total,
         "traffic": traffic.figures(total["bytes_up"] + total["bytes_down"], parameters, asked, images),
         "images_seen": int(shape.num_train * config.training.local_epochs * config.training.rounds)
-        if full and whole
+        if full and whole and len(trained_on) == len(phases)
         else None,
         "sites": {name: vars(cost) for name, cost in sites.items()},
         "link_mbit": link_mbit,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from osmotic.errors import ConfigError
 from osmotic.storage.atomic import clear_leftovers
 from osmotic.storage.store import StateLost, digest, read_checked, write_checked
 from osmotic.tensors import Tensors
@@ -39,13 +40,16 @@ class Shelf:
         return sha256
 
     def take(self, sha256: str) -> Tensors:
-        """The table of this hash. Raises: StateLost if it is not there, damaged, or another."""
+        """The table of this hash. Raises: ConfigError naming the file if it is not there, damaged, or another."""
         if sha256 not in self._held:
-            if self.folder is None:
-                raise StateLost(f"table {sha256[:12]} was never kept")
-            found = read_checked(self._path(sha256))
-            if digest(found) != sha256:
-                raise StateLost(f"{self._path(sha256).name} holds another table than its name says")
+            try:
+                found = read_checked(self._path(sha256))
+                if digest(found) != sha256:
+                    raise StateLost("it holds another table than its name says")
+            except StateLost as error:
+                raise ConfigError(
+                    str(self.folder), sha256[:12], f"{error}; put the file back, or start anew elsewhere"
+                ) from None
             self._held = {sha256: found}
         return self._held[sha256]
 
