@@ -260,7 +260,7 @@ def presets_table() -> str:
     for preset in osmotic.list_presets():
         name, paper = preset["preset"], f"arXiv {preset['paper']}" if preset["paper"] else ""
         rows.append(
-            f"| [`{name}`](methods.md#{name}) | {settings(preset['keys'])} | {preset['exchanges']} | {paper} |"
+            f"| [`{name}`](methods.md#{name.replace('+', '-1')}) | {settings(preset['keys'])} | {preset['exchanges']} | {paper} |"
         )
     return "\n".join(rows) + "\n"
 

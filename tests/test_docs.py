@@ -58,7 +58,12 @@ def without_code(page: Path) -> str:
 def anchors(page: Path) -> set[str]:
     """What `#...` may point at on a page: its headings in lower case, words joined by hyphens."""
     headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    found: set[str] = set()
+    for heading in headings:
+        plain = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        # As GitHub does: a second heading of the same words gets a number.
+        found.add(plain if plain not in found else f"{plain}-1")
+    return found
 
 
 def commands() -> list[tuple[str, str]]:

@@ -479,9 +479,7 @@ def test_a_correction_that_diverges_is_not_taken(make_server: Any, monkeypatch: 
 
     monkeypatch.setattr(ServerTrainer, "fit", broken)
     server = make_server(*TINY)
-    with pytest.raises(
-        ConfigError, match="weights that are not finite in train 1"
-    ):
+    with pytest.raises(ConfigError, match="weights that are not finite in train 1"):
         server.run()
     assert all(np.isfinite(t).all() for t in server.state.weights.values())
 

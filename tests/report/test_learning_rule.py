@@ -32,6 +32,8 @@ SENTENCES = {
     f"bottleneck and decoder, the rest is personal; {STAYED}",
     "udec": f"Each of {THREE} trained {MODEL} of its own on digits with udec, for 2 rounds: they share the decoder, "
     f"the rest is personal; {STAYED}",
+    "oneshot": f"{THREE} each trained {MODEL} alone on its own part of digits, {SPLIT}, and were asked once; a server trained "
+    "one model on synthetic images that theirs drew, with oneshot, in 2 rounds.",
     "central": f"One trainer held all images of digits and trained {MODEL} for 2 rounds: the upper baseline.",
     "local": f"Each of {THREE} trained {MODEL} alone on its own part of digits, {SPLIT}, for 2 rounds: "
     "the lower baseline.",

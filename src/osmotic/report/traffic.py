@@ -23,8 +23,7 @@ def words(traffic: Mapping[str, Any] | None, bound: str = "") -> str:
         return ""
     images = against_images(traffic)
     if traffic.get("factor") is None:  # no client is asked in any round: there is no FedAvg to compare with
-        told = f"{bound}{formatting.size(traffic['bytes'])}"
-        return f"{told}; {images}" if images else told
+        return f"{bound}{formatting.size(traffic['bytes'])}; {images}" if images else ""
     colon = ": " if traffic["factor"] > 1 + ALIKE else ", "
     told = f"{bound}{formatting.size(traffic['bytes'])}{colon}{against_fedavg(traffic)}"
     return f"{told}; {images}" if images else told
