@@ -42,7 +42,7 @@ def test_contract_of_every_method(make_server: Any, name: str) -> None:
     assert numbers == sorted(set(numbers)), "rounds of phases are unique and ascend"
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.method.images = {}  # what a phase leaves behind is the server's state, never the method's
-    restored = make_server(setting, *QUICK, name="a", resume=True)
+    restored = make_server(setting, *more, *QUICK, name="a", resume=True)
     assert saved(restored) == saved(first)
     assert name in PRESETS, "every method is also a preset of its own name"
 

@@ -135,7 +135,7 @@ def test_a_run_sends_what_is_told_and_all_of_it(
     make_server: Any, recorded: Any, coded: Any, settings: Any
 ) -> None:
     # Dealt evenly: each has enough images for a model of its own, and sends as many as the others.
-    even = ("data.partition=iid",) if any("correction" in setting for setting in settings) else ()
+    even = ("data.partition=iid",) if settings[0].startswith(("preset=fedddpm", "preset=oneshot")) else ()
     server = make_server(*TINY, *settings, *even)
     server.run()
     server.personal_models()
