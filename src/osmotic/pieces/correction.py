@@ -59,8 +59,8 @@ class Correction(Piece):
         "that model itself, and how many images there are of each class; with images = federated nothing"
     )
     reveals: ClassVar[str] = (
-        "a model trained at one site alone (not with images = federated) holds more of its images than any average: 64 images a client let an attacker tell "
-        "members by an uploaded model with AUC 1.00, by a change of one round 0.92, by the global model 0.85; images drawn from it "
+        "a model trained at one site alone (not with images = federated) holds more of its images than an average does "
+        "(arXiv 2301.13188 draws training images from diffusion models, the more the smaller their training set); images drawn from it "
         "can be near-copies, of which a site that draws itself drops those that it finds (drop_copies); their labels tell its classes"
     )
 
