@@ -5,11 +5,13 @@ A study is a script beside its README that calls `run_all(folder, cases)`; its r
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -96,6 +98,52 @@ def one(arguments: list[str], out: Path, plugins: Sequence[Path] = ()) -> dict[s
     print(f"{out.name}: " + ("goes on" if begun else " ".join(arguments)), file=sys.stderr, flush=True)
     run = osmotic.load(out).resume() if begun else osmotic.run(**settings(arguments), out=out)
     return run.summary
+
+
+def arguments(preset: str, *keys: Mapping[str, Any]) -> list[str]:
+    """As a person would type them after `osmotic run`; later keys win."""
+    merged: dict[str, Any] = {}
+    for some in keys:
+        merged |= some
+    found = ["--preset", preset]
+    for name, value in merged.items():
+        found += ["--set", f"{name}={text(value)}"]
+    return found
+
+
+def text(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ", ".join(f'"{v}"' for v in value) + "]" if isinstance(value, list) else str(value)
+
+
+def on_accelerator(
+    told: str,
+    folder: Path,
+    cases: Callable[[list[int], Mapping[str, Any]], Mapping[str, Sequence[str]]],
+    trial: Mapping[str, Any],
+) -> None:
+    """The command of a study's gpu.py: runs what is missing, or with `--try` a few steps of every case, anywhere.
+
+    Args:
+        told: what `--help` says.
+        folder: where gpu.jsonl goes; with `--try` a folder of its own.
+        cases: given seeds and keys that win.
+        trial: the keys of `--try`.
+    """
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="cases whose name begins so")
+    parser.add_argument(
+        "--try", dest="trial", action="store_true", help="a few steps of every case, anywhere"
+    )
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp()) if args.trial else folder
+    wanted = cases(args.seeds[:1] if args.trial else args.seeds, trial if args.trial else {})
+    wanted = {name: words for name, words in wanted.items() if name.startswith(args.only)}
+    rows = run_all(folder, wanted, runs=folder / "runs" if args.trial else None, results="gpu.jsonl")
+    print(f"{len(rows)} cases in {folder / 'gpu.jsonl'}")
 
 
 def settings(arguments: Sequence[str]) -> dict[str, Any]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import study
+from features import KINDS
 
 Keys = dict[str, Any]
 
 SEEDS = (0, 1, 2)
 PILOT_SEED = 100  # settings are chosen on it alone
 MNIST, FASHION = ("npz:../shared/data/mnist.npz", "npz:../shared/data/fashion-mnist.npz")
+
+FEATURES = Path("runs/fedddpm-data")  # made by features.py when the cells are run
 
 COMMON: Keys = {
     "data.image_size": 8,
@@ -32,6 +38,14 @@ CELLS: dict[str, Keys] = {
     "two-classes": {"data.source": MNIST, "data.partition": "pathological", "data.classes_per_client": 2},
     "iid": {"data.source": MNIST, "data.partition": "iid"},
     "q-skew": {"data.source": MNIST, "data.partition": "q-skew"},
+    **{
+        f"feature-{kind}": {
+            "data.source": f"npz:{FEATURES}/{kind}.npz",
+            "data.partition": "by:site",
+            "data.max_images": 0,
+        }
+        for kind in KINDS
+    },
     "fashion": {"data.source": FASHION, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
 }
 LOCAL_EPOCHS = 10.0  # of phase 0: 60,000 images of all clients, two thirds of those of the rounds
@@ -47,7 +61,6 @@ def correction(**options: Any) -> Keys:
 
 FEDDDPM: Keys = correction()
 PLUS: Keys = correction(when="slow", passes=4.0)
-# 16,000 images of phase 0's 60,000 would be a third more rounds; all of them two thirds more passes.
 METHODS: dict[str, tuple[str, Keys]] = {
     "fedavg": ("fedavg", {}),
     "fedprox": ("fedprox", {}),
@@ -59,11 +72,12 @@ METHODS: dict[str, tuple[str, Keys]] = {
     "fedddpm+": ("fedavg", PLUS),
     "oneshot": ("oneshot", correction(size=1.0)),
     # Controls.
-    "set-alone": (
-        "oneshot",
-        correction(passes=10.0),
-    ),  # as many server steps as one pass of all images a round has
+    # As many steps of the server as clients take in FedAvg's rounds: five passes over a tenth of the images are half a pass.
+    "set-alone": ("oneshot", correction(passes=5.0)),
+    # The images of phase 0 as further passes of the rounds, its bytes (weights down once, images up) as a further round,
+    # and the server's steps as further steps of the clients.
     "fedavg-equal-images": ("fedavg", {"training.local_epochs": 0.5 + LOCAL_EPOCHS / 30}),
+    "fedavg-equal-bytes": ("fedavg", {"training.rounds": 31}),
     "fedavg-more-steps": ("fedavg", {"training.local_epochs": 0.6}),
     "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
     "central": ("central", {"training.local_epochs": 0.5}),
@@ -73,21 +87,8 @@ SIZES = (0.01, 0.05, 0.25, 0.5)  # beside 0.1
 
 
 def arguments(preset: str, seed: int, *keys: Mapping[str, Any]) -> list[str]:
-    """As a person would type them after `osmotic run`; later keys win."""
-    merged: Keys = {"seed": seed, "data.partition_seed": seed}
-    for some in keys:
-        merged |= some
-    found = ["--preset", preset]
-    for name, value in merged.items():
-        found += ["--set", f"{name}={text(value)}"]
-    return found
-
-
-def text(value: Any) -> str:
-    """A value as `--set` reads it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[" + ", ".join(f'"{v}"' for v in value) + "]" if isinstance(value, list) else str(value)
+    """Arguments of `osmotic run`; split, weights and sampling follow the seed, later keys win."""
+    return study.arguments(preset, {"seed": seed, "data.partition_seed": seed}, *keys)
 
 
 def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = None) -> list[str]:
@@ -98,8 +99,8 @@ def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = Non
 
 def pilot() -> dict[str, list[str]]:
     """Seed 100: what to choose."""
-    cell, tried = "dirichlet-0.1", dict.fromkeys(METHODS)
-    found = {f"{m}-s{PILOT_SEED}": case(cell, m, PILOT_SEED) for m in tried}
+    cell = "dirichlet-0.1"
+    found = {f"{m}-s{PILOT_SEED}": case(cell, m, PILOT_SEED) for m in METHODS}
     varied: dict[str, Keys] = {
         "fedddpm-passes-3": {"server.correction.passes": 3.0},
         "fedddpm-rate-0.3": {"server.correction.rate": 0.3},

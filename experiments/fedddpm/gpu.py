@@ -8,15 +8,15 @@ Rows go to gpu.jsonl beside this file (with --try to a folder of their own).
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cases import Keys, arguments, correction
-from study import run_all
+from study import on_accelerator
 
 CIFAR: Keys = {
     "data.source": "cifar10",
@@ -47,7 +47,7 @@ TRY: Keys = {
 LOCAL: Keys = {"server.correction.local_epochs": 60}
 
 
-def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
+def cases(seeds: list[int], changes: Mapping[str, Any]) -> dict[str, list[str]]:
     """The methods of the main cell that need no plugin; `changes` win."""
     methods: dict[str, tuple[str, Keys]] = {
         "fedavg": ("fedavg", {}),
@@ -67,21 +67,5 @@ def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
     }
 
 
-def main() -> None:
-    """Runs what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--try", dest="trial", action="store_true", help="a few steps of every case, anywhere"
-    )
-    args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp()) if args.trial else Path(__file__).parent
-    wanted = cases(args.seeds[:1] if args.trial else args.seeds, TRY if args.trial else {})
-    rows = run_all(folder, wanted, runs=folder / "runs" if args.trial else None, results="gpu.jsonl")
-    print(f"{len(rows)} cases in {folder / 'gpu.jsonl'}")
-
-
 if __name__ == "__main__":
-    main()
+    on_accelerator(str(__doc__), Path(__file__).parent, cases, TRY)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import cases  # noqa: E402
 import numpy as np  # noqa: E402
+from features import made  # noqa: E402
 from study import run_all  # noqa: E402
 
 import osmotic  # noqa: E402
@@ -73,6 +74,9 @@ STUDIES = {"pilot": cases.pilot, "main": cases.main, "cells": cases.cells, "size
 
 if __name__ == "__main__":
     [which] = sys.argv[1:] or ["main"]
+    if which == "cells":
+        for kind in cases.KINDS:
+            made(kind, cases.FEATURES)
     results = "results.jsonl" if which == "main" else f"{which}.jsonl"
     run_all(
         HERE, STUDIES[which](), RUNS, jobs=2, more=figures, results=results, plugins=[HERE / "real_set.py"]

@@ -12,6 +12,16 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+CELLS = (
+    "dirichlet-0.5",
+    "two-classes",
+    "iid",
+    "q-skew",
+    "fashion",
+    "feature-contrast",
+    "feature-rotation",
+    "feature-blur",
+)
 Rows = dict[str, dict[str, Any]]
 # Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -77,7 +87,7 @@ def main() -> None:
     if rows := read("results.jsonl"):
         print(f"### Dirichlet 0.1\n\n{table(by_method(rows, 'dirichlet-0.1-'))}\n")
     if rows := read("cells.jsonl"):
-        for cell in ("dirichlet-0.5", "two-classes", "iid", "q-skew", "fashion"):
+        for cell in CELLS:
             if own := by_method(rows, f"{cell}-"):
                 print(f"### {cell}\n\n{table(own)}\n")
     if rows := read("sizes.jsonl"):

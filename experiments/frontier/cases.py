@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import study
+
 from osmotic.config.schema import DataConfig
 from osmotic.data.partition import partition
 from osmotic.data.sources import load
@@ -104,20 +106,5 @@ CELLS: dict[str, Keys] = {
 
 
 def arguments(preset: str, seed: int, *keys: Mapping[str, Any]) -> list[str]:
-    """As a person would type them after `osmotic run`; later keys win."""
-    merged: Keys = {"seed": seed, "data.partition_seed": seed, "engine.workers": 1}
-    for some in keys:
-        merged |= some
-    found = ["--preset", preset]
-    for name, value in merged.items():
-        found += ["--set", f"{name}={text(value)}"]
-    return found
-
-
-def text(value: Any) -> str:
-    """A value as `--set` reads it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ", ".join(f'"{v}"' for v in value) + "]"
-    return str(value)
+    """Arguments of `osmotic run`; split, weights and sampling follow the seed, later keys win."""
+    return study.arguments(preset, {"seed": seed, "data.partition_seed": seed, "engine.workers": 1}, *keys)

@@ -9,15 +9,15 @@ Rows go to gpu.jsonl beside this file (with --try to a folder of their own).
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cases import Keys, arguments, both, learned
-from study import run_all
+from study import on_accelerator
 
 # 15 rounds of 5 passes, as FedDiffuse's Full (arXiv 2406.12575): fp32 moves 3.60 GB to learn from pictures of 30.9 MB.
 PAPER: Keys = {
@@ -56,7 +56,7 @@ TRY: Keys = {
 }
 
 
-def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
+def cases(seeds: list[int], changes: Mapping[str, Any]) -> dict[str, list[str]]:
     """fp32, quantised and learned, each cell; `changes` win."""
     fewer: Keys = {"training.rounds": 20, "training.local_epochs": 10}
     found = {}
@@ -81,23 +81,5 @@ def cases(seeds: list[int], changes: Keys) -> dict[str, list[str]]:
     return found
 
 
-def main() -> None:
-    """Runs what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", default="", help="cases whose name begins so")
-    parser.add_argument(
-        "--try", dest="trial", action="store_true", help="a few steps of every case, anywhere"
-    )
-    args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp()) if args.trial else Path(__file__).parent
-    wanted = cases(args.seeds[:1] if args.trial else args.seeds, TRY if args.trial else {})
-    wanted = {name: words for name, words in wanted.items() if name.startswith(args.only)}
-    rows = run_all(folder, wanted, runs=folder / "runs" if args.trial else None, results="gpu.jsonl")
-    print(f"{len(rows)} cases in {folder / 'gpu.jsonl'}")
-
-
 if __name__ == "__main__":
-    main()
+    on_accelerator(str(__doc__), Path(__file__).parent, cases, TRY)
