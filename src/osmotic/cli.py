@@ -181,7 +181,11 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
     client: Annotated[
-        str | None, typer.Option("--client", help="Whose model, where each client has its own.")
+        str | None,
+        typer.Option(
+            "--client",
+            help="Whose model, where each client has its own; mixture draws from all, by their number of images.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

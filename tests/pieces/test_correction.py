@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_network
-from small_runs import Crash, crash_at
+from small_runs import SMALL, Crash, Silent, crash_at
 
 from osmotic.codecs import described
 from osmotic.diffusion.sampler import NotFinite
@@ -21,7 +22,9 @@ from osmotic.flat import Flat
 from osmotic.pieces import slow, synthetic
 from osmotic.pieces.correction import LOCAL, Correction
 from osmotic.protocol.messages import Packet
-from osmotic.runs import leaves, plan, resolve
+from osmotic.report import curves, reading
+from osmotic.report.page import corrected, metrics
+from osmotic.runs import commands, launch, leaves, plan, resolve
 from osmotic.runs.launch import ServerTrainer
 from osmotic.runs.summary import weights_sha256
 from osmotic.storage.shelf import Shelf
@@ -662,3 +665,33 @@ def test_a_site_is_told_that_images_leave_it() -> None:
     assert first["phase"] == LOCAL and first["from_site"]["tensors"]["correction"]["tensors"] == 3
     assert "images that a model trained on the site's images alone draws" in told["pieces_send"]["correction"]
     assert "near-copies" in told["reveals"]["piece correction"]
+    assert any("figures are for equal shares" in note for note in told["notes"])
+    assert "how many images there are of each class" not in told["stays"]
+    assert "what the figures suppose" in leaves.text(told).lower()
+    without = leaves.leaves(resolve.load(sets=[*TINY, *WAYS["federated"]]))
+    assert not without["notes"] and "how many images there are of each class" in without["stays"]
+
+
+def test_a_plan_counts_the_models_that_the_server_holds() -> None:
+    def server(*sets: str) -> int:
+        return int(plan.plan(resolve.load(sets=[*TINY, *sets]))["memory_bytes"]["server"])
+
+    parameters = plan.plan(resolve.load(sets=[*TINY]))["parameters"]
+    assert server(*WAYS["upload"]) - server() == 3 * 4 * parameters
+
+
+def test_corrected_rounds_are_marked_on_the_page(tmp_path: Path) -> None:
+    sure = ("server.correction.when=slow", "server.correction.window=2", "server.correction.least_gain=1")
+    sets = [*SMALL, *TINY, *sure, "training.rounds=6", "score.samples=20", "score.every=0"]
+    run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda run, config: Silent())
+    [first, second] = json.loads(run.summary.read_text())["auxiliary"]["corrected"]
+    assert (first["round"], second["round"]) == (3, 6)
+    page = commands.report(run.path).read_text()
+    told = re.search(r"Learning was found slow.*?</p>", page, re.DOTALL)
+    assert told is not None and "round 3 (loss" in told[0] and "round 6 (loss" in told[0]
+    read = reading.read(run.path)
+    assert [number for number, _ in corrected(read)] == [3, 6]
+    figures = metrics(read)[0][1]
+    unmarked = curves.metric([(n, 1.0) for n in range(1, 7)], "x", 0)
+    marked = curves.metric([(n, 1.0) for n in range(1, 7)], "x", 0, [3, 6])
+    assert figures and unmarked and marked and marked.count("<path") > unmarked.count("<path")

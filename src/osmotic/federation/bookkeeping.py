@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from osmotic.federation import ledger
 from osmotic.flat import Flat, chunks
 from osmotic.protocol.gate import Expectation
 from osmotic.protocol.messages import Answer, Failure, Phase, Task
+from osmotic.tensors import Tensors
 
 
 @dataclass
@@ -44,6 +45,25 @@ class Tally:
             }
             for name in sorted(self.failures)
         ]
+
+
+@dataclass
+class Outcome:
+    """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state.
+
+    `moved` names the parameters that somebody has returned, or that the server has trained; `server_images` are those in its
+    steps where no client trains.
+    """
+
+    phase: Phase
+    tally: Tally
+    quorum: bool
+    weights: Flat
+    pieces: Tensors
+    moved: Set[str] = frozenset()
+    server_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    server_images: int = 0
 
 
 def entries(

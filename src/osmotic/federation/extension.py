@@ -8,6 +8,7 @@ round while the rounds went on, as a cosine learning rate does, it cannot be ext
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from itertools import takewhile
 from typing import Any
 
@@ -42,3 +43,8 @@ def shared_phases(before: Mapping[str, Any], config: Config, method: Method, cha
     old = chain.phases(method, before["training"]["rounds"])
     new = chain.phases(method, config.training.rounds)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a run depend on beside its configuration."""
+    return {name: metadata.version(name) for name in ("osmotic", "torch", "diffusers", "numpy")}

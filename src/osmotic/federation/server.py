@@ -14,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from osmotic.diffusion.sampler import NotFinite
 from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation import bookkeeping, extension, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
-from osmotic.federation.bookkeeping import Tally
+from osmotic.federation.bookkeeping import Outcome, Tally
 from osmotic.federation.client import keeps_state
 from osmotic.federation.exchange import Exchange
 from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
@@ -45,25 +43,6 @@ from osmotic.storage.beside import Beside
 from osmotic.storage.folder import RunDir
 from osmotic.storage.shelf import Shelf
 from osmotic.tensors import Tensors
-
-
-@dataclass
-class Outcome:
-    """What a phase would change, before it counts: weights, name -> float32 [...], and the pieces' state.
-
-    `moved` names the parameters that somebody has returned, or that the server has trained; `server_images` are those in its
-    steps where no client trains.
-    """
-
-    phase: Phase
-    tally: Tally
-    quorum: bool
-    weights: Flat
-    pieces: Tensors
-    moved: Set[str] = frozenset()
-    server_steps: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    server_images: int = 0
 
 
 class Server:
@@ -428,7 +407,7 @@ class Server:
             "run": self.run_id,
             "contract": self.contract,
             "config": to_dict(self.config),
-            "versions": versions(),
+            "versions": extension.versions(),
             **self._written(),
         }
         if state.pending and self._committed:
@@ -483,9 +462,10 @@ class Server:
                 None,
                 "was started with another network, process or image shape; nothing was changed",
             )
-        if notes["versions"] != versions():
+        if notes["versions"] != extension.versions():
             warnings.warn(
-                f"resumed with {versions()}, begun with {notes['versions']}: bits may differ", stacklevel=2
+                f"resumed with {extension.versions()}, begun with {notes['versions']}: bits may differ",
+                stacklevel=2,
             )
         # Before anything is changed. `get`: of earlier versions.
         run.check(notes["files"], notes.get("files_sha256"))
@@ -506,8 +486,3 @@ class Server:
         begun = notes["config"]
         extension.check(begun, self.config, self.method, self.chain)
         return step <= extension.shared_phases(begun, self.config, self.method, self.chain)
-
-
-def versions() -> dict[str, str]:
-    """What the bits of a run depend on beside its configuration."""
-    return {name: metadata.version(name) for name in ("osmotic", "torch", "diffusers", "numpy")}

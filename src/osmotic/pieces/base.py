@@ -67,6 +67,11 @@ class Piece:
         """Whether what it makes leave a site tells how many of its images are of each class."""
         return False
 
+    @property
+    def holds_models(self) -> bool:
+        """Whether the server holds a model of every client at some time, for the memory that a plan states."""
+        return False
+
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
         return None

@@ -129,6 +129,11 @@ class Correction(Piece):
         """True where images are drawn in a site's own mix, or of a model that it uploads."""
         return self.images != "federated"
 
+    @property
+    def holds_models(self) -> bool:
+        """True where they are uploaded: until images are drawn of them."""
+        return self.images == "upload"
+
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model, or the server alone does."""
         if method.pools_data:

@@ -71,7 +71,7 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     Args:
         dataset: images of the caller's own; None describes `data.source`.
     Returns: `exchanges` (kind by kind, with tensors, weights and least and most bytes), `headers`, `stays`, `reveals`,
-        `missing`, and the names that `osmotic plan` gives too.
+        `missing`, `notes` (what the figures suppose), and the names that `osmotic plan` gives too.
     Raises: ConfigError as `osmotic run` would.
     """
     config, shape, cast = planning.assemble(config, dataset)
@@ -119,6 +119,7 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         "stays": stays(config, method, chain),
         "reveals": reveals | ({"own models": own_models.REVEALS} if own else {}),
         "missing": list(MISSING),
+        "notes": [planning.equal_shares(name) for name, piece in chain.pieces.items() if piece.by_size],
         "in_a_simulation": list(IN_A_SIMULATION),
     }
 
@@ -257,6 +258,7 @@ def text(figures: Mapping[str, Any]) -> str:
         ("What stays", figures["stays"] or ["nothing: one trainer holds all images"]),
         ("What a curious server can learn", [f"{of}: {words}" for of, words in figures["reveals"].items()]),
         ("What nothing here prevents", figures["missing"]),
+        *([("What the figures suppose", figures["notes"])] if figures["notes"] else []),
         ("As long as this is a simulation", figures["in_a_simulation"]),
     ):
         lines += ["", title, *(f"  {line}" for line in told)]

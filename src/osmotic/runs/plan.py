@@ -170,7 +170,7 @@ def plan(
         "sites": {name: vars(cost) for name, cost in sites.items()},
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
-        "memory_bytes": memory(config, method, chain, parameters),
+        "memory_bytes": memory(config, method, chain, parameters, count),
         **time_figures,
         "exact": not bounded and not trained and not trains and not by_size,
         "notes": [
@@ -182,10 +182,7 @@ def plan(
             f"piece {name} may train on the server: parts then move that are counted as unmoved"
             for name in trains
         ]
-        + [
-            f"piece {name}: what it sends hangs on who holds how many images; figures are for equal shares"
-            for name in by_size
-        ]
+        + [equal_shares(name) for name in by_size]
         + (
             [
                 "beside training, own models and the images drawn from them travel too; they are not counted here"
@@ -196,6 +193,11 @@ def plan(
         + list(shape.notes)
         + ["a client that fails or is refused changes its own figures"],
     }
+
+
+def equal_shares(piece: str) -> str:
+    """What is told of a piece whose traffic no plan knows."""
+    return f"piece {piece}: what it sends hangs on who holds how many images; figures are for equal shares"
 
 
 Cast = tuple[
@@ -408,11 +410,12 @@ def _in_order(expected: Expectation) -> Mapping[str, tuple[str, tuple[int, ...]]
     return {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in sorted(expected.coded.items())}
 
 
-def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dict[str, int]:
+def memory(config: Config, method: Method, chain: Chain, parameters: int, clients: int) -> dict[str, int]:
     """Bytes of weights held at the peak, activations apart: on the server, and on a client.
 
     Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each, and
-    8 more while a checkpoint of them is written beside the next round), and a replica where the down-link sends changes.
+    8 more while a checkpoint of them is written beside the next round), a replica where the down-link sends changes, and the
+    models of all clients where a piece holds them.
     Client: weights, gradients, two moments, what it received, packets.
     """
     model = 4 * parameters
@@ -425,6 +428,7 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int) -> dic
     state = sum((bool(method.keep()), config.codec.error_feedback, kept, own_average)) * model
     # A change that pieces work on is held whole; without them it is applied tensor by tensor.
     bent = sum(p.server_copies for p in chain.pieces.values()) + (2 if chain.pieces else 0)
+    bent += clients * sum(p.holds_models for p in chain.pieces.values())
     own = sum(p.client_copies for p in chain.pieces.values())
     return {
         "server": (6 + bent) * model + averages + replica,

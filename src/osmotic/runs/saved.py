@@ -20,6 +20,7 @@ from torch import nn
 
 from osmotic import plugins
 from osmotic.config import keys
+from osmotic.data.strata import apportion
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
 from osmotic.models import construct, pipeline
@@ -27,6 +28,7 @@ from osmotic.runs import resolve
 from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
 
+MIXTURE = "mixture"  # in the place of a client's name: all clients' models as one
 INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an own network's
 
 
@@ -118,31 +120,91 @@ def draw(
         steps: sampler steps; None takes the pipeline's own.
         guidance: classifier-free guidance scale, 1 is off; None takes that of the scores.
         seed: of the noise; image i is the same whatever `count` is.
-        client: whose model, where clients have their own.
+        client: whose model, where clients have their own; "mixture" draws from all of them, by their number of images.
         quiet: show no bar, which is else shown on a terminal.
     Raises: ConfigError for a label or client that there is none of, for images that are not finite, and as `load`.
     """
+    if client == MIXTURE and not is_model(run.model) and not is_model(run.model / MIXTURE):
+        return _draw_mixture(run, count, label, steps, guidance, seed, quiet)
     pipe = load(run, client)
-    classes = getattr(pipe, "num_classes", 0)
-    names = class_names(run) if classes else []
+    names = class_names(run) if getattr(pipe, "num_classes", 0) else []
     labels = _labels(label, names, count)
-    if guidance is not None and not classes:
+    return _drawn(run, pipe, labels, range(count), steps, guidance, seed, quiet), labels
+
+
+def _draw_mixture(
+    run: RunDir,
+    count: int,
+    label: str | int | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    quiet: bool,
+) -> tuple[np.ndarray, list[int] | None]:
+    """As `draw`, from all clients' models as one: of each by its number of images, in its own class mix.
+
+    Of one class, by the clients' images of it. Sorted by client, so an image hangs on `count`.
+    """
+    clients = sorted(p.name for p in run.model.glob("*") if is_model(p))
+    held = strict_json.read_table(run.partition)
+    try:
+        rows = [held["clients"].index(name) for name in clients]
+        sizes = np.array([int(held["sizes"][row]) for row in rows])
+        first = load(run, clients[0])
+        names = class_names(run) if getattr(first, "num_classes", 0) else []
+        counts = np.array([[int(n) for n in held["counts"][row]] for row in rows]) if names else None
+    except (KeyError, IndexError, TypeError, ValueError):
+        rule = "does not say who holds how many images"
+        raise ConfigError(str(run.partition), None, rule) from None
+    asked = None if label is None else _labels(label, names, 1)
+    shares = sizes if asked is None or counts is None else counts[:, asked[0]]
+    if not shares.sum():
+        raise ConfigError("--label", label, "is held by no client")
+    numbers = np.bincount(apportion(shares, count), minlength=len(clients))
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for k, name in enumerate(clients):
+        if not numbers[k]:
+            continue
+        own = None
+        if counts is not None:
+            own = asked * int(numbers[k]) if asked else apportion(counts[k], int(numbers[k])).tolist()
+            labels += own
+        places = range(int(numbers[:k].sum()), int(numbers[: k + 1].sum()))
+        images.append(_drawn(run, load(run, name), own, places, steps, guidance, seed, quiet))
+    return np.concatenate(images), labels if counts is not None else None
+
+
+def _drawn(
+    run: RunDir,
+    pipe: Any,
+    labels: list[int] | None,
+    places: range,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    quiet: bool,
+) -> np.ndarray:
+    """Images of one pipeline, uint8 [n, H, W, C], with the noise of these places in the pool; the others as of `draw`."""
+    if guidance is not None and not getattr(pipe, "num_classes", 0):
         raise ConfigError("--guidance", guidance, "needs a conditional model")
     # None: shown where stderr is a terminal.
     pipe.set_progress_bar_config(disable=True if quiet else None, desc="drawing", leave=False)
     generators = [
         torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
-        for i in range(count)
+        for i in places
     ]
     options: dict[str, Any] = {"num_inference_steps": steps} if steps is not None else {}
     if hasattr(pipe, "num_classes"):  # of our own class, which knows more than a stock one
         options |= {"class_labels": labels} | ({"guidance_scale": guidance} if guidance is not None else {})
-    images = np.asarray(pipe(batch_size=count, generator=generators, output_type="np", **options).images)
+    images = np.asarray(
+        pipe(batch_size=len(places), generator=generators, output_type="np", **options).images
+    )
     if not np.isfinite(images).all():
         rule = "the model draws values that are not finite: no images can be made of them"
         raise ConfigError(str(run.path), None, rule)
     pixels = np.round(images * 255).astype(np.uint8)
-    return (pixels[..., None] if pixels.ndim == 3 else pixels), labels
+    return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
 class OwnModule(nn.Module):
