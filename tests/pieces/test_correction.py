@@ -28,6 +28,7 @@ from osmotic.runs import commands, launch, leaves, plan, resolve
 from osmotic.runs.launch import ServerTrainer
 from osmotic.runs.summary import weights_sha256
 from osmotic.storage.shelf import Shelf
+from osmotic.storage.store import read_checked
 
 TINY = (
     "model.network=tiny",
@@ -587,6 +588,32 @@ def test_clients_trained_as_one_are_asked_again_as_they_were(make_server: Any) -
     assert outcome(resumed) == outcome(unbroken)
 
 
+def test_a_model_of_ones_own_leaves_the_rounds_neither_residual_nor_moments(make_server: Any) -> None:
+    keeping = ("codec.up=int2", "codec.error_feedback=true", "training.optimizer_state=keep")
+    server = make_server(*TINY, *WAYS["upload"], *keeping, at=crash_at(2, answers=3))
+    with pytest.raises(Crash):
+        server.run()
+    folder = server.run_dir.path / "clients" / "client-000"
+    kinds = {
+        number: {name.partition("/")[0] for name in read_checked(folder / f"state-{number:+09d}.safetensors")}
+        for number in (-1, 1)
+    }
+    assert not {"memory", "optimizer"} & kinds[-1]
+    assert {"memory", "optimizer"} <= kinds[1], "of a round both are kept"
+
+
+def test_a_phase_before_the_rounds_has_a_checkpoint_of_its_own(make_server: Any) -> None:
+    rarely = (*TINY, "checkpoint.every=10")
+    unbroken = make_server(*rarely, name="unbroken")
+    unbroken.run()
+    with pytest.raises(Crash):
+        make_server(*rarely, name="broken", at=crash_at(3, answers=1)).run()
+    resumed = make_server(*rarely, name="broken", resume=True)
+    assert resumed.state.step == 1, "phase 0 is not gone through again"
+    resumed.run()
+    assert outcome(resumed) == outcome(unbroken)
+
+
 @pytest.mark.parametrize("call", range(1, 4))
 @pytest.mark.parametrize("what", ["sample", "fit"])
 def test_killed_in_the_servers_own_work_it_loses_the_piece_under_way(
@@ -680,7 +707,7 @@ def test_a_plan_counts_the_models_that_the_server_holds() -> None:
     assert server(*WAYS["upload"]) - server() == 3 * 4 * parameters
 
 
-def test_corrected_rounds_are_marked_on_the_page(tmp_path: Path) -> None:
+def test_corrected_rounds_are_marked_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sure = ("server.correction.when=slow", "server.correction.window=2", "server.correction.least_gain=1")
     sets = [*SMALL, *TINY, *sure, "training.rounds=6", "score.samples=20", "score.every=0"]
     run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda run, config: Silent())
@@ -691,7 +718,11 @@ def test_corrected_rounds_are_marked_on_the_page(tmp_path: Path) -> None:
     assert told is not None and "round 3 (loss" in told[0] and "round 6 (loss" in told[0]
     read = reading.read(run.path)
     assert [number for number, _ in corrected(read)] == [3, 6]
-    figures = metrics(read)[0][1]
+    marks: list[Any] = []
+    monkeypatch.setattr(curves, "metric", lambda points, name, number, marked=(): marks.append(list(marked)))
+    metrics(read)
+    assert marks and all(marked == [3, 6] for marked in marks), "every figure of the learning rule"
+    monkeypatch.undo()
     unmarked = curves.metric([(n, 1.0) for n in range(1, 7)], "x", 0)
     marked = curves.metric([(n, 1.0) for n in range(1, 7)], "x", 0, [3, 6])
-    assert figures and unmarked and marked and marked.count("<path") > unmarked.count("<path")
+    assert unmarked and marked and marked.count("<path") > unmarked.count("<path")
