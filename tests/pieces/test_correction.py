@@ -707,6 +707,20 @@ def test_a_plan_counts_the_models_that_the_server_holds() -> None:
     assert server(*WAYS["upload"]) - server() == 3 * 4 * parameters
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_whole_run_has_a_page_a_card_and_its_place_beside_others(tmp_path: Path, way: str) -> None:
+    sets = [*SMALL, *TINY, *WAYS[way], "score.samples=20", "score.every=2"]
+    run = launch.start(resolve.load(sets=sets), tmp_path / way, lambda run, config: Silent())
+    page, card = commands.report(run.path).read_text(), (run.path / "model" / "README.md").read_text()
+    told = json.loads(run.summary.read_text())
+    assert f"{told['auxiliary']['images']} synthetic images" in card and "Traffic in training" in page
+    against = "fp32 FedAvg" in re.sub(r"\s+", " ", card)
+    assert against is (way != "oneshot"), "without rounds there is nothing to compare with"
+    assert "compressed training images" in re.sub(r"\s+", " ", page)
+    commands.compare([run.path, run.path], tmp_path / "compare.html", json=False)
+    assert "correction" in (tmp_path / "compare.html").read_text()
+
+
 def test_corrected_rounds_are_marked_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sure = ("server.correction.when=slow", "server.correction.window=2", "server.correction.least_gain=1")
     sets = [*SMALL, *TINY, *sure, "training.rounds=6", "score.samples=20", "score.every=0"]

@@ -21,17 +21,20 @@ def words(traffic: Mapping[str, Any] | None, bound: str = "") -> str:
     """
     if not traffic or not traffic.get("bytes"):
         return ""
-    images = against_images(traffic)
-    if traffic.get("factor") is None:  # no client is asked in any round: there is no FedAvg to compare with
-        return f"{bound}{formatting.size(traffic['bytes'])}; {images}" if images else ""
-    colon = ": " if traffic["factor"] > 1 + ALIKE else ", "
-    told = f"{bound}{formatting.size(traffic['bytes'])}{colon}{against_fedavg(traffic)}"
+    told, images = against_fedavg(traffic), against_images(traffic)
+    size = f"{bound}{formatting.size(traffic['bytes'])}"
+    if not told:  # without rounds there is no FedAvg to compare with
+        return f"{size}; {images}" if images else ""
+    told = f"{size}{': ' if traffic['factor'] > 1 + ALIKE else ', '}{told}"
     return f"{told}; {images}" if images else told
 
 
 def against_fedavg(traffic: Mapping[str, Any]) -> str:
-    """`540 times less than fp32 FedAvg`, `as much as fp32 FedAvg` or `2.00 times as much as fp32 FedAvg`."""
-    factor = traffic["factor"]
+    """`540 times less than fp32 FedAvg`, `as much as fp32 FedAvg` or `2.00 times as much as fp32 FedAvg`; empty where no client was
+    asked in any round."""
+    factor = traffic.get("factor")
+    if factor is None:
+        return ""
     if abs(factor - 1) <= ALIKE:
         return "as much as fp32 FedAvg"
     return (
