@@ -14,7 +14,7 @@ import tiny_network
 from small_runs import NoScore
 
 from osmotic import methods
-from osmotic.engines import ENGINES
+from osmotic.engines.inprocess import InProcess
 from osmotic.engines.inprocess import InProcess
 from osmotic.federation.client import Opened, Worker
 from osmotic.methods.fedavg import FedAvg
@@ -73,7 +73,7 @@ def make(clients: int, workers: int, work: Callable[[str, threading.Event], None
 
     known = [Client(i, f"client-{i:03d}", 10) for i in reversed(range(clients))]
     sites: Any = {client.name: FakeSite(client) for client in known}
-    engine: Any = ENGINES["inprocess"](known, sites, make_worker, workers, 1, stop)
+    engine: Any = InProcess(known, sites, make_worker, workers, 1, stop)
     return Case(engine, made)
 
 

@@ -72,7 +72,7 @@ def test_a_client_that_idles_takes_less_than_a_kilobyte() -> None:
         tracemalloc.start()
         prepared = study.prepare(cfg, images)
         make_worker, stop = launch.worker_factory(prepared, {}, "")
-        engine = launch.make_engine(prepared, Path("nowhere"), make_worker, stop)
+        engine = launch.in_process(prepared, Path("nowhere"), make_worker, stop)
         assert len(engine.clients(1, 0.0)) == clients
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()

@@ -383,7 +383,7 @@ def test_above_a_thousand_clients_a_plan_asks_those_whom_the_run_asks(tmp_path: 
     busy = {name for name, cost in plan.plan(config)["sites"].items() if cost["bytes_up"]}
     prepared = study.prepare(config)
     make_worker, stop = launch.worker_factory(prepared, {}, "")
-    engine = launch.make_engine(prepared, tmp_path / "clients", make_worker, stop)
+    engine = launch.in_process(prepared, tmp_path / "clients", make_worker, stop)
     asked = choose(config, Phase("train", 1), engine.clients(1, 0.0))
     assert busy == {client.name for client in asked} and len(busy) == 11
 

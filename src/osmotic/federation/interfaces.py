@@ -17,7 +17,7 @@ Stage = Literal["before", "after"]  # personal models: without the last average 
 
 
 class Engine(Protocol):
-    """Where clients run. Adding one means these three calls, and a line in `engines/__init__.py`."""
+    """Where clients run. Adding one means these three calls, its words in `engines/__init__.py`, and a line in `runs/launch.py`."""
 
     def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
         """Clients sorted by their stable name; waits until `at_least` are there. Raises TimeoutError."""

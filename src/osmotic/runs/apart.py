@@ -1,26 +1,21 @@
-"""Clients in processes of their own: what stands against it, when it pays, and what these processes are told."""
+"""Clients in processes of their own: what stands against it, and when it pays."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from osmotic import plugins
-from osmotic.config.schema import Config, to_dict
+from osmotic.config.schema import Config
 from osmotic.engines.nursery import Nursery
-from osmotic.engines.shared import Slab, put_arrays
 from osmotic.errors import ConfigError
 from osmotic.flat import Flat
 from osmotic.methods import METHODS
 from osmotic.protocol.participation import batch_plan
-from osmotic.storage.cache import Nameless
 
 if TYPE_CHECKING:
     from osmotic.runs.study import Study
@@ -53,7 +48,7 @@ def wanted(config: Config, num_train: int) -> bool:
     Raises: ConfigError where processes are asked for and cannot be had.
     """
     asked = config.engine.processes
-    if asked is False:
+    if asked is False or config.engine.name != "inprocess":
         return False
     reason = against(config)
     if asked is True:
@@ -70,6 +65,11 @@ def against(config: Config) -> str | None:
     device = config.engine.device
     if device.startswith("cuda") or (device == "auto" and any(os.path.exists(path) for path in GPUS)):
         return "one process is better for clients on a GPU; engine.device = cpu takes none"
+    return registered_here(config)
+
+
+def registered_here(config: Config) -> str | None:
+    """Why another process does not find all that this configuration names; None if it does."""
     used = [("exchange", config.method.name), ("network", config.model.network)]
     used += [("codec", name) for name in (config.codec.up, config.codec.down)]
     used += [("piece", n) for section in (config.local, config.server, config.after) for n in section.pieces]
@@ -103,48 +103,19 @@ def prepare(nursery: Nursery, study: Study, initial: Flat, contract: str, stores
         stores: folder of the clients' private states.
     Raises: ConfigError as `started`, for what only the data or the device tell; OSError if there is no room for the images.
     """
-    images, labels, spec = study.dataset.train.images, study.dataset.train.labels, study.spec
-    arrays: dict[str, np.ndarray] = {"rows": np.concatenate([h.train for h in study.holdings])}
-    files: list[IO[bytes] | Slab] = []
-    mapped = None
+    from osmotic.runs import workplace  # torch, without which a configuration is checked
+
     if study.device.type != "cpu":
         return _refused(study.config, f"clients train on {study.device}")
-    if isinstance(images, Nameless) and images.file is not None:
-        mapped = [images.dtype.str, list(images.shape)]
-        files.append(images.file)
-    elif _is_mapped(images):
-        return _refused(study.config, "images handed over are mapped from a file")
-    else:
-        arrays["images"] = images
-    if labels is not None:
-        arrays["labels"] = labels
-    slab, places = put_arrays(arrays | {"initial": initial.buffer})
-    told: dict[str, Any] = {
-        "log_level": logging.getLogger("osmotic").getEffectiveLevel(),
-        "plugins": [str(path) for path in plugins.FILES],
-        "config": to_dict(study.config),
-        "shape": [spec.image_size, spec.channels, spec.num_classes],
-        "contract": contract,
-        "clients": [[h.client.name, h.client.num_examples] for h in study.holdings],
-        "stores": str(stores.resolve()),
-        "arrays": places,
-        "size": slab.size,
-        "mapped": mapped,
-    }
-    nursery.prepare(told, [slab, *files])
+    try:
+        told, files = workplace.tell(study, initial, contract, stores)
+    except workplace.Mapped as error:
+        return _refused(study.config, str(error))
+    nursery.prepare(told, files)
     return True
 
 
 def _refused(config: Config, reason: str) -> bool:
     if config.engine.processes is True:
         raise ConfigError(KEY, True, f"{reason}: leave this key out")
-    return False
-
-
-def _is_mapped(array: Any) -> bool:
-    """Whether an array is, or is a view of, one that lies in a file."""
-    while array is not None:
-        if isinstance(array, np.memmap):
-            return True
-        array = getattr(array, "base", None)
     return False

@@ -18,7 +18,8 @@ from osmotic.config import toml
 from osmotic.config.schema import Config, to_dict
 from osmotic.data.dataset import Dataset
 from osmotic.diffusion import compatibility
-from osmotic.engines import ENGINES, WHERE
+from osmotic.engines import WHERE
+from osmotic.engines.inprocess import InProcess
 from osmotic.engines.nursery import Nursery
 from osmotic.engines.processes import Processes
 from osmotic.errors import ConfigError
@@ -29,7 +30,7 @@ from osmotic.federation.server import Server
 from osmotic.federation.team import Team
 from osmotic.flat import Flat
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import apart, quicker, resolve, timing
+from osmotic.runs import apart, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
@@ -196,11 +197,14 @@ def make_server(
     make_worker, stop = worker_factory(study, initial, contract, observer.worked)
     scoring = Scoring(study, run, observer.worked)
     stores = run.path / "clients"
+    clients = [h.client for h in study.holdings]
     engine: Engine
-    if nursery is not None and apart.prepare(nursery, study, initial, contract, stores):
-        engine = Processes([h.client for h in study.holdings], nursery, study.workers, observer.worked)
+    if study.config.engine.name == "flower":
+        engine = on_flower(study, initial, contract, stores, observer)
+    elif nursery is not None and apart.prepare(nursery, study, initial, contract, stores):
+        engine = Processes(clients, nursery, study.workers, observer.worked)
     else:
-        engine = make_engine(study, stores, make_worker, stop)
+        engine = in_process(study, stores, make_worker, stop)
     server = Server(
         study.blueprint,
         engine,
@@ -215,10 +219,23 @@ def make_server(
     return server, scoring
 
 
-def make_engine(
+def on_flower(study: Study, initial: Flat, contract: str, stores: Path, observer: Observer) -> Engine:
+    """Flower's simulation of the study's clients. Raises: ConfigError for images that other processes cannot be given."""
+    from osmotic.engines.flower import Simulation  # flwr and Ray, which only this needs
+
+    try:
+        shown = workplace.Shown(*workplace.tell(study, initial, contract, stores))
+    except workplace.Mapped as error:
+        raise ConfigError("engine.name", "flower", f"{error}: hand over arrays in memory") from None
+    gpus = 1 / study.workers if study.device.type == "cuda" else 0.0
+    clients = [h.client for h in study.holdings]
+    return Simulation(clients, study.workers, gpus, shown.path, observer.worked, keep=shown)
+
+
+def in_process(
     study: Study, stores: Path, make_worker: Callable[..., Worker], stop: threading.Event
-) -> Engine:
-    """The engine that the configuration names, over simulated clients whose private states lie in `stores`."""
+) -> InProcess:
+    """Clients as threads of this process; their private states lie in `stores`."""
     engine, train = study.config.engine, study.dataset.train
     holdings, together = {h.client.name: h for h in study.holdings}, study.config.engine.batched_clients
 
@@ -233,7 +250,7 @@ def make_engine(
         return Team(Stack(study.model, together, study.blueprint.flat), make_worker)
 
     make = make_worker if together == 1 else make_team
-    return ENGINES[engine.name](clients, sites, make, study.workers, engine.threads, stop, together)
+    return InProcess(clients, sites, make, study.workers, engine.threads, stop, together)
 
 
 def worker_factory(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +16,7 @@ from osmotic.config.keys import checked, nearest
 from osmotic.config.schema import PIECE_SECTIONS, CodecConfig, Config
 from osmotic.data import partition, sources
 from osmotic.diffusion import compatibility as names
-from osmotic.engines import ENGINES
+from osmotic.engines import WHERE
 from osmotic.errors import ConfigError
 from osmotic.methods import METHODS, Method
 from osmotic.metrics.registry import METRICS
@@ -60,7 +62,7 @@ def _names(config: Config) -> None:
     one_of("model.target", config.model.target, names.TARGETS)
     one_of("model.schedule", config.model.schedule, names.SCHEDULES)
     one_of("score.sampler", config.score.sampler, names.SAMPLERS)
-    one_of("engine.name", config.engine.name, ENGINES)
+    one_of("engine.name", config.engine.name, WHERE)
     for metric in config.score.metrics:
         if metric not in METRICS:
             rule = "must be registered with osmotic.register, in a file that --plugin names"
@@ -236,6 +238,8 @@ def _process(config: Config) -> None:
 
 
 def _engine(config: Config) -> None:
+    if config.engine.name == "flower":
+        _flower(config)
     together = config.engine.batched_clients
     if together == 1:
         return
@@ -246,6 +250,25 @@ def _engine(config: Config) -> None:
     if config.model.network != "auto" and NETWORKS[config.model.network].own:
         rule = f"network {config.model.network} may mix images of a batch, and so clients: use 1"
         raise ConfigError("engine.batched_clients", together, rule)
+
+
+def _flower(config: Config) -> None:
+    from osmotic.runs import apart
+
+    name = config.engine.name
+    if config.engine.batched_clients > 1:
+        rule = "are clients trained in one thread, and Flower's have a process each: use 1"
+        raise ConfigError("engine.batched_clients", config.engine.batched_clients, rule)
+    if config.engine.processes != "auto":
+        rule = "is of engine inprocess; Flower's clients always have processes of their own: leave this key out"
+        raise ConfigError("engine.processes", config.engine.processes, rule)
+    if sys.platform != "linux":
+        raise ConfigError("engine.name", name, "needs Linux; inprocess runs everywhere, with the same bits")
+    if missing := [package for package in ("flwr", "ray") if importlib.util.find_spec(package) is None]:
+        rule = f"needs {' and '.join(missing)}: pip install 'osmotic[flower]'"
+        raise ConfigError("engine.name", name, rule)
+    if (reason := apart.registered_here(config)) is not None:
+        raise ConfigError("engine.name", name, reason)
 
 
 def _training(config: Config) -> None:

@@ -1,0 +1,319 @@
+"""Clients behind Flower (flwr 1.41): tasks pushed and answers pulled over any Grid, and Flower's own simulation of clients.
+
+Who is who goes by stable names, never by node ids, which are drawn anew for every simulation. What the transport loses
+is sent again: a client's step is a pure function of the task, so it may be repeated.
+
+All that flwr does not document is imported here: `tests/engines/test_flower.py` holds it to what is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import ray
+from flwr.app import Message
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from osmotic.engines.envelope import NoPacket, beside, packet_of, records
+from osmotic.errors import RunStopped, plain
+from osmotic.protocol.messages import Answer, Client, Failure, Kind, Packet, Sent
+
+log = logging.getLogger("osmotic.engine")
+
+WORK, HELLO = "train", "query.hello"  # types of message: every task, and who somebody is
+AT_ONCE = 4  # replies pulled together: what is in memory then
+POLL = 0.02  # seconds between two looks for replies
+TRIES = 3  # times that a task is sent before it is lost, where no deadline says how long
+STARTED = 120.0  # seconds that Flower's simulation may take to begin
+# flwr's ErrorCode as kinds of failure: what befell the message, and what the other side made of it.
+KINDS: Mapping[int, Kind] = {0: "lost", 1: "raised", 2: "raised", 3: "late", 4: "lost", 5: "lost", 6: "refused", 7: "refused", 8: "lost"}
+# Without these flwr and Ray call home, and fetch an app's dependencies anew.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+class Flower:
+    """The server's end of a Grid. A class derived from it says which grid, and which node is which client.
+
+    Args:
+        at_once: tasks under way, >= 1: whoever waits for a place is in nobody's memory yet.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+
+    # --- what a derived class says ---
+
+    def grid(self) -> Grid:
+        """Where messages go; opened when it is first asked for. Raises: RunStopped if it is gone for good."""
+        raise NotImplementedError
+
+    def nodes(self) -> Mapping[str, int]:
+        """Node of each client that is there now, by name."""
+        raise NotImplementedError
+
+    def told(self) -> Mapping[str, str]:
+        """Texts that go beside every packet."""
+        return {}
+
+    def heard(self, answer: Message) -> None:
+        """A reply came, whatever it holds; raises what is to end the run."""
+
+    def mend(self, code: int) -> bool:
+        """A message was lost with this code of Flower's. True: all that was under way is lost with it, and can be sent anew."""
+        return False
+
+    # --- the engine ---
+
+    def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
+        """Answers as they come; what is lost on the way is sent again until the deadline, or `TRIES` times in all without one."""
+        end = time.monotonic() + deadline_seconds if deadline_seconds else None
+        waiting, again = iter(tasks), deque[Sent]()
+        out: dict[str, Sent] = {}  # by message id
+        tries: Counter[str] = Counter()
+        while True:
+            while len(out) < self.at_once and (sent := again.popleft() if again else next(waiting, None)):
+                tries[sent.task.client.name] += 1
+                number = self._push(sent, end)
+                if number is not None:
+                    out[number] = sent
+                elif self._may_try(sent, tries, end):
+                    again.append(sent)
+                    break  # not at once: somebody may come back
+                else:
+                    yield Answer(sent, failure=Failure("lost", "is not there"))
+            if not out and not again:
+                return
+            if end is not None and time.monotonic() >= end:
+                yield from self._late(out, again, waiting, deadline_seconds)
+                return
+            came = False
+            asked = iter(list(out))
+            while ids := list(islice(asked, AT_ONCE)):
+                for message in self.grid().pull_messages(ids):
+                    # A node that is gone answers as somebody else: the id of what was asked is all that counts.
+                    if (sent := out.pop(message.metadata.reply_to_message_id, None)) is None:
+                        continue
+                    came = True
+                    self.heard(message)
+                    answer = _answer(sent, message)
+                    lost = answer.failure is not None and answer.failure.kind == "lost"
+                    if lost and self.mend(message.error.code):
+                        again.extend(out.values())
+                        out.clear()
+                    if lost and self._may_try(sent, tries, end):
+                        again.append(sent)
+                        continue
+                    del message
+                    yield answer
+                    del answer  # or its packet would lie beside the next one
+            if not came:
+                time.sleep(POLL)
+
+    def _push(self, sent: Sent, end: float | None) -> str | None:
+        node = self.nodes().get(sent.task.client.name)
+        if node is None:
+            return None
+        left = None if end is None else max(0.1, end - time.monotonic())
+        phase = str(sent.packet.header.get("server_round", ""))
+        # Nobody is handed it once its time is over: a straggler would work through all that it missed.
+        message = Message(records(sent.packet, **self.told()), node, WORK, ttl=left, group_id=phase)
+        [number] = list(self.grid().push_messages([message])) or [None]
+        return number
+
+    def _may_try(self, sent: Sent, tries: Counter[str], end: float | None) -> bool:
+        return tries[sent.task.client.name] < TRIES if end is None else time.monotonic() < end
+
+    def _late(
+        self, out: Mapping[str, Sent], again: Iterable[Sent], waiting: Iterator[Sent], seconds: float
+    ) -> Iterator[Answer]:
+        for sent in (*out.values(), *again):
+            yield Answer(sent, failure=Failure("late", f"no answer within {seconds:g} s"))
+        for sent in waiting:
+            yield Answer(sent, failure=Failure("late", f"not begun within {seconds:g} s"))
+
+
+def _answer(sent: Sent, message: Message) -> Answer:
+    """A reply of Flower's as an answer of ours."""
+    if message.has_error():
+        # Its text is a traceback's, or Flower's own: the code says as much.
+        code = message.error.code
+        return Answer(sent, failure=Failure(KINDS.get(code, "lost"), f"Flower reports error {code}"))
+    try:
+        return Answer(sent, packet_of(message.content))
+    except NoPacket as error:
+        return Answer(sent, failure=Failure("bad", str(error)))
+
+
+class Simulation(Flower):
+    """Clients in the processes of Flower's simulation, which starts with the first task and ends with `close`.
+
+    Args:
+        clients: who takes part; the order is that of the partitions.
+        workers: clients side by side, >= 1, each one process.
+        gpus: share of a GPU that each of these takes; 0 on a CPU.
+        setup: where a client's process finds what it must know, told with every task.
+        worked: as `interfaces.Observer.worked`.
+        keep: what must live as long as the clients do.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[Client],
+        workers: int,
+        gpus: float,
+        setup: str,
+        worked: Callable[[Any, float], object] = lambda work, amount: None,
+        keep: object = None,
+    ) -> None:
+        super().__init__(workers + 1)  # one more than work, so that nobody waits for the server
+        self._clients, self.workers, self.gpus = list(clients), workers, gpus
+        self._setup, self._worked, self._keep = setup, worked, keep
+        self._runtime: Runtime | None = None
+        self._nodes: dict[str, int] = {}
+
+    def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
+        """All clients, at once; raises TimeoutError if there are fewer than `at_least`."""
+        if len(self._clients) < at_least:
+            raise TimeoutError(f"{len(self._clients)} clients are here, {at_least} are needed")
+        return sorted(self._clients, key=lambda client: client.name)
+
+    def close(self) -> None:
+        """Ends Flower's simulation and all its processes."""
+        runtime, self._runtime, self._nodes = self._runtime, None, {}
+        if runtime is not None:
+            runtime.close()
+
+    def grid(self) -> Grid:
+        """The grid of the simulation, which is started for it."""
+        if self._runtime is None:
+            self._runtime = Runtime(len(self._clients), self.workers, self.gpus)
+        return self._runtime.grid()
+
+    def nodes(self) -> Mapping[str, int]:
+        """All clients' nodes: asked once for the partition of each."""
+        if not self._nodes:
+            self._nodes = {self._clients[place].name: node for place, node in partitions(self.grid()).items()}
+        return self._nodes
+
+    def told(self) -> Mapping[str, str]:
+        """The place of the setup."""
+        return {"setup": self._setup}
+
+    def heard(self, answer: Message) -> None:
+        """Passes progress on. Raises: OSError where a client's disk, which is the run's, refuses."""
+        if answer.has_error():
+            return
+        if disk := beside(answer.content, "disk"):
+            raise OSError(None, f"a client's private state: {plain(disk)}")
+        with suppress(ValueError):
+            self._worked("train", float(beside(answer.content, "steps") or 0))
+
+    def mend(self, code: int) -> bool:
+        """A new simulation in the place of one whose process died: Flower gives the dead one work again and again."""
+        log.warning("a process of Flower's simulation died: it is started again")
+        self.close()
+        return True
+
+
+def partitions(grid: Grid) -> dict[int, int]:
+    """The node of each partition, as the nodes say themselves. Raises: RunStopped if one does not."""
+    nodes = list(grid.get_node_ids())
+    hello = records(Packet({}))
+    asked = dict(zip(grid.push_messages([Message(hello, node, HELLO) for node in nodes]), nodes, strict=True))
+    found: dict[int, int] = {}
+    end = time.monotonic() + STARTED
+    while asked:
+        for message in list(grid.pull_messages(list(asked))):
+            node = asked.pop(message.metadata.reply_to_message_id)
+            answer = None if message.has_error() else packet_of(message.content).header.get("partition")
+            if not isinstance(answer, int) or not 0 <= answer < len(nodes) or answer in found:
+                raise RunStopped("a client of Flower's simulation does not say which it is")
+            found[answer] = node
+        if asked and time.monotonic() > end:
+            raise RunStopped(f"{len(asked)} clients of Flower's simulation did not begin in {STARTED:g} s")
+        time.sleep(POLL if asked else 0)
+    return found
+
+
+class Runtime:
+    """Flower's simulation runtime, which is Ray's actors, beside this thread; its grid is handed out.
+
+    Args:
+        nodes: clients.
+        workers: processes.
+        gpus: share of a GPU of each.
+    """
+
+    def __init__(self, nodes: int, workers: int, gpus: float) -> None:
+        self._opened, self._over = threading.Event(), threading.Event()
+        self._grid: Grid | None = None
+        self._error: BaseException | None = None
+        self._python_path = os.environ.get("PYTHONPATH")
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        self._config: Any = {
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
+            "init_args": {"num_cpus": workers, "logging_level": logging.ERROR, "log_to_driver": False},
+        }
+        # Not a daemon: it ends what Ray has started, also where this process is about to end.
+        self._thread = threading.Thread(target=self._run, args=(nodes,), name="flower")
+        self._thread.start()
+
+    def grid(self) -> Grid:
+        """The grid, once it is there. Raises: RunStopped if the simulation has ended by itself."""
+        if not self._opened.wait(STARTED) or self._error is not None or not self._thread.is_alive():
+            reason = type(self._error).__name__ if self._error else "it ended"
+            raise RunStopped(f"Flower's simulation is not there: {reason}: {plain(self._error or '')}")
+        assert self._grid is not None
+        return self._grid
+
+    def close(self) -> None:
+        """Ends it, and waits until its processes are gone."""
+        self._over.set()
+        self._thread.join()
+        if ray.is_initialized():  # a simulation that did not get as far as its own end
+            ray.shutdown()
+        # Flower sets it, for the processes that it starts.
+        if self._python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = self._python_path
+
+    def _run(self, nodes: int) -> None:
+        from osmotic.flower import client
+
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: object) -> None:
+            # The server is the thread that asks for the grid: this one only keeps it open.
+            self._grid = grid
+            self._opened.set()
+            self._over.wait()
+
+        try:
+            logging.getLogger("flwr").setLevel(logging.CRITICAL)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run_simulation(server, client, nodes, backend_config=self._config)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._opened.set()
+

@@ -1,0 +1,73 @@
+"""The apps that Flower loads, `osmotic.flower:client` and `osmotic.flower:server`: thin coats over client and run.
+
+A simulated client finds all that it owns through the path that comes with its task: the processes of a simulation are
+one user's, on one machine.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from osmotic.engines.envelope import beside, packet_of, records
+from osmotic.protocol.messages import Packet
+
+client = ClientApp()
+
+
+@client.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Which client this node is."""
+    return Message(records(Packet({"partition": context.node_config["partition-id"]})), reply_to=message)
+
+
+@client.train()
+def work(message: Message, context: Context) -> Message:
+    """The answer to one task, of whatever kind."""
+    place = int(context.node_config["partition-id"])
+    return Message(_desk(beside(message.content, "setup")).serve(place, message), reply_to=message)
+
+
+class Desk:
+    """A process of a simulation: one network, and whatever client is asked of it.
+
+    Args:
+        setup: path of what `workplace.Shown` shows.
+    """
+
+    def __init__(self, setup: str) -> None:
+        import torch
+
+        from osmotic import plugins
+        from osmotic.runs import workplace
+
+        plugins.load_installed()
+        place = workplace.at(setup)
+        torch.set_num_threads(place.threads)
+        self.names, self._site_of = place.names, place.site_of
+        self._steps = 0.0
+        self._worker = place.make_worker(threading.Event(), self._worked)
+
+    def serve(self, place: int, message: Message) -> RecordDict:
+        """Records of the answer of the client at this place of the run's list."""
+        from osmotic.federation.client import StoreFailed
+
+        self._steps = 0.0
+        try:
+            answer = self._worker.serve(self._site_of(self.names[place]), packet_of(message.content))
+        except StoreFailed as error:  # the run's own disk
+            return records(Packet({}), disk=error.strerror or str(error))
+        return records(answer, steps=str(self._steps))
+
+    def _worked(self, work: str, amount: float) -> None:
+        if work == "train":
+            self._steps += amount
+
+
+@lru_cache(maxsize=1)
+def _desk(setup: str) -> Desk:
+    """The desk of this process, made with its first task."""
+    return Desk(setup)
