@@ -354,7 +354,7 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may change between the parts of a run without changing its result.
-FREE = ("engine.workers", "engine.processes", "track.", "checkpoint.")
+FREE = ("engine.name", "engine.workers", "engine.processes", "track.", "checkpoint.")
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ Both ends are on one machine and one user's. Large arrays lie in memory without 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import mmap
@@ -150,10 +151,12 @@ class Shown:
         text = json.dumps({**setup, "files": places}).encode()
         self._text = Slab.new(0, len(text))
         self._text.memory[:] = text
-        self.path = f"/proc/{os.getpid()}/fd/{self._text.fileno()}"
+        # A number of a file comes again once it is closed: what it holds tells one workplace from the next.
+        digest = hashlib.sha256(text).hexdigest()[:16]
+        self.path = f"/proc/{os.getpid()}/fd/{self._text.fileno()}#{digest}"
 
 
 def at(path: str) -> Workplace:
     """The workplace that a process of this user shows at this path."""
-    setup = json.loads(Path(path).read_bytes())
+    setup = json.loads(Path(path.partition("#")[0]).read_bytes())
     return Workplace.of(setup, [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in setup["files"]])
