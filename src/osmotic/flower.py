@@ -6,16 +6,48 @@ one user's, on one machine.
 
 from __future__ import annotations
 
+import shlex
 import threading
 from functools import lru_cache
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 
 from osmotic.engines.envelope import beside, packet_of, records
 from osmotic.protocol.messages import Packet
 
 client = ClientApp()
+server = ServerApp()
+
+# Of an app's run configuration, all of them texts: what `osmotic run` and `osmotic resume` take.
+OPTIONS = ("preset", "data", "config", "set", "out", "resume")
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """A run on the grid that Flower gives, from the app's run configuration; docs/flower.md shows one.
+
+    Raises: what `osmotic.run` does, which Flower tells in its log, and calls the run failed.
+    """
+    import osmotic
+    from osmotic.engines.flower import lent
+    from osmotic.runs.resolve import parse_set
+
+    given = {name: str(context.run_config.get(name, "") or "") for name in OPTIONS}
+    keys = dict(parse_set(word) for word in shlex.split(given["set"])) | {"engine.name": "flower"}
+    with lent(grid):
+        if given["resume"]:
+            osmotic.load(given["resume"]).resume(keys=keys, quiet=False)
+            return
+        osmotic.run(
+            given["config"] or None,
+            preset=given["preset"] or None,
+            data=given["data"] or None,
+            out=given["out"] or None,
+            keys=keys,
+            quiet=False,
+        )
 
 
 @client.query("hello")

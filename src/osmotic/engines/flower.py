@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from osmotic.engines.envelope import NoPacket, beside, packet_of, records
-from osmotic.errors import RunStopped, plain
+from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.protocol.messages import Answer, Client, Failure, Kind, Packet, Sent
 
 log = logging.getLogger("osmotic.engine")
@@ -45,6 +45,37 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+
+
+_lent: list[Grid] = []  # at most one, while Flower runs this process as its ServerApp
+
+
+@contextmanager
+def lent(grid: Grid) -> Iterator[None]:
+    """Inside the block a simulation is the one that Flower has started around this process, and none of its own."""
+    _lent.append(grid)
+    try:
+        yield
+    finally:
+        _lent.clear()
+
+
+class Lent:
+    """The runtime that somebody else started, and ends."""
+
+    def __init__(self, grid: Grid, nodes: int) -> None:
+        there = len(list(grid.get_node_ids()))
+        if there != nodes:
+            rule = f"but Flower's simulation has {there}: --federation-config 'num-supernodes={nodes}'"
+            raise ConfigError("data.clients", nodes, rule)
+        self._grid = grid
+
+    def grid(self) -> Grid:
+        """The grid."""
+        return self._grid
+
+    def close(self) -> None:
+        """It is not ours to end."""
 
 
 class Flower:
@@ -184,7 +215,7 @@ class Simulation(Flower):
         super().__init__(workers + 1)  # one more than work, so that nobody waits for the server
         self._clients, self.workers, self.gpus = list(clients), workers, gpus
         self._setup, self._worked, self._keep = setup, worked, keep
-        self._runtime: Runtime | None = None
+        self._runtime: Runtime | Lent | None = None
         self._nodes: dict[str, int] = {}
 
     def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
@@ -202,7 +233,10 @@ class Simulation(Flower):
     def grid(self) -> Grid:
         """The grid of the simulation, which is started for it."""
         if self._runtime is None:
-            self._runtime = Runtime(len(self._clients), self.workers, self.gpus)
+            nodes = len(self._clients)
+            self._runtime = (
+                Lent(_lent[0], nodes) if _lent else Runtime(nodes, self.workers, self.gpus)
+            )
         return self._runtime.grid()
 
     def nodes(self) -> Mapping[str, int]:
@@ -226,6 +260,8 @@ class Simulation(Flower):
 
     def mend(self, code: int) -> bool:
         """A new simulation in the place of one whose process died: Flower gives the dead one work again and again."""
+        if isinstance(self._runtime, Lent):
+            return False
         log.warning("a process of Flower's simulation died: it is started again")
         self.close()
         return True
