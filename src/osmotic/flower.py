@@ -1,12 +1,13 @@
 """The apps that Flower loads, `osmotic.flower:client` and `osmotic.flower:server`: thin coats over client and run.
 
-A simulated client finds all that it owns through the path that comes with its task: the processes of a simulation are
+A node with a `site` in its own configuration is one, and takes all from its folder (`sites/desk.py`). A simulated client finds all that it owns through the path that comes with its task: the processes of a simulation are
 one user's, on one machine.
 """
 
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from osmotic.engines.envelope import beside, packet_of, records
+from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.protocol.messages import Packet
 
 client = ClientApp()
@@ -34,31 +36,48 @@ def main(grid: Grid, context: Context) -> None:
     from osmotic.engines.flower import lent
     from osmotic.runs.resolve import parse_set
 
+    sites = bool(context.run_config.get("sites", False))
     given = {name: str(context.run_config.get(name, "") or "") for name in OPTIONS}
-    keys = dict(parse_set(word) for word in shlex.split(given["set"])) | {"engine.name": "flower"}
-    with lent(grid):
-        if given["resume"]:
-            osmotic.load(given["resume"]).resume(keys=keys, quiet=False)
-            return
-        osmotic.run(
-            given["config"] or None,
-            preset=given["preset"] or None,
-            data=given["data"] or None,
-            out=given["out"] or None,
-            keys=keys,
-            quiet=False,
-        )
+    keys = dict(parse_set(word) for word in shlex.split(given["set"]))
+    keys["engine.name"] = "sites" if sites else "flower"
+    try:
+        with lent(grid):
+            if given["resume"]:
+                osmotic.load(given["resume"]).resume(keys=keys, quiet=False)
+                return
+            osmotic.run(
+                given["config"] or None,
+                preset=given["preset"] or None,
+                data=given["data"] or None,
+                out=given["out"] or None,
+                keys=keys,
+                quiet=False,
+            )
+    except (ConfigError, RunStopped, OSError) as error:
+        # Flower writes a traceback to its log; this line is what `osmotic hub run` shows.
+        print(f"osmotic: error: {plain(error, None)}", file=sys.stderr, flush=True)
+        raise
 
 
 @client.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Which client this node is."""
+    """Which client this node is; of a site, who, and how many images of what kind it has."""
+    if (folder := context.node_config.get("site")) is not None:
+        from osmotic.sites import desk
+
+        return Message(records(desk.at(str(folder)).hello(beside(message.content, "spec"))), reply_to=message)
     return Message(records(Packet({"partition": context.node_config["partition-id"]})), reply_to=message)
 
 
 @client.train()
 def work(message: Message, context: Context) -> Message:
     """The answer to one task, of whatever kind."""
+    # What a node's operator wrote decides, and nothing that the server says: a site opens no path that it is sent.
+    if (folder := context.node_config.get("site")) is not None:
+        from osmotic.sites import desk
+
+        answer = desk.at(str(folder)).serve(beside(message.content, "spec"), packet_of(message.content))
+        return Message(records(answer), reply_to=message)
     place = int(context.node_config["partition-id"])
     return Message(_desk(beside(message.content, "setup")).serve(place, message), reply_to=message)
 

@@ -19,12 +19,11 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
-import ray
 from flwr.app import Message
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 
 from osmotic.engines.envelope import NoPacket, beside, packet_of, records
+from osmotic.engines.quiet import QUIET
 from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.protocol.messages import Answer, Client, Failure, Kind, Packet, Sent
 
@@ -37,15 +36,6 @@ TRIES = 3  # times that a task is sent before it is lost, where no deadline says
 STARTED = 120.0  # seconds that Flower's simulation may take to begin
 # flwr's ErrorCode as kinds of failure: what befell the message, and what the other side made of it.
 KINDS: Mapping[int, Kind] = {0: "lost", 1: "raised", 2: "raised", 3: "late", 4: "lost", 5: "lost", 6: "refused", 7: "refused", 8: "lost"}
-# Without these flwr and Ray call home, and fetch an app's dependencies anew.
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-}
-
 
 _lent: list[Grid] = []  # at most one, while Flower runs this process as its ServerApp
 
@@ -58,6 +48,11 @@ def lent(grid: Grid) -> Iterator[None]:
         yield
     finally:
         _lent.clear()
+
+
+def lent_grid() -> Grid | None:
+    """The grid that Flower has lent this process, if it has."""
+    return _lent[0] if _lent else None
 
 
 class Lent:
@@ -235,7 +230,7 @@ class Simulation(Flower):
         if self._runtime is None:
             nodes = len(self._clients)
             self._runtime = (
-                Lent(_lent[0], nodes) if _lent else Runtime(nodes, self.workers, self.gpus)
+                Lent(grid, nodes) if (grid := lent_grid()) else Runtime(nodes, self.workers, self.gpus)
             )
         return self._runtime.grid()
 
@@ -321,6 +316,8 @@ class Runtime:
 
     def close(self) -> None:
         """Ends it, and waits until its processes are gone."""
+        import ray
+
         self._over.set()
         self._thread.join()
         if ray.is_initialized():  # a simulation that did not get as far as its own end
@@ -332,6 +329,8 @@ class Runtime:
             os.environ["PYTHONPATH"] = self._python_path
 
     def _run(self, nodes: int) -> None:
+        from flwr.simulation import run_simulation
+
         from osmotic.flower import client
 
         server = ServerApp()

@@ -55,7 +55,7 @@ class Server:
         initial: weights at round 0, name -> float32 [...].
         contract: hash that every packet carries and every client checks.
         flops_per_image: training cost of one image, for the ledger.
-        scorer, trainer, observer: who stands beside the server (`interfaces.py`).
+        scorer, trainer, observer: who stands beside the server (`interfaces.py`); no scorer where images are out of reach.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Server:
         initial: Flat,
         contract: str,
         flops_per_image: int,
-        scorer: Scorer,
+        scorer: Scorer | None,
         trainer: Trainer,
         observer: Observer,
     ) -> None:
@@ -262,7 +262,9 @@ class Server:
         """Steps 8 and 9: the score, if one is due, and the line that closes the phase."""
         state = self.state
         unscored, quality, latest = None, None, state.last_quality
-        if score_due(self.config, self.phases, state.step - 1):
+        if score_due(self.config, self.phases, state.step - 1) and self.scorer is None:
+            unscored = "images are at their sites"
+        elif score_due(self.config, self.phases, state.step - 1):
             try:
                 quality, latest = self._score(phase)
             except NotFinite as error:
@@ -330,6 +332,7 @@ class Server:
     def _score(self, phase: Phase) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scores the models that there are after this phase: (for the metrics line, for the summary)."""
         state, own_phase = self.state, phase.name not in (TRAIN, MERGE)
+        assert self.scorer is not None
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
             latest = quality

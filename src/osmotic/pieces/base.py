@@ -72,6 +72,11 @@ class Piece:
         """Whether the server holds a model of every client at some time, for the memory that a plan states."""
         return False
 
+    @property
+    def draws_at_sites(self) -> bool:
+        """Whether it makes a site draw images from a model of its own, and send them."""
+        return False
+
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
         return None

@@ -125,6 +125,11 @@ class Correction(Piece):
         return self.images == "site"
 
     @property
+    def draws_at_sites(self) -> bool:
+        """True where sites draw, and send images alone."""
+        return self.images == "site"
+
+    @property
     def tells_classes(self) -> bool:
         """True where images are drawn in a site's own mix, or of a model that it uploads."""
         return self.images != "federated"

@@ -14,12 +14,15 @@ from osmotic.protocol.messages import TRAIN, Client, Phase, Task
 
 def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
     """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
-    share = 1.0 if phase.everybody else config.training.fraction_train
-    # At least one: a small share of few clients must not make a round of nobody.
-    count = max(1, round(share * len(clients)))
+    count = asked(1.0 if phase.everybody else config.training.fraction_train, len(clients))
     rng = seeds.rng(config.seed, seeds.SAMPLING, phase.server_round)
     # Drawn by place in the sorted list, so the same names and seed give the same clients on every transport.
     return [clients[i] for i in sorted(rng.choice(len(clients), size=count, replace=False))]
+
+
+def asked(share: float, clients: int) -> int:
+    """How many of so many clients a share is: one at least, as a round of nobody would be none."""
+    return max(1, round(share * clients))
 
 
 def weights_sent(

@@ -114,7 +114,7 @@ def cost_tiles(run: Run) -> list[Tile]:
         Tile(
             "Wall time",
             formatting.duration(s.get("wall_seconds")),
-            f"engine {s.get('engine') or formatting.DASH}{', a simulation' if narrative.where(run) else ''}",
+            f"engine {s.get('engine') or formatting.DASH}{', a simulation' if 'simulation' in narrative.where(run) else ''}",
         ),
         Tile(
             "Images seen",

@@ -22,7 +22,7 @@ class Start:
         num_classes: that the network is told; 0 where it is told none.
         num_clients, rounds: of the run.
         samples, every: images drawn for a score, and the rounds between two scores; 0 scores only after the last round.
-        estimate: times a few steps when it is called, some seconds, and gives the time to go.
+        estimate: times a few steps when it is called, some seconds, and gives the time to go; None where clients are elsewhere.
         quicker: times what would be quicker, and gives it as `--set` text with its seconds; None where nothing is.
     """
 
@@ -38,7 +38,7 @@ class Start:
     rounds: int
     samples: int
     every: int
-    estimate: Callable[[], Estimate]
+    estimate: Callable[[], Estimate | None]
     quicker: Callable[[Estimate], tuple[str, float] | None]
 
 

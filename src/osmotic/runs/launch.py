@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -61,7 +62,7 @@ def start(
     Args:
         nursery: of workers that are processes; None where clients are threads.
     """
-    study = prepare(config, dataset, read)
+    study = _studied(config, dataset, read)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -95,7 +96,7 @@ def resume(
         method = methods.make(config.method.name, dict(config.method.options))
         before = to_dict(resolve.load(run.config, own_data=own))
         extension.check(before, config, method, pieces.make(config))
-        study = prepare(config, dataset, read)
+        study = _studied(config, dataset, read)
         if not run.partition.exists():  # stopped between the two files
             write_text(run.partition, strict_json.dumps(describe_partition(study)))
         refuse_other_images(run, study)
@@ -109,6 +110,18 @@ def resume(
 
         with apart.started(study.config, sum(len(h.train) for h in study.holdings)) as nursery:
             return _run(study, run, observer(run, study.config), True, nursery, agreed=record)
+
+
+def _studied(config: Config, dataset: Dataset | None, read: Callable[[int, int], object]) -> Study:
+    """The run before anything runs: with images where they are here, of what sites say where these have them."""
+    if config.engine.name != "sites":
+        return prepare(config, dataset, read)
+    from osmotic.engines.flower import lent_grid  # flwr, which only this needs
+    from osmotic.sites.roster import across_sites
+
+    if (grid := lent_grid()) is None:
+        raise ConfigError("engine.name", "sites", "is for a hub, which sites connect to: osmotic hub run CONFIG")
+    return across_sites(grid, config, lambda line: print(f"osmotic: {line}", file=sys.stderr, flush=True))
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
@@ -148,7 +161,9 @@ def _run(
 def described(study: Study, server: Server) -> Start:
     """The run as it is about to begin, or to go on."""
 
-    def estimate() -> Estimate:
+    def estimate() -> Estimate | None:
+        if study.at_sites:
+            return None  # nobody here knows how fast they are
         phases, step = timing.workload(study), server.state.step
         todo = phases[step:]
         if server.state.pending is not None:  # stopped while it was being scored
@@ -163,7 +178,7 @@ def described(study: Study, server: Server) -> Start:
         parameters=models.count(study.blueprint.layout),
         image_size=spec.image_size,
         channels=spec.channels,
-        num_images=sum(len(h.train) for h in study.holdings),
+        num_images=sum(h.client.num_examples for h in study.holdings),
         num_classes=spec.num_classes,
         num_clients=len(study.holdings),
         rounds=config.training.rounds,
@@ -191,15 +206,17 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
 
 def make_server(
     study: Study, run: RunDir, observer: Observer, nursery: Nursery | None = None
-) -> tuple[Server, Scoring]:
-    """The server with its engine, clients and scorer; the nursery's workers serve the clients, where there is one."""
+) -> tuple[Server, Scoring | None]:
+    """The server with its engine, clients and scorer, which is None where images are at sites; the nursery's workers serve the clients, where there is one."""
     initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
     make_worker, stop = worker_factory(study, initial, contract, observer.worked)
-    scoring = Scoring(study, run, observer.worked)
+    scoring = None if study.at_sites else Scoring(study, run, observer.worked)
     stores = run.path / "clients"
     clients = [h.client for h in study.holdings]
     engine: Engine
-    if study.config.engine.name == "flower":
+    if study.sites is not None:
+        engine = study.sites
+    elif study.config.engine.name == "flower":
         engine = on_flower(study, initial, contract, stores, observer)
     elif nursery is not None and apart.prepare(nursery, study, initial, contract, stores):
         engine = Processes(clients, nursery, study.workers, observer.worked)
@@ -273,7 +290,7 @@ def worker_factory(
 class ServerTrainer:
     """Training and sampling on the server, through the same loop as the clients'."""
 
-    def __init__(self, study: Study, make_worker: Callable[[], Worker], scoring: Scoring) -> None:
+    def __init__(self, study: Study, make_worker: Callable[[], Worker], scoring: Scoring | None) -> None:
         self.study, self._make, self._scoring = study, make_worker, scoring
         self._worker: Worker | None = None
 
@@ -311,6 +328,9 @@ class ServerTrainer:
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
+        if self._scoring is None:
+            rule = "needs an encoder, and there are no images here to train one: server.correction.drop_outliers = 0"
+            raise ConfigError("server.correction", None, rule)
         return self._scoring.encoder.features(images)
 
     @cached_property

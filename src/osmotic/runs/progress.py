@@ -43,6 +43,9 @@ class Progress:
             self.display.say(line)
         self.display.at("timing a few steps")
         estimate = start.estimate()
+        if estimate is None:
+            self.display.at("")
+            return
         for line in announce.time_lines(start, estimate):
             self.display.say(line)
         self.display.at("")

@@ -164,6 +164,25 @@ def rebuilt(tables: Mapping[str, Any]) -> Config:
     return _filled(build(flatten(tables)))
 
 
+def received(tables: Mapping[str, Any], source: str) -> Config:
+    """A resolved configuration that came from elsewhere, for images of one's own; it is held to every rule.
+
+    Args:
+        source: of the images, in the place of `data.source`.
+    Raises: ConfigError for a key or a combination that cannot be.
+    """
+    given = flatten(tables) | {
+        "data.source": source,
+        "data.max_images": 0,
+        "engine.name": "inprocess",
+        "engine.device": "auto",
+        "track.backends": [],
+    }
+    config = build(given)
+    check(config)
+    return _filled(config)
+
+
 def recorded(path: Path) -> Config:
     """The configuration in a run folder's file as it stands; what its names stand for need not be known here.
 

@@ -22,6 +22,7 @@ from osmotic.methods import METHODS, Method
 from osmotic.metrics.registry import METRICS
 from osmotic.models import NETWORKS
 from osmotic.pieces import PIECES, Piece
+from osmotic.protocol.participation import asked
 from osmotic.runs import trackers
 
 YOUR_OWN = "; one of your own needs --plugin FILE"
@@ -43,7 +44,7 @@ def check(config: Config, own_data: bool = False) -> None:
     if not own_data and config.data.source == "python":
         rule = "are images handed over in Python: osmotic.run(data=...), osmotic.load(DIR).resume(data=...)"
         raise ConfigError("data.source", "python", rule)
-    if not own_data:
+    if not own_data and config.engine.name != "sites":
         sources.check(config.data)
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
@@ -238,7 +239,7 @@ def _process(config: Config) -> None:
 
 
 def _engine(config: Config) -> None:
-    if config.engine.name == "flower":
+    if config.engine.name != "inprocess":
         _flower(config)
     together = config.engine.batched_clients
     if together == 1:
@@ -257,14 +258,24 @@ def _flower(config: Config) -> None:
 
     name = config.engine.name
     if config.engine.batched_clients > 1:
-        rule = "are clients trained in one thread, and Flower's have a process each: use 1"
+        rule = f"are clients trained in one thread, and those of engine {name} have a process each: use 1"
         raise ConfigError("engine.batched_clients", config.engine.batched_clients, rule)
     if config.engine.processes != "auto":
-        rule = "is of engine inprocess; Flower's clients always have processes of their own: leave this key out"
+        rule = f"is of engine inprocess; clients of engine {name} always have processes of their own: leave this key out"
         raise ConfigError("engine.processes", config.engine.processes, rule)
-    if sys.platform != "linux":
+    if name == "sites":
+        needed = {"flwr"}
+        if METHODS[config.method.name].pools_data:
+            rule = f"method {config.method.name} trains on all images in one place, and sites keep theirs"
+            raise ConfigError("engine.name", name, rule)
+        if config.engine.deadline_seconds == 0:
+            rule = "must be above 0 with engine sites: without it a site that is gone would be waited for for ever"
+            raise ConfigError("engine.deadline_seconds", 0, rule)
+    elif sys.platform == "linux":
+        needed = {"flwr", "ray"}
+    else:
         raise ConfigError("engine.name", name, "needs Linux; inprocess runs everywhere, with the same bits")
-    if missing := [package for package in ("flwr", "ray") if importlib.util.find_spec(package) is None]:
+    if missing := [package for package in sorted(needed) if importlib.util.find_spec(package) is None]:
         rule = f"needs {' and '.join(missing)}: pip install 'osmotic[flower]'"
         raise ConfigError("engine.name", name, rule)
     if (reason := apart.registered_here(config)) is not None:
@@ -275,12 +286,11 @@ def _training(config: Config) -> None:
     lives = config.recipe.ema_half_lives
     if len(set(lives)) != len(lives):
         raise ConfigError("recipe.ema_half_lives", list(lives), "must all differ")
-    # As `protocol.participation.choose` counts them.
-    asked = max(1, round(config.training.fraction_train * config.data.clients))
+    most = asked(config.training.fraction_train, config.data.clients)
     # How many clients `by:COLUMN` makes is not known before the data are read.
     federated = not METHODS[config.method.name].pools_data and not config.data.partition.startswith("by:")
-    if federated and config.training.quorum_clients > asked:
-        rule = f"must be at most the {asked} clients asked each round"
+    if federated and config.training.quorum_clients > most:
+        rule = f"must be at most the {most} clients asked each round"
         raise ConfigError("training.quorum_clients", config.training.quorum_clients, rule)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
         rule, known = "must be auto, cpu, cuda or cuda:N", ("auto", "cpu", "cuda")

@@ -46,10 +46,11 @@ def start(
 
     RunDir.refuse_used(folder)
     more = () if dataset is None else (dataset,)
-    _, shape = planning.network(config, *more)
+    # Images at sites are nobody's to look at.
+    num_train = 0 if config.engine.name == "sites" else planning.network(config, *more)[1].num_train
     # Before the seconds that imports take here: they take as long there.
     with (
-        apart.started(config, shape.num_train) as nursery,
+        apart.started(config, num_train) as nursery,
         _observed(callbacks, quiet) as (observer, display),
     ):
         with whole_imports():

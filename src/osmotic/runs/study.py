@@ -17,6 +17,7 @@ from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset, Split
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.interfaces import Engine
 from osmotic.methods import Method
 from osmotic.models import NetworkSpec
 from osmotic.protocol.messages import Client
@@ -37,12 +38,23 @@ class Holding:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything a simulated run is made of, before anything runs: the blueprint, and everybody's data."""
+    """Everything a run is made of, before anything runs: the blueprint, and everybody's data.
+
+    Args:
+        sites: the engine whose clients hold the images at their own places; the data set is empty then, and holdings have
+            sizes alone. None in a simulation.
+    """
 
     blueprint: Blueprint
     dataset: Dataset
     holdings: list[Holding]
     device: torch.device
+    sites: Engine | None = None
+
+    @property
+    def at_sites(self) -> bool:
+        """Whether images are where this process cannot see them."""
+        return self.sites is not None
 
     @property
     def config(self) -> Config:
@@ -149,7 +161,14 @@ def make_deterministic(study: Study) -> None:
 
 
 def data_sha256(study: Study) -> str:
-    """Hash of all training images and labels, and of who holds which: what a resumed run must find again."""
+    """Hash of all training images and labels, and of who holds which: what a resumed run must find again.
+
+    Of images at sites only how many each has: the sites themselves keep the rest.
+    """
+    if study.at_sites:
+        told = [[h.client.name, h.client.num_examples] for h in study.holdings]
+        known = [told, study.blueprint.image_shape, study.dataset.class_names]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
     total = _hash(study.dataset.train)
     for holding in study.holdings:
         total.update(f"{holding.client.name}:".encode())
@@ -173,13 +192,13 @@ def describe_partition(study: Study) -> dict[str, Any]:
     names = list(study.dataset.class_names)
     labels = study.dataset.train.labels
     counts: Sequence[Sequence[int]] | None = None
-    if labels is not None:
+    if labels is not None and not study.at_sites:
         counts = partition.class_counts([h.train for h in study.holdings], labels, len(names)).tolist()
     return {
         "clients": [h.client.name for h in study.holdings],
         "class_names": names,
         "counts": counts,
-        "sizes": [len(h.train) for h in study.holdings],
+        "sizes": [h.client.num_examples for h in study.holdings],
         "holdout_sizes": [len(h.own_test) for h in study.holdings],
         "sha256": data_sha256(study),
         "test_sha256": _hash(study.dataset.test).hexdigest(),

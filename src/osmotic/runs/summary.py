@@ -44,10 +44,9 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
     if quality is not None:
         quality = {k: quality.get(k) for k in QUALITY} | {k: quality[k] for k in MORE if k in quality}
     parameters = models.count(study.blueprint.layout)
-    # Where nothing travels there is nothing to set against the images.
-    images = (
-        compress(study.dataset.train.images, [h.train for h in study.holdings]) if method.travels else None
-    )
+    # Where nothing travels there is nothing to set against the images; what is at sites cannot be measured here.
+    known = method.travels and not study.at_sites
+    images = compress(study.dataset.train.images, [h.train for h in study.holdings]) if known else None
     return {
         "schema": 1,
         "version": metadata.version("osmotic"),
@@ -71,7 +70,7 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
         "local_epochs": cfg.training.local_epochs,
         "client_sizes": [h.client.num_examples for h in study.holdings],
         "network": study.spec.name,
-        "image_shape": list(study.dataset.train.images.shape[1:]),
+        "image_shape": list(study.blueprint.image_shape),
         "parameters": parameters,
         "parameters_up": totals.parameters_up,
         "parameters_down": totals.parameters_down,

@@ -1,0 +1,191 @@
+"""A site's own side of a task: what it allows, its images, its private state. All that comes from the hub is data.
+
+Flower starts a process for every message, so nothing here outlives one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from osmotic import seeds
+from osmotic.config.schema import Config
+from osmotic.data import partition, sources
+from osmotic.data.dataset import Dataset
+from osmotic.errors import ConfigError, plain
+from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.client import Site, Worker
+from osmotic.protocol.messages import Client, Packet, contract_hash
+from osmotic.runs import resolve
+from osmotic.runs.study import choose_device, is_conditional
+from osmotic.sites.folder import SiteFolder
+from osmotic.storage.store import Store
+from osmotic.training.images import Images
+
+log = logging.getLogger("osmotic.site")
+
+MAX_SPEC = 2**20  # characters
+
+
+class Declined(Exception):
+    """This site does not take part in what it was asked for: one line that says why, and nothing of its images."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A run as the hub tells it to its sites: everything of it but images.
+
+    Args:
+        config: tables of the configuration.
+        image: [side, channels]; None before the sites were asked.
+        classes: names of the classes; None as `image`.
+    """
+
+    config: Mapping[str, Any]
+    image: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def text(self) -> str:
+        """As it travels."""
+        return json.dumps({"config": self.config, "image": self.image, "classes": self.classes})
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        """Raises: Declined for what is none."""
+        try:
+            found = json.loads(text) if len(text) <= MAX_SPEC else None
+            config, image, classes = found["config"], found["image"], found["classes"]
+            fits = isinstance(config, dict) and (image is None) == (classes is None)
+            if fits and image is not None:
+                fits = [type(n) for n in image] == [int, int] and all(isinstance(c, str) for c in classes)
+            if fits:
+                return cls(config, None if image is None else tuple(image), None if classes is None else tuple(classes))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        raise Declined("is told no run: hub and site may be of different versions")
+
+
+class SiteDesk:
+    """What a site does with a message of the hub's.
+
+    Args:
+        folder: the site's.
+    """
+
+    def __init__(self, folder: SiteFolder) -> None:
+        self.folder, self.name = folder, folder.config.name
+
+    def hello(self, spec_text: str) -> Packet:
+        """Who this site is, how many images it would train on, and of what shape and classes; or why it does not take part."""
+        told: dict[str, Any] = {"name": self.name, "version": metadata.version("osmotic")}
+        try:
+            config = self._config(Spec.of(spec_text))
+            self._allow(config, "train")
+            dataset = self._dataset(config)
+            rows, _ = self._rows(config, dataset)
+        except Declined as error:
+            return Packet(told | {"declines": str(error)})
+        side, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
+        return Packet(
+            told
+            | {
+                "num_examples": len(rows),
+                "image": [side, channels],
+                "classes": list(dataset.class_names),
+                "torch": torch.__version__.partition("+")[0],
+            }
+        )
+
+    def serve(self, spec_text: str, packet: Packet) -> Packet:
+        """The answer to one task, or the site's word that it declines, as a failure `refused`."""
+        try:
+            return self._serve(Spec.of(spec_text), packet)
+        except Declined as error:
+            address = {k: packet.header.get(k) for k in ("contract", "run", "phase", "server_round")}
+            return Packet({**address, "client": self.name, "failure": ["refused", str(error)]})
+
+    def _serve(self, spec: Spec, packet: Packet) -> Packet:
+        config = self._config(spec)
+        self._allow(config, str(packet.header.get("action")))
+        if spec.image is None or spec.classes is None:
+            raise Declined("is told neither shape nor classes of the images")
+        dataset = self._dataset(config)
+        rows, _ = self._rows(config, dataset)
+        side, channels = spec.image
+        if dataset.train.images.shape[1:] != (side, side, channels):
+            raise Declined("has images of another shape than the run")
+        conditional = is_conditional(config, len(spec.classes))
+        labels = _renamed(dataset, spec.classes) if conditional else None
+        blueprint = Blueprint.of(config, side, channels, len(spec.classes) if conditional else 0)
+        torch.set_num_threads(config.engine.threads)
+        device = choose_device(self.folder.config.device)
+        if device.type == "cuda" and config.engine.deterministic:
+            torch.use_deterministic_algorithms(True)
+        try:
+            store = Store(self.folder.state(str(packet.header.get("run"))))
+        except ValueError as error:
+            raise Declined(str(error)) from None
+        images = Images.of(
+            dataset.train.images, labels, device, blueprint.space, rows=rows, flip=config.data.flip
+        )
+        site = Site(Client(0, self.name, len(rows)), images, store)
+        worker = Worker(
+            blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
+        )
+        answer = worker.serve(site, packet)
+        if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
+            raise Declined(reason)
+        return answer
+
+    def _config(self, spec: Spec) -> Config:
+        """The run's configuration with this site's own images in the place of the hub's, held to every rule."""
+        try:
+            return resolve.received(spec.config, self.folder.config.data)
+        except ConfigError as error:
+            # A rule of the run's keys; one about this site's own images stays in its log.
+            log.warning("declined: %s", error)
+            told = f"{error.key}: {error.rule}" if not error.key.startswith("data.source") else "its images"
+            raise Declined(f"cannot take part: {plain(told)}") from None
+
+    def _allow(self, config: Config, action: str) -> None:
+        if (reason := self.folder.config.policy.objection(config, action)) is not None:
+            raise Declined(reason)
+
+    def _dataset(self, config: Config) -> Dataset:
+        try:
+            return sources.load(config.data)
+        except (ConfigError, OSError) as error:
+            log.warning("images cannot be read: %s", error)
+            raise Declined("its images cannot be read: osmotic site check says why, there") from None
+
+    def _rows(self, config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Positions that this site trains on, and that it holds out."""
+        everything = np.arange(len(dataset.train))
+        if config.data.holdout == 0:
+            return everything, everything[:0]
+        seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
+        return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _renamed(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:
+    """The site's labels int64 [N] by the run's classes. Raises: Declined for a class that the run does not have."""
+    labels = dataset.train.labels
+    if labels is None:
+        raise Declined("has images without labels, and the run's have some")
+    if unknown := [name for name in dataset.class_names if name not in classes]:
+        raise Declined(f"has {len(unknown)} classes that the run does not have")
+    return np.array([classes.index(name) for name in dataset.class_names], np.int64)[labels]
+
+
+def at(folder: str) -> SiteDesk:
+    """The desk of the site in a folder."""
+    return SiteDesk(SiteFolder.read(Path(folder)))
+

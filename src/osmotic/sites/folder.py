@@ -1,0 +1,94 @@
+"""The folder of a site: its file, its keys, its private states. Nothing of it leaves but the public key."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osmotic.config.keys import checked, key, nearest
+from osmotic.config.toml import read_toml
+from osmotic.errors import ConfigError
+from osmotic.protocol.messages import Client
+from osmotic.sites.policy import Policy
+
+FILE, KEY, SECRET, AUTHORITY = "site.toml", "site.key", "superexec.secret", "ca.crt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig:
+    """site.toml: what a site says of itself, and what it allows."""
+
+    name: str = key("", "the site's name, under which the hub knows it")
+    data: str = key("", "its images: npz:PATH, folder:PATH, hf:NAME; read in place, never sent")
+    hub: str = key("", "HOST:PORT of the hub")
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    port: int = key(9094, "on this machine alone, between the site's own processes", 1, 65535)
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A site's folder and what stands in its file."""
+
+    path: Path
+    config: SiteConfig
+
+    @classmethod
+    def read(cls, path: Path) -> SiteFolder:
+        """Raises: ConfigError, naming file, key and rule, for a folder that is none or a file with a mistake."""
+        path = Path(path).resolve()
+        file = path / FILE
+        if not file.is_file():
+            raise ConfigError(str(path), None, f"holds no {FILE}: osmotic site init makes one")
+        table = read_toml(file)
+        policy = table.pop("policy", {})
+        if not isinstance(policy, dict):
+            raise ConfigError(f"{file}: policy", policy, "must be a section")
+        made = SiteConfig(
+            **_checked(file, SiteConfig, table, ""), policy=Policy(**_checked(file, Policy, policy, "policy."))
+        )
+        try:
+            Client(0, made.name, 1)
+        except ValueError as error:
+            raise ConfigError(f"{file}: name", made.name, str(error).partition(": ")[2]) from None
+        for name in ("data", "hub"):
+            if not getattr(made, name):
+                raise ConfigError(f"{file}: {name}", "", "must be given")
+        return cls(path, made)
+
+    def state(self, run: str) -> Path:
+        """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""
+        if not (run.isascii() and run.isalnum() and 0 < len(run) <= 64):
+            raise ValueError("a run's id is letters and digits")
+        return self.path / "state" / run
+
+
+def _checked(file: Path, cls: Any, table: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys of a section, each checked for its type and range."""
+    hints = typing.get_type_hints(cls)
+    meta = {f.name: f.metadata for f in dataclasses.fields(cls) if f.name != "policy"}
+    for name in table:
+        if name not in meta:
+            known = [prefix + known for known in meta]
+            raise ConfigError(f"{file}: {prefix}{name}", table[name], "unknown key", nearest(prefix + name, known))
+    return {name: checked(f"{file}: {prefix}{name}", v, hints[name], meta[name]) for name, v in table.items()}
+
+
+def text(config: SiteConfig) -> str:
+    """site.toml with every key and what it means."""
+    import tomli_w
+
+    lines = ["# A site of an osmotic federation. `osmotic site check` tries all of it.", ""]
+    for cls, made in ((SiteConfig, config), (Policy, config.policy)):
+        if cls is Policy:
+            lines += ["", "# What may happen here, whatever the hub asks.", "[policy]"]
+        for one in dataclasses.fields(cls):
+            if one.name == "policy":
+                continue
+            value = getattr(made, one.name)
+            lines.append(f"# {one.metadata['doc']}")
+            lines.append(tomli_w.dumps({one.name: list(value) if isinstance(value, tuple) else value}).strip())
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,299 @@
+"""The hub of a federation: its folder, Flower's SuperLink, and runs that are handed to it.
+
+A hub sees names, counts and what a run's rules let leave a site; it never sees images.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osmotic.config import toml
+from osmotic.config.keys import checked
+from osmotic.config.schema import Config
+from osmotic.config.toml import read_toml
+from osmotic.errors import ConfigError, RunStopped, plain
+from osmotic.protocol.messages import Client
+from osmotic.sites.flwr_command import ask, environment, program
+from osmotic.sites.supervisor import Service, Supervisor
+from osmotic.storage.atomic import write_text
+
+FILE, DATABASE, SECRET = "hub.toml", "state.db", "superexec.secret"
+SUPERLINK = "hub"  # the name of the connection in Flower's own file
+POLL = 1.0  # seconds between two looks at a run
+DEADLINE = 3600.0  # seconds for a phase, where a configuration sets none: a site that is gone must not hold up the rest
+LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A hub's folder.
+
+    Args:
+        path: of the folder.
+        port: of Flower's SuperLink on this machine.
+        listen: address that it is bound to.
+        plaintext: without TLS and keys.
+    """
+
+    path: Path
+    port: int
+    listen: str
+    plaintext: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Hub:
+        """Raises: ConfigError for a folder that holds no hub, or a file with a mistake."""
+        path = Path(path).resolve()
+        if not (path / FILE).is_file():
+            raise ConfigError(str(path), None, f"holds no {FILE}: osmotic hub init makes one")
+        table = read_toml(path / FILE)
+        where = f"{path / FILE}: "
+        port = checked(f"{where}port", table.get("port"), int, {"low": 1, "high": 65535})
+        listen = checked(f"{where}listen", table.get("listen", "127.0.0.1"), str, {})
+        return cls(path, port, listen, checked(f"{where}plaintext", table.get("plaintext", False), bool, {}))
+
+    @property
+    def home(self) -> Path:
+        """Flower's own folder."""
+        return self.path / "flower"
+
+    @property
+    def runs(self) -> Path:
+        """Where runs go."""
+        return self.path / "runs"
+
+    def services(self) -> Supervisor:
+        """Flower's SuperLink, and what starts servers of runs beside it: either may die, and a run goes on."""
+        files = [str(self.path / name) for name in ("ca.crt", "server.crt", "server.key")]
+        tls = ["--ssl-ca-certfile", files[0], "--ssl-certfile", files[1], "--ssl-keyfile", files[2]]
+        secret = ["--superexec-auth-secret-file", str(self.path / SECRET)]
+        superlink = [program("flower-superlink"), "--host", self.listen, "--port", str(self.port)]
+        superlink += ["--database", str(self.path / DATABASE), "--isolation", "process", *secret]
+        superlink += ["--disable-runtime-dependency-installation"]
+        superlink += ["--insecure"] if self.plaintext else [*tls, "--enable-supernode-auth"]
+        executor = [program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{self.port}", *secret]
+        executor += ["--insecure"] if self.plaintext else ["--root-certificates", files[0]]
+        made = [Service("superlink", superlink), Service("superexec", executor)]
+        return Supervisor(made, self.path / "logs", {"FLWR_HOME": str(self.home)})
+
+    def connect(self) -> None:
+        """Flower's own file, by which its command finds this hub."""
+        address = f'address = "127.0.0.1:{self.port}"\n'
+        certificate = "insecure = true\n" if self.plaintext else f'root-certificates = "{self.path / "ca.crt"}"\n'
+        self.home.mkdir(exist_ok=True)
+        write_text(
+            self.home / "config.toml",
+            f'[superlink]\ndefault = "{SUPERLINK}"\n\n[superlink.{SUPERLINK}]\n{address}{certificate}',
+        )
+
+    def add_site(self, name: str, key: Path) -> None:
+        """Lets the site with this public key connect, under this name. Raises: ConfigError, RunStopped."""
+        from osmotic.sites.certificates import is_public_key
+
+        try:
+            Client(0, name, 1)
+        except ValueError as error:
+            raise ConfigError("NAME", name, str(error).partition(": ")[2]) from None
+        try:
+            data = Path(key).read_bytes()
+        except OSError as error:
+            raise ConfigError("KEY", str(key), f"cannot be read ({error.strerror})") from None
+        if not is_public_key(data):
+            raise ConfigError("KEY", str(key), "is no public key of osmotic site init (site.key.pub)")
+        ask(self.home, ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name])
+
+    def sites(self) -> list[dict[str, Any]]:
+        """Sites that are registered: name, and whether they are online."""
+        return list(ask(self.home, ["supernode", "list", SUPERLINK]).get("nodes", []))
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Runs as Flower knows them, with its counters of bytes."""
+        return list(ask(self.home, ["list", SUPERLINK]).get("runs", []))
+
+    def stop(self, run: str) -> None:
+        """Stops a run; what had counted stays, and it can be gone on with."""
+        ask(self.home, ["stop", run, SUPERLINK])
+
+    def submit(self, config: Config | None, out: Path) -> str:
+        """Hands a run to Flower, a new one or (without a configuration) one to go on with; returns Flower's number of it."""
+        app = self.path / "app"
+        app.mkdir(exist_ok=True)
+        told = {"sites": True, "config": "", "out": "", "resume": ""}
+        if config is None:
+            told["resume"] = str(out)
+        else:
+            submitted = self.path / "submitted"
+            submitted.mkdir(exist_ok=True)
+            write_text(file := submitted / f"{out.name}.toml", toml.to_toml(config))
+            told |= {"config": str(file), "out": str(out)}
+        import tomli_w
+
+        write_text(app / "pyproject.toml", APP)
+        write_text(overrides := self.path / "app.toml", tomli_w.dumps(told))
+        started = ask(self.home, ["run", str(app), SUPERLINK, "--run-config", str(overrides)])
+        return str(started["run-id"])
+
+    def follow(self, run: str) -> Iterator[str]:
+        """Lines of a run's server as they come, and at the end its status, such as `finished:completed`."""
+        command = [program("flwr"), "log", run, SUPERLINK, "--stream"]
+        log = subprocess.Popen(
+            command,
+            env=environment(self.home),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert log.stdout is not None
+            for line in log.stdout:
+                yield line.rstrip("\n")
+        finally:
+            with suppress(ProcessLookupError):
+                log.kill()
+            log.wait()
+
+    def status(self, run: str) -> str:
+        """Flower's word for the state of a run; "" where it knows none of it."""
+        for one in self.listed():
+            if str(one.get("run-id")) == run:
+                return str(one.get("status", ""))
+        return ""
+
+
+APP = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "osmotic-hub"
+version = "1.0.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "osmotic"
+
+[tool.flwr.app.components]
+serverapp = "osmotic.flower:server"
+clientapp = "osmotic.flower:client"
+
+[tool.flwr.app.config]
+sites = true
+preset = ""
+data = ""
+config = ""
+set = ""
+out = ""
+resume = ""
+"""
+
+
+def init(path: Path, hosts: Sequence[str], port: int, listen: str, plaintext: bool) -> Hub:
+    """A new folder of a hub: its authority, server certificate, secret, and the configuration of a proxy.
+
+    Args:
+        hosts: names and addresses by which sites reach it.
+    Raises: ConfigError for a folder that is in use.
+    """
+    from osmotic.sites import certificates
+
+    path = Path(path).resolve()
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(str(path), None, "is not empty")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (path / "runs").mkdir()
+    if not plaintext:
+        certificates.make_authority(path)
+        certificates.make_server(path, [*dict.fromkeys([*hosts, "localhost", "127.0.0.1"])])
+    certificates.write_private(path / SECRET, secrets.token_hex(32).encode())
+    write_text(path / "nginx.conf", proxy(path, hosts[0], port))
+    # Last: a folder with this file is a hub's.
+    lines = [
+        "# The hub of an osmotic federation.",
+        "# port of Flower's SuperLink on this machine",
+        f"port = {port}",
+        "# Whoever reaches this address may also start runs and register sites, so it is this machine's alone;",
+        "# nginx.conf shows sites the one path that they need.",
+        f'listen = "{listen}"',
+        "# true: no encryption, and nobody has to prove who it is; for trials on one machine",
+        f"plaintext = {'true' if plaintext else 'false'}",
+    ]
+    write_text(path / FILE, "\n".join(lines) + "\n")
+    hub = Hub.read(path)
+    hub.connect()
+    return hub
+
+
+def proxy(path: Path, host: str, port: int) -> str:
+    """nginx.conf: sites reach the one path that is theirs, with bodies of bounded size."""
+    return f"""# Sites connect here. Of Flower's SuperLink they need /v1/fleet alone: its other paths start runs and register sites.
+server {{
+    listen 443 ssl;
+    server_name {host};
+    ssl_certificate {path}/server.crt;
+    ssl_certificate_key {path}/server.key;
+    client_max_body_size {LARGEST_BODY}m;
+
+    location /v1/fleet/ {{
+        proxy_pass https://127.0.0.1:{port};
+        proxy_ssl_trusted_certificate {path}/ca.crt;
+        proxy_ssl_verify on;
+        proxy_ssl_name localhost;
+        proxy_set_header Host $host;
+        proxy_read_timeout 60s;
+    }}
+    location / {{
+        return 404;
+    }}
+}}
+"""
+
+
+def run(hub: Hub, config: Config | None, out: Path, quiet: bool) -> int:
+    """Hands a run to the hub and follows it; returns the exit code: 0, 1 where it failed, 130 where it was stopped here."""
+    number = hub.submit(config, out)
+    reason = ""
+    try:
+        while True:
+            with suppress(RunStopped):
+                for line in hub.follow(number):
+                    text = SHADE.sub("", line)
+                    if text.startswith("osmotic: error: "):
+                        reason = text.removeprefix("osmotic: error: ")
+                    elif not quiet and OURS.match(text):
+                        print(text, file=sys.stderr, flush=True)
+            # Flower's log ends where its hub was started again, too.
+            with suppress(RunStopped):
+                if (status := hub.status(number)).startswith("finished"):
+                    break
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        with suppress(RunStopped):
+            hub.stop(number)
+        print(f"osmotic: stopped; go on with: osmotic hub resume {out}", file=sys.stderr)
+        return 130
+    if status == "finished:completed" and (out / "summary.json").is_file():
+        return 0
+    print(f"osmotic: {plain(reason or f'the run ended as {status}')}; {_hint(hub, out)}", file=sys.stderr)
+    return 1
+
+
+def _hint(hub: Hub, out: Path) -> str:
+    begun = (out / "config.toml").is_file()
+    return f"go on with: osmotic hub resume {out}" if begun else f"nothing was begun; {hub.path / 'logs'} has more"
+
+
+SHADE = re.compile(r"\x1b\[[0-9;]*m")
+# Of all that Flower logs, the lines that the run itself says.
+OURS = re.compile(r"osmotic: |(train|local|merge|score|personalise|own) -?\d+  ")
+

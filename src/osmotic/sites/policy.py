@@ -1,0 +1,59 @@
+"""What a site lets happen, whatever the hub asks: checked at the site, for every task, before its images are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from osmotic import pieces
+from osmotic.config.keys import key
+from osmotic.config.schema import Config
+from osmotic.protocol.participation import asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The section [policy] of a site's file. An empty list allows all that osmotic has."""
+
+    methods: tuple[str, ...] = key((), "exchanges that are allowed; [] allows all")
+    pieces: tuple[str, ...] = key((), "pieces of the learning rule that are allowed; [] allows all")
+    codecs: tuple[str, ...] = key((), "codecs that are allowed; [] allows all")
+    least_clients: int = key(
+        2, "clients asked in a round, at least: the mean of fewer tells more of each", 1, 1_000_000
+    )
+    own_model: bool = key(
+        False, "a model trained on this site's images alone may leave it; it can be made to repeat them"
+    )
+    synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
+    most_megabytes: float = key(0.0, "bytes that leave in one answer, at most, in MB; 0 sets no bound", 0)
+
+    def objection(self, config: Config, action: str) -> str | None:
+        """Why a task of such a run is not done here; None if it may be. Names the key of the policy, and nothing else of the site.
+
+        Args:
+            config: the run's, as the hub sent it.
+            action: of the task: "train", "sample" or "model".
+        """
+        chain = pieces.make(config).pieces
+        for rule, allowed, found in (
+            ("methods", self.methods, [config.method.name]),
+            ("pieces", self.pieces, list(chain)),
+            ("codecs", self.codecs, [config.codec.up, config.codec.down]),
+        ):
+            if allowed and (refused := [name for name in found if name not in allowed]):
+                return f"policy.{rule} does not allow {', '.join(dict.fromkeys(refused))}"
+        count = asked(config.training.fraction_train, config.data.clients)
+        if count < self.least_clients:
+            return f"policy.least_clients asks for {self.least_clients} clients in a round, and this run has {count}"
+        made = chain.values()
+        if not self.own_model and (action == "model" or any(piece.holds_models for piece in made)):
+            return "policy.own_model does not let a model of this site's own leave"
+        if not self.synthetic_images and (action == "sample" or any(piece.draws_at_sites for piece in made)):
+            return "policy.synthetic_images does not let images drawn from this site's own model leave"
+        return None
+
+    def too_large(self, num_bytes: int) -> str | None:
+        """Why an answer of so many bytes does not leave; None if it may."""
+        if self.most_megabytes and num_bytes > self.most_megabytes * 1e6:
+            return f"policy.most_megabytes = {self.most_megabytes:g}: the answer has {num_bytes / 1e6:.2f} MB"
+        return None
+

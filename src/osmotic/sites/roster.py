@@ -1,0 +1,202 @@
+"""The hub's end of a federation across machines: who is there, and a run's study made of what sites say of their images."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from osmotic.config.schema import Config, to_dict
+from osmotic.data.dataset import Dataset, Split
+from osmotic.engines import flower
+from osmotic.engines.envelope import NoPacket, packet_of, records
+from osmotic.engines.flower import Flower
+from osmotic.errors import ConfigError, RunStopped, plain, shown
+from osmotic.federation.blueprint import Blueprint
+from osmotic.protocol.messages import Client, Packet
+from osmotic.runs.settle import settle
+from osmotic.runs.study import Holding, Study, choose_device, is_conditional
+from osmotic.sites.desk import Spec
+
+log = logging.getLogger("osmotic.hub")
+
+LOOK = 1.0  # seconds between two looks at who is online
+ANSWERED = 300.0  # seconds that a site may take to read its images and say who it is
+MOST_CLASSES = 10_000
+
+
+class AcrossSites(Flower):
+    """Clients that are sites of their own, over the grid that Flower gives to the hub's process.
+
+    Args:
+        grid: of Flower's SuperLink.
+        config: the run's.
+        announce: is told of every site that comes, or declines, in a line.
+    """
+
+    def __init__(self, grid: Grid, config: Config, announce: Callable[[str], object] = lambda line: None) -> None:
+        super().__init__(at_once=1_000_000)  # a task on its way lies at the SuperLink, not here
+        self._grid, self._announce = grid, announce
+        self._spec = Spec(to_dict(config))
+        self._nodes: dict[str, int] = {}  # of sites that have said who they are
+        self._said: dict[str, Mapping[str, Any]] = {}
+        self._asked: dict[str, tuple[int, str, float]] = {}  # message -> node, its registered name, when
+        self._declined: set[int] = set()
+        self._online: dict[int, str] = {}
+        self._looked = 0.0
+        self._roster: list[Client] = []
+
+    def grid(self) -> Grid:
+        """As given."""
+        return self._grid
+
+    def told(self) -> Mapping[str, str]:
+        """The run goes with every task: a site's process lives for one task alone."""
+        return {"spec": self._spec.text()}
+
+    def nodes(self) -> Mapping[str, int]:
+        """Sites of the roster that are online now."""
+        self._look()
+        names = {client.name for client in self._roster}
+        return {name: node for name, node in self._nodes.items() if name in names and node in self._online}
+
+    def clients(self, at_least: int, wait_seconds: float) -> list[Client]:
+        """The run's sites, whether online or not: who is away may be back before the deadline."""
+        return list(self._roster)
+
+    def close(self) -> None:
+        """The grid is Flower's."""
+
+    # --- before the run ---
+
+    def gather(self, sites: int, wait_seconds: float) -> dict[str, Mapping[str, Any]]:
+        """What each of so many sites says of itself, by name; waits for them.
+
+        Raises: RunStopped if fewer have come in time, with those that have and what others said.
+        """
+        end = time.monotonic() + wait_seconds
+        while len(self._said) < sites:
+            self._look()
+            if time.monotonic() > end:
+                here = ", ".join(sorted(self._said)) or "nobody"
+                raise RunStopped(f"{len(self._said)} of {sites} sites are here after {wait_seconds:g} s: {here}")
+            time.sleep(0.1)
+        return dict(self._said)
+
+    def agree(self, config: Config, image: tuple[int, int], classes: Sequence[str], roster: Sequence[Client]) -> None:
+        """From here on tasks say what all have agreed on."""
+        self._spec = Spec(to_dict(config), image, tuple(classes))
+        self._roster = list(roster)
+
+    def _look(self) -> None:
+        """Who is online, and who newcomers are."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        self._online = {info.node_id: info.name for info in self._grid.get_nodes()}
+        known = set(self._nodes.values()) | self._declined | {node for node, _, _ in self._asked.values()}
+        for node, name in self._online.items():
+            if node not in known:
+                hello = Message(records(Packet({}), **self.told()), node, flower.HELLO, ttl=ANSWERED)
+                for number in self._grid.push_messages([hello]):
+                    if number:
+                        self._asked[number] = (node, name, now)
+        for message in self._grid.pull_messages(list(self._asked)) if self._asked else ():
+            asked = self._asked.pop(message.metadata.reply_to_message_id, None)
+            if asked is not None:
+                self._hear(asked[0], asked[1], message)
+        self._asked = {number: asked for number, asked in self._asked.items() if now - asked[2] < ANSWERED}
+
+    def _hear(self, node: int, registered: str, message: Message) -> None:
+        if message.has_error():
+            return  # it is asked again
+        try:
+            said = _checked(packet_of(message.content).header, registered)
+        except (NoPacket, ValueError) as error:
+            self._decline(node, registered, str(error))
+            return
+        if "declines" in said:
+            self._decline(node, registered, str(said["declines"]))
+            return
+        name = said["name"]
+        if name in self._said and any(said[k] != self._said[name][k] for k in ("num_examples", "image", "classes")):
+            self._decline(node, registered, "has other images than before")
+            return
+        if name not in self._nodes:
+            self._announce(f"site {name} is here: {said['num_examples']:,} images")
+        self._nodes[name], self._said[name] = node, said
+
+    def _decline(self, node: int, registered: str, reason: str) -> None:
+        self._declined.add(node)
+        self._announce(f"site {plain(registered or node)} does not take part: {plain(reason)}")
+
+
+def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
+    """A site's word of itself, each entry of its type and within bounds. Raises: ValueError with the reason."""
+    name, declines = said.get("name"), said.get("declines")
+    # The name that its key is registered under is the hub's; the site's own word must not be another's name.
+    if not isinstance(name, str) or (registered and name != registered):
+        raise ValueError(f"says that it is {shown(name, 40)}, and its key is that of {shown(registered, 40)}")
+    if declines is not None:
+        return {"name": name, "declines": plain(declines)}
+    count, image, classes = said.get("num_examples"), said.get("image"), said.get("classes")
+    if type(count) is not int or not 0 < count < 2**40:
+        raise ValueError("says of no number of images")
+    if not isinstance(image, list) or [type(n) for n in image] != [int, int] or image[1] not in (1, 3):
+        raise ValueError("says of no shape of its images")
+    if not isinstance(classes, list) or len(classes) > MOST_CLASSES or not all(isinstance(c, str) for c in classes):
+        raise ValueError("says of no classes")
+    Client(0, name, count)
+    if (version := said.get("version")) != metadata.version("osmotic"):
+        raise ValueError(f"has osmotic {shown(version, 20)}, and the hub {metadata.version('osmotic')}")
+    return {"name": name, "num_examples": count, "image": (image[0], image[1]), "classes": classes}
+
+
+def across_sites(grid: Grid, config: Config, announce: Callable[[str], object]) -> Study:
+    """The study of a run across sites, once `data.clients` of them are there.
+
+    Raises: RunStopped if they do not come; ConfigError where their images do not go together.
+    """
+    engine = AcrossSites(grid, config, announce)
+    said = engine.gather(config.data.clients, config.engine.deadline_seconds)
+    shapes = {name: one["image"] for name, one in said.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} {s}x{s}x{c}" for name, (s, c) in sorted(shapes.items()))
+        raise ConfigError("data.image_size", config.data.image_size, f"sites have images of several shapes: {told}")
+    side, channels = next(iter(shapes.values()))
+    classes = _classes({name: one["classes"] for name, one in said.items()})
+    total = sum(one["num_examples"] for one in said.values())
+    config = replace(config, data=replace(config.data, image_size=side, channels=channels))
+    config = settle(config, total, len(classes))
+    conditional = is_conditional(config, len(classes))
+    blueprint = Blueprint.of(config, side, channels, len(classes) if conditional else 0)
+    roster = [Client(i, name, said[name]["num_examples"]) for i, name in enumerate(sorted(said))]
+    engine.agree(config, (side, channels), classes, roster)
+    nothing = np.zeros((0, side, side, channels), np.uint8)
+    nobody = np.zeros(0, np.int64)
+    empty = Split(nothing, np.zeros(0, np.int64) if classes else None)
+    holdings = [Holding(client, nobody, nobody) for client in roster]
+    dataset = Dataset("images at their sites", empty, empty, tuple(classes))
+    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine)
+
+
+def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:
+    """All classes that any site has, in the order of their names. Raises: ConfigError where some have labels and some none."""
+    labelled = [name for name, classes in by_site.items() if classes]
+    if labelled and len(labelled) < len(by_site):
+        bare = sorted(by_site.keys() - set(labelled))
+        raise ConfigError("data", None, f"some sites have labels and some have none: {', '.join(bare)}")
+    found = list(by_site.values())
+    # Where all say the same, their own order stands: that of the files that a data set was split into.
+    if all(classes == found[0] for classes in found):
+        return list(found[0])
+    return sorted({name for classes in found for name in classes})
+
