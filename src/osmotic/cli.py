@@ -17,6 +17,7 @@ import typer
 from osmotic import __version__, api
 from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.runs import session
+from osmotic.sites import commands as sites
 from osmotic.storage import strict_json
 
 if TYPE_CHECKING:
@@ -36,9 +37,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train one image generator by federated learning: clients train, a server averages their weights "
     "(diffusion models).\n\n"
-    "All clients are simulated on this machine; sites of their own cannot be joined yet. "
+    "`osmotic run` simulates all clients on this machine; `osmotic hub` and `osmotic site` train across machines, where images "
+    "stay at their sites. "
     "`osmotic run` alone trains on the built-in digits and leaves a report in ./runs.",
 )
+
+app.add_typer(sites.site, name="site")
+app.add_typer(sites.hub, name="hub")
 
 ConfigArg = Annotated[
     Path | None, typer.Argument(metavar="CONFIG", help="Configuration in TOML; every key has a default.")

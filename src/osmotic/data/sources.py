@@ -55,15 +55,20 @@ class Converted(UserWarning):
     """Images were made alike in a way that no key asked for; the command prints it as a note."""
 
 
-def load(cfg: DataConfig, read: Callable[[int, int], object] = lambda done, count: None) -> Dataset:
+def load(
+    cfg: DataConfig, read: Callable[[int, int], object] = lambda done, count: None, keep_all: bool = False
+) -> Dataset:
     """The data set that `data.source` names, in memory: what `finish` makes of it.
 
     Args:
         read: told after every image how many are read, and of how many, for one split after the other.
+        keep_all: a source without a test split gives none of its images to one: they are one client's own.
     Raises: ConfigError naming the key or file and the rule.
     """
     check(cfg)
     source = _open(cfg.source)
+    if keep_all and source.test is None:
+        source = dataclasses.replace(source, test=dataclasses.replace(source.train, size=0))
     test = None if source.test is None else _watched(source.test, read)
     return finish(cfg, dataclasses.replace(source, train=_watched(source.train, read), test=test))
 

@@ -161,15 +161,15 @@ class SiteDesk:
 
     def _dataset(self, config: Config) -> Dataset:
         try:
-            return sources.load(config.data)
+            return sources.load(config.data, keep_all=True)
         except (ConfigError, OSError) as error:
             log.warning("images cannot be read: %s", error)
             raise Declined("its images cannot be read: osmotic site check says why, there") from None
 
     def _rows(self, config: Config, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Positions that this site trains on, and that it holds out."""
+        """Positions that this site trains on, and that it holds out; a test split of its own is held out already."""
         everything = np.arange(len(dataset.train))
-        if config.data.holdout == 0:
+        if config.data.holdout == 0 or len(dataset.test):
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)

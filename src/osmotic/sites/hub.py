@@ -163,6 +163,17 @@ class Hub:
                 log.kill()
             log.wait()
 
+    def fresh_run(self, name: str, named: bool) -> Path:
+        """A new folder under `runs`. Raises: ConfigError for a name that was given and is taken, or is no folder's."""
+        if named and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name):
+            raise ConfigError("--name", name, "must be letters, digits, . + - and _")
+        folder, number = self.runs / name, 2
+        while folder.exists():
+            if named:
+                raise ConfigError("--name", name, "is the name of another run")
+            folder, number = self.runs / f"{name}-{number}", number + 1
+        return folder
+
     def status(self, run: str) -> str:
         """Flower's word for the state of a run; "" where it knows none of it."""
         for one in self.listed():

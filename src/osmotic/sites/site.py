@@ -1,0 +1,189 @@
+"""A site, as its operator sees it: made, checked line by line, started."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import importlib.util
+import secrets
+import shutil
+import ssl
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPSConnection
+from importlib import metadata
+from pathlib import Path
+
+from osmotic.errors import ConfigError, plain
+from osmotic.sites.flwr_command import program
+from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
+from osmotic.sites.supervisor import Service, Supervisor
+from osmotic.storage.atomic import write_text
+
+CLOCK = 30.0  # seconds by which clocks of site and hub may differ: Flower refuses requests signed at another time
+SOON = datetime.timedelta(days=30)
+
+
+def init(path: Path, name: str, data: str, hub: str, authority: Path | None, port: int) -> SiteFolder:
+    """A new site: its file with the strictest policy, its keys, room for private states.
+
+    Args:
+        authority: ca.crt of the hub; None for a hub without encryption.
+    Raises: ConfigError for a folder that is in use, or what `SiteFolder.read` refuses.
+    """
+    from osmotic.sites import certificates
+
+    path = Path(path).resolve()
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(str(path), None, "is not empty")
+    if authority is not None and not authority.is_file():
+        raise ConfigError("--ca", str(authority), "must be the ca.crt of the hub's folder")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (path / "state").mkdir(mode=0o700)
+    certificates.make_key(path / KEY)
+    certificates.write_private(path / SECRET, secrets.token_hex(32).encode())
+    if authority is not None:
+        shutil.copyfile(authority, path / AUTHORITY)
+    write_text(path / FILE, text(SiteConfig(name=name, data=data, hub=hub, port=port)))
+    return SiteFolder.read(path)
+
+
+def services(site: SiteFolder) -> Supervisor:
+    """Flower's SuperNode, and what starts a process of this site's for each task."""
+    path, config = site.path, site.config
+    secret = ["--superexec-auth-secret-file", str(path / SECRET)]
+    node = [program("flower-supernode"), "--superlink", config.hub, "--port", str(config.port), *secret]
+    node += ["--isolation", "process", "--node-config", f'site="{path}"']
+    if (path / AUTHORITY).is_file():
+        node += ["--root-certificates", str(path / AUTHORITY)]
+        node += ["--auth-supernode-private-key", str(path / KEY)]
+    else:
+        node += ["--insecure"]
+    # Between processes of this machine alone.
+    executor = [program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{config.port}", "--insecure", *secret]
+    made = [Service("supernode", node), Service("superexec", executor)]
+    return Supervisor(made, path / "logs", {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"})
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at.
+
+    Args:
+        what: in a word or two.
+        good: whether it is as it must be.
+        told: what was found, or what to do.
+    """
+
+    what: str
+    good: bool
+    told: str
+
+
+def check(path: Path) -> Iterator[Line]:
+    """Everything that a site needs, one line after the other; each says what was found or what to do."""
+    try:
+        site = SiteFolder.read(path)
+    except ConfigError as error:
+        yield Line("file", False, str(error))
+        return
+    yield Line("file", True, f"site {site.config.name}, {site.path / FILE}")
+    looked: tuple[tuple[str, Callable[[SiteFolder], str]], ...] = (
+        ("programs", _programs),
+        ("keys", _keys),
+        ("images", _images),
+        ("device", _device),
+        ("certificate", _certificate),
+        ("hub", _hub),
+    )
+    for what, look in looked:
+        try:
+            yield Line(what, True, look(site))
+        except ConfigError as error:
+            yield Line(what, False, str(error))
+        except (OSError, ValueError) as error:
+            yield Line(what, False, plain(f"{type(error).__name__}: {error}"))
+
+
+def _programs(site: SiteFolder) -> str:
+    if importlib.util.find_spec("flwr") is None:
+        raise ConfigError("flwr", None, "is not installed: pip install 'osmotic[flower]'")
+    names = ("osmotic", "torch", "diffusers", "flwr")
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _keys(site: SiteFolder) -> str:
+    for name in (KEY, SECRET):
+        file = site.path / name
+        if not file.is_file():
+            raise ConfigError(str(file), None, "is not there: osmotic site init makes one, and its .pub goes to the hub")
+        if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(str(file), None, f"can be read by others: chmod 600 {file}")
+    return f"{KEY}, which nobody else can read; the hub needs {KEY}.pub"
+
+
+def _images(site: SiteFolder) -> str:
+    from osmotic.config.schema import DataConfig
+    from osmotic.data import sources
+
+    cfg = DataConfig(source=site.config.data)
+    sources.check(cfg)
+    shape = sources.describe(cfg)
+    classes = f"{shape.num_classes} classes" if shape.num_classes else "no labels"
+    side, kind = shape.image_size, {1: "grey", 3: "colour"}[shape.channels]
+    return f"{shape.num_train:,} images of {side}x{side}, {kind}, {classes}"
+
+
+def _device(site: SiteFolder) -> str:
+    from osmotic.runs.study import choose_device
+
+    return f"trains on {choose_device(site.config.device)}"
+
+
+def _certificate(site: SiteFolder) -> str:
+    file = site.path / AUTHORITY
+    if not file.is_file():
+        return "none: the hub is spoken to without encryption"
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificate(file.read_bytes())
+    now, end = datetime.datetime.now(datetime.UTC), certificate.not_valid_after_utc
+    if now > end:
+        raise ConfigError(str(file), None, f"ended on {end:%Y-%m-%d}: ask the hub for its new one")
+    soon = ", soon" if end - now < SOON else ""
+    return f"the hub's authority, valid until {end:%Y-%m-%d}{soon}"
+
+
+def _hub(site: SiteFolder) -> str:
+    """Whether the hub answers under its certificate, and whether the clocks agree."""
+    host, _, port = site.config.hub.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError("hub", site.config.hub, "must be HOST:PORT")
+    file = site.path / AUTHORITY
+    connection: HTTPConnection
+    if file.is_file():
+        context = ssl.create_default_context(cafile=str(file))
+        connection = HTTPSConnection(host, int(port), timeout=10, context=context)
+    else:
+        connection = HTTPConnection(host, int(port), timeout=10)
+    try:
+        connection.request("GET", "/v1/fleet/")
+        answer = connection.getresponse()
+        answer.read()
+    except ssl.SSLCertVerificationError as error:
+        rule = f"has another certificate than this site's ca.crt stands for ({plain(error.verify_message)})"
+        raise ConfigError("hub", site.config.hub, rule) from None
+    except OSError as error:
+        rule = f"does not answer ({plain(error)}): is osmotic hub start running there, and the port open?"
+        raise ConfigError("hub", site.config.hub, rule) from None
+    finally:
+        connection.close()
+    told = answer.getheader("Date")
+    apart = 0.0
+    if told is not None:
+        theirs = email.utils.parsedate_to_datetime(told)
+        apart = abs((datetime.datetime.now(datetime.UTC) - theirs).total_seconds())
+        if apart > CLOCK:
+            raise ConfigError("clock", None, f"differs by {apart:.0f} s from the hub's: set both by NTP")
+    return f"{site.config.hub} answers, clocks agree within {max(1, round(apart))} s"
