@@ -88,6 +88,7 @@ TRIED: dict[str, dict[str, Setting]] = {
         "int2-r20-nesterov-synthetic": (20, MIXED),
         "learned-0.2-kept": (100, KEPT | learned(0.2, 0.2, 10)),
         "learned-0.13-r50-kept": (50, KEPT | learned(0.13, 0.13, 10)),
+        "learned-0.055-kept": (100, KEPT | learned(0.055, 0.055, 33)),
     },
 }
 
@@ -100,6 +101,7 @@ CHOSEN: dict[str, dict[str, Setting]] = {
         "fp32-kept": (100, KEPT),
         "int2-kept": (100, KEPT | both("int2", entropy=True)),
         "learned-0.95-kept": (100, KEPT | learned(0.95, 0.95, 20)),
+        "learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20)),
     },
     "iid": {
         "fp32": (100, {}),
@@ -112,13 +114,9 @@ CHOSEN: dict[str, dict[str, Setting]] = {
 LATE: dict[str, dict[str, Setting]] = {
     "dirichlet": {
         "int2-r50-kept": (50, KEPT | both("int2", entropy=True)),
-        "learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20)),
-        "learned-0.1-r50-kept": (50, KEPT | learned(0.1, 0.1, 25)),
+        "learned-0.055-kept": (100, KEPT | learned(0.055, 0.055, 33)),
     },
-    "iid": {
-        "learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20)),
-        "learned-0.1-r50-kept": (50, KEPT | learned(0.1, 0.1, 25)),
-    },
+    "iid": {"learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20))},
 }
 # Of the confirming cell: from the main cell's best, at fewer bits.
 CONFIRMED: dict[str, Setting] = {

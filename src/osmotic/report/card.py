@@ -64,6 +64,7 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
             pieces=learning_rule.pieces_of(run),
             rule=learning_rule.rule_lines(run),
             where=narrative.where(run),
+            sites=narrative.at_sites(run),
             traffic=traffic.words(run.summary.get("traffic")),
             data=narrative.data_name(run),
             network=narrative.network_name(run),

@@ -36,10 +36,9 @@ def sentence(run: Run) -> str:
     model = f"{model_kind(run)} diffusion model" + (
         f" of {formatting.count(size)} parameters" if size is not None else ""
     )
-    simulated = where(run)
-    clients = formatting.plural(
-        int(summary.get("num_clients") or 0), "simulated client" if simulated else "client"
-    )
+    simulated = where(run) and not at_sites(run)
+    kind = "site" if at_sites(run) else "simulated client" if simulated else "client"
+    clients = formatting.plural(int(summary.get("num_clients") or 0), kind)
     told = exchange.sentence.format(
         clients=clients + (" on one machine" if simulated else ""),
         model=f"{'an' if model[:1] in 'aeiou' else 'a'} {model}",
@@ -63,8 +62,15 @@ def where(run: Run) -> str:
     return "" if method and method.pools_data else WHERE.get(str(run.summary.get("engine")), "")
 
 
+def at_sites(run: Run) -> bool:
+    """Whether the clients were sites of their own, and no simulation."""
+    return run.summary.get("engine") == "sites"
+
+
 def data_name(run: Run) -> str:
     """The images in words, without the path of a folder or file, which is nobody's business on a card."""
+    if at_sites(run):
+        return "images of their own"
     source = str(run.setting("data.source", "") or "")
     kind, _, rest = source.partition(":")
     if source == "python":
@@ -110,6 +116,8 @@ def repeat_command(run: Run) -> str:
 
     The folder's own text is believed in this narrow form alone: names of files, nothing that a shell would act on.
     """
+    if at_sites(run):
+        return "osmotic hub run config.toml"
     form = r"`(osmotic run config\.toml(?: --plugin [\w.-]+)*)` repeats"
     found = re.search(form, run.config_toml.partition("\n")[0])
     return found[1] if found else "osmotic run config.toml"
@@ -200,11 +208,14 @@ def is_conditional(run: Run) -> bool:
     # "auto" was resolved by the labels of the data, and so it is here.
     if isinstance(chosen, bool):
         return chosen
-    return bool(run.partition and run.partition.counts)
+    labelled = run.partition and (run.partition.counts or (at_sites(run) and run.partition.class_names))
+    return bool(labelled)
 
 
 def partition_phrase(run: Run) -> str:
     """How the images were spread, such as `split evenly at random`."""
+    if at_sites(run):
+        return "which stayed where they were"
     name = str(run.setting("data.partition", ""))
     if name.startswith("by:"):
         return f"split by the column {name[3:]}"

@@ -27,6 +27,7 @@ from osmotic.sites.desk import Spec
 
 log = logging.getLogger("osmotic.hub")
 
+SOURCE = "sites"  # in the place of a `data.source`
 LOOK = 1.0  # seconds between two looks at who is online
 ANSWERED = 300.0  # seconds that a site may take to read its images and say who it is
 MOST_CLASSES = 10_000
@@ -174,7 +175,8 @@ def across_sites(grid: Grid, config: Config, announce: Callable[[str], object]) 
     side, channels = next(iter(shapes.values()))
     classes = _classes({name: one["classes"] for name, one in said.items()})
     total = sum(one["num_examples"] for one in said.values())
-    config = replace(config, data=replace(config.data, image_size=side, channels=channels))
+    # Its `source` was of a simulation: nobody is to read from the run's folder that these were its images.
+    config = replace(config, data=replace(config.data, source=SOURCE, image_size=side, channels=channels))
     config = settle(config, total, len(classes))
     conditional = is_conditional(config, len(classes))
     blueprint = Blueprint.of(config, side, channels, len(classes) if conditional else 0)
