@@ -113,16 +113,17 @@ class Flower:
         out: dict[str, Sent] = {}  # by message id
         tries: Counter[str] = Counter()
         while True:
+            absent: list[Sent] = []
             while len(out) < self.at_once and (sent := again.popleft() if again else next(waiting, None)):
                 tries[sent.task.client.name] += 1
                 number = self._push(sent, end)
                 if number is not None:
                     out[number] = sent
                 elif self._may_try(sent, tries, end):
-                    again.append(sent)
-                    break  # not at once: somebody may come back
+                    absent.append(sent)  # and may come back; nobody else waits for that
                 else:
                     yield Answer(sent, failure=Failure("lost", "is not there"))
+            again.extend(absent)
             if not out and not again:
                 return
             if end is not None and time.monotonic() >= end:

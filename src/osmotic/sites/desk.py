@@ -130,7 +130,7 @@ class SiteDesk:
         if device.type == "cuda" and config.engine.deterministic:
             torch.use_deterministic_algorithms(True)
         try:
-            store = Store(self.folder.state(str(packet.header.get("run"))))
+            store = Store(self.folder.state(packet.header.get("run")))
         except ValueError as error:
             raise Declined(str(error)) from None
         images = Images.of(

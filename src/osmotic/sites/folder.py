@@ -59,9 +59,9 @@ class SiteFolder:
                 raise ConfigError(f"{file}: {name}", "", "must be given")
         return cls(path, made)
 
-    def state(self, run: str) -> Path:
+    def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""
-        if not (run.isascii() and run.isalnum() and 0 < len(run) <= 64):
+        if not (isinstance(run, str) and run.isascii() and run.isalnum() and 0 < len(run) <= 64):
             raise ValueError("a run's id is letters and digits")
         return self.path / "state" / run
 

@@ -1,0 +1,577 @@
+"""Sites behind a grid in this process: the bits of the simulation, policies, lies about oneself, broken files; and the hub's own files."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
+sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
+
+from flwr.app import Context, Message, RecordDict  # noqa: E402
+from grid import LocalGrid, failed  # noqa: E402
+
+import osmotic  # noqa: E402
+from osmotic.engines import flower  # noqa: E402
+from osmotic.engines.envelope import packet_of, records  # noqa: E402
+from osmotic.engines.flower import lent  # noqa: E402
+from osmotic.errors import ConfigError, RunStopped  # noqa: E402
+from osmotic.protocol.messages import Packet  # noqa: E402
+from osmotic.runs import resolve  # noqa: E402
+from osmotic.sites import certificates, hub, roster, site  # noqa: E402
+from osmotic.sites.desk import Declined, SiteDesk, Spec  # noqa: E402
+from osmotic.sites.folder import SiteFolder  # noqa: E402
+from osmotic.sites.policy import Policy  # noqa: E402
+from osmotic.sites.supervisor import Service, Supervisor  # noqa: E402
+
+KEYS: dict[str, Any] = {
+    "data.clients": 3,
+    "data.max_images": 90,
+    "training.rounds": 2,
+    "training.local_epochs": 1,
+    "score.samples": 20,
+    "score.steps": 3,
+    "score.guidance": 1,
+    "track.backends": [],
+}
+SITES = {"engine.name": "sites", "engine.deadline_seconds": 60}
+
+
+class SitesGrid(LocalGrid):
+    """Nodes that are sites with folders, registered under their names."""
+
+    def __init__(self, folders: list[Path], registered: list[str] | None = None, **more: Any) -> None:
+        super().__init__(len(folders), **more)
+        names = registered or [folder.name for folder in folders]
+        self.online = set(self.partitions)
+        self.names = {node: names[place] for node, place in self.partitions.items()}
+        self.contexts = {
+            node: Context(1, node, {"site": str(folders[place])}, RecordDict(), {})
+            for node, place in self.partitions.items()
+        }
+
+    def get_nodes(self) -> Any:
+        from flwr.proto.node_pb2 import NodeInfo
+
+        return [NodeInfo(node_id=node, name=self.names[node]) for node in sorted(self.online)]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three clients of a simulation hold, as files."""
+    folder = tmp_path_factory.mktemp("split") / "parts"
+    sets = [w for k, v in KEYS.items() if k.startswith("data.") for w in ("--set", f"{k}={v}")]
+    subprocess.run([sys.executable, "-m", "osmotic", "split", *sets, "--out", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def folders(parts: Path, tmp_path: Path) -> list[Path]:
+    """Three sites, with these files for their data."""
+    found = []
+    for file in sorted(parts.glob("*.npz")):
+        made = site.init(tmp_path / file.stem, file.stem, f"npz:{file}", "localhost:1", None, 9094)
+        found.append(made.path)
+    return found
+
+
+def write(folder: Path, before: str, after: str) -> None:
+    file = folder / "site.toml"
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+
+
+def run(grid: SitesGrid, out: Path, **keys: Any) -> Any:
+    with lent(grid):
+        return osmotic.run(keys=KEYS | SITES | {k.replace("__", "."): v for k, v in keys.items()}, out=out)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "LOOK", 0.0)
+
+
+# --- the same bits ---
+
+KINDS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "feddm-quant": {"codec__up": "int8", "codec__error_feedback": True, "codec__first_contact": "seed"},
+    "usplit": {"method__name": "usplit"},
+    "corrected": {
+        "server__pieces": ["correction"],
+        "server__correction__size": 0.5,
+        "server__correction__local_epochs": 1,
+        "server__correction__drop_outliers": 0.0,
+    },
+    "a combination": {"local__pieces": ["scaffold", "prox"], "server__pieces": ["adam"], "codec__up": "sparse"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sites_give_the_weights_of_the_simulation(folders: list[Path], tmp_path: Path, kind: str) -> None:
+    keys = KINDS[kind]
+    for folder in folders:
+        write(folder, "synthetic_images = false", "synthetic_images = true")
+    told = {k.replace("__", "."): v for k, v in keys.items()}
+    simulated = osmotic.run(keys=KEYS | told | {"score.every": 0}, out=tmp_path / "simulated")
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    assert found.summary["weights_sha256"] == simulated.summary["weights_sha256"]
+    assert found.summary["quality"] is None and found.metrics[-1]["unscored"] == "images are at their sites"
+    one, other = (Path(r.path, "ledger.jsonl").read_text().splitlines() for r in (found, simulated))
+    assert [line for line in one if '"score"' not in line] == [line for line in other if '"score"' not in line]
+
+
+def test_a_page_of_sites_does_not_speak_of_a_simulation(folders: list[Path], tmp_path: Path) -> None:
+    found = run(SitesGrid(folders), tmp_path / "run", training__rounds=1)
+    for name in ("report.html", "model/README.md"):
+        text = (Path(found.path) / name).read_text()
+        assert "simulat" not in text and "3 sites" in text and "Dirichlet" not in text.split("config")[0], name
+        assert "class-conditional" in text
+    config = (Path(found.path) / "config.toml").read_text()
+    assert 'source = "sites"' in config
+    with pytest.raises(ConfigError, match="their images are not here"):
+        found.evaluate()
+
+
+# --- what befalls sites ---
+
+
+def test_a_site_that_is_away_and_back_before_the_deadline_changes_nothing(folders: list[Path], tmp_path: Path) -> None:
+    expected = run(SitesGrid(folders), tmp_path / "unbroken").summary["weights_sha256"]
+    tasks: list[int] = []
+
+    def fate(place: int, message: Message) -> list[Message] | None:
+        if message.metadata.message_type == flower.HELLO or place != 1:
+            return None
+        tasks.append(place)
+        if len(tasks) == 1:  # its process died, and the node with it; it comes back with another id
+            node = next(n for n, p in grid.partitions.items() if p == 1)
+            grid.online.discard(node)
+            new = node + 1
+            for table in (grid.partitions, grid.names, grid.contexts):
+                table[new] = table.pop(node)  # type: ignore[attr-defined]
+            grid.online.add(new)
+            return [failed(message, 5)]
+        return None
+
+    grid = SitesGrid(folders, fate=fate)
+    found = run(grid, tmp_path / "run")
+    assert found.summary["weights_sha256"] == expected and found.summary["failures"] == []
+
+
+def test_nobody_waits_for_a_site_that_is_away(folders: list[Path], tmp_path: Path) -> None:
+    """It is away when a round begins, and back once the others have answered."""
+    expected = run(SitesGrid(folders), tmp_path / "unbroken").summary["weights_sha256"]
+    answered: list[int] = []
+
+    def fate(place: int, message: Message) -> list[Message] | None:
+        first = {n for n, p in grid.partitions.items() if p == 0}
+        if message.metadata.message_type == flower.HELLO:
+            answered.append(place)
+            if len(answered) == 3:
+                grid.online -= first
+            return None
+        done.append(place)
+        if sorted(done) == [1, 2]:
+            grid.online |= first
+        return None
+
+    done: list[int] = []
+    grid = SitesGrid(folders, fate=fate)
+    found = run(grid, tmp_path / "run")
+    assert sorted(done[:2]) == [1, 2] and done[2] == 0
+    assert found.summary["weights_sha256"] == expected and found.summary["failures"] == []
+
+
+def test_a_site_that_does_not_come_back_is_late_and_costs_no_round(folders: list[Path], tmp_path: Path) -> None:
+    def fate(place: int, message: Message) -> list[Message] | None:
+        if message.metadata.message_type != flower.HELLO and place == 2:
+            grid.online = {n for n, p in grid.partitions.items() if p != 2}
+            return [failed(message, 5)]
+        return None
+
+    grid = SitesGrid(folders, fate=fate)
+    found = run(grid, tmp_path / "run", engine__deadline_seconds=5, training__rounds=1)
+    assert [(f["client_id"], f["kind"]) for f in found.summary["failures"]] == [(2, "lost")]
+    assert found.summary["failures"][0]["reason"] == "is not there"
+    assert found.metrics[0]["num_counted"] == 2
+
+
+def test_too_few_sites_stop_the_run_before_it_begins(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="2 of 3 sites are here after 1 s: client-000, client-001"):
+        run(SitesGrid(folders[:2]), tmp_path / "run", engine__deadline_seconds=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tmp_path: Path) -> None:
+    np.savez(tmp_path / "wide.npz", train_images=np.zeros((9, 16, 16), np.uint8), train_labels=np.arange(9) % 3)
+    name = next(line for line in (folders[1] / "site.toml").read_text().splitlines() if line.startswith("data"))
+    write(folders[1], name, f'data = "npz:{tmp_path / "wide.npz"}"')
+    with pytest.raises(ConfigError, match="images of several shapes: client-000 8x8x1, client-001 16x16x1"):
+        run(SitesGrid(folders), tmp_path / "run")
+
+
+# --- whom the hub believes ---
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"name": "client-001"}, "says that it is 'client-001', and its key is that of 'client-000'"),
+        ({"name": 3}, "says that it is 3"),
+        ({"num_examples": 0}, "no number of images"),
+        ({"num_examples": True}, "no number of images"),
+        ({"num_examples": 10**30}, "no number of images"),
+        ({"image": [8, 8, 1]}, "no shape"),
+        ({"image": [8, 2]}, "no shape"),
+        ({"classes": "0123"}, "no classes"),
+        ({"classes": [1, 2]}, "no classes"),
+        ({"version": "0.0.1"}, "has osmotic '0.0.1', and the hub"),
+    ],
+)
+def test_who_lies_of_himself_does_not_take_part(said: dict[str, Any], reason: str) -> None:
+    import importlib.metadata
+
+    good = {"name": "client-000", "num_examples": 5, "image": [8, 1], "classes": ["a"]}
+    good["version"] = importlib.metadata.version("osmotic")
+    assert roster._checked(good, "client-000")["num_examples"] == 5
+    with pytest.raises(ValueError, match=reason.replace("(", r"\(")):
+        roster._checked(good | said, "client-000")
+
+
+def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(folders: list[Path], tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def fate(place: int, message: Message) -> list[Message] | None:
+        if message.metadata.message_type == flower.HELLO and place == 0:
+            return [Message(RecordDict(), reply_to=message)]
+        return None
+
+    config = resolve.load(keys=KEYS | SITES | {"data.clients": 1, "engine.deadline_seconds": 2})
+    grid = SitesGrid(folders[:2], registered=["client-000", "somebody-else"], fate=fate)
+    with pytest.raises(RunStopped, match="nobody"):
+        roster.across_sites(grid, config, told.append)
+    assert any("holds other records" in line for line in told)
+    assert any("says that it is 'client-001'" in line for line in told)
+
+
+# --- what a site lets happen ---
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys", "action", "reason"),
+    [
+        ({"methods": ("udec",)}, {}, "train", "policy.methods does not allow fedavg"),
+        ({"codecs": ("int8",)}, {"codec.up": "int8"}, "train", "policy.codecs does not allow fp32"),
+        ({"pieces": ("prox",)}, {"local.pieces": "scaffold"}, "train", "policy.pieces does not allow scaffold"),
+        ({"least_clients": 4}, {}, "train", "policy.least_clients asks for 4 clients in a round, and this run has 3"),
+        ({}, {"training.fraction_train": 0.3}, "train", "policy.least_clients asks for 2"),
+        ({}, {"method.name": "udec"}, "model", "policy.own_model"),
+        ({}, {"method.name": "udec"}, "sample", "policy.synthetic_images"),
+        ({}, {"server.pieces": "correction"}, "train", "policy.synthetic_images"),
+        ({}, {"server.pieces": "correction", "server.correction.images": "upload"}, "train", "policy.own_model"),
+    ],
+)
+def test_the_policy_objects(policy: dict[str, Any], keys: dict[str, Any], action: str, reason: str) -> None:
+    config = resolve.load(keys=KEYS | keys)
+    assert (Policy(**policy).objection(config, action) or "").startswith(reason)
+    free = Policy(least_clients=1, own_model=True, synthetic_images=True)
+    assert free.objection(config, action) is None
+
+
+def test_a_site_declines_what_its_policy_forbids_and_the_others_go_on(folders: list[Path], tmp_path: Path) -> None:
+    write(folders[0], "most_megabytes = 0.0", "most_megabytes = 0.001")
+    found = run(SitesGrid(folders), tmp_path / "run", training__rounds=1)
+    [failure] = found.summary["failures"]
+    assert (failure["client_id"], failure["kind"]) == (0, "refused")
+    assert "policy.most_megabytes = 0.001: the answer has 2.8" in failure["reason"]
+    assert found.metrics[0]["num_counted"] == 2
+
+
+def test_a_site_that_declines_is_told_of_before_the_run(folders: list[Path], tmp_path: Path) -> None:
+    write(folders[0], "methods = []", 'methods = ["udec"]')
+    told: list[str] = []
+    config = resolve.load(keys=KEYS | SITES | {"engine.deadline_seconds": 2})
+    with pytest.raises(RunStopped, match="2 of 3"):
+        roster.across_sites(SitesGrid(folders), config, told.append)
+    assert "site client-000 does not take part: policy.methods does not allow fedavg" in told
+
+
+# --- what a site believes: nothing ---
+
+
+@pytest.fixture
+def desk(folders: list[Path]) -> SiteDesk:
+    return SiteDesk(SiteFolder.read(folders[0]))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "{", "[]", "{}", "x" * 2_000_000, '{"config": [], "image": null, "classes": null}', "[" * 100_000,
+     '{"config": {}, "image": [8], "classes": []}', '{"config": {}, "image": null, "classes": []}'],
+)  # fmt: skip
+def test_what_is_no_run_is_declined(desk: SiteDesk, spec: str) -> None:
+    with pytest.raises(Declined, match="is told no run"):
+        Spec.of(spec)
+    answer = desk.serve(spec, Packet({"action": "train", "run": "a", "phase": "train", "server_round": 1}))
+    assert answer.header["failure"][0] == "refused" and answer.header["client"] == "client-000" and not answer.blobs
+
+
+def spec_of(**keys: Any) -> str:
+    from osmotic.config.schema import to_dict
+
+    config = to_dict(resolve.load(keys=KEYS))
+    for name, value in keys.items():
+        section, key = name.split("__")
+        config[section][key] = value
+    return Spec(config, (8, 1), tuple("0123456789")).text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"training__batch_size": -1}, "training.batch_size: must be"),
+        ({"method__name": "../../evil"}, "method.name: must be one of"),
+        ({"local__pieces": ["os.system"]}, "local.pieces: must be of"),
+        ({"codec__up": "pickle"}, "codec.up: must be one of"),
+        ({"training__unheard": 1}, "training.unheard: unknown key"),
+    ],
+)
+def test_a_configuration_from_the_hub_is_held_to_every_rule(desk: SiteDesk, keys: dict[str, Any], reason: str) -> None:
+    told = desk.hello(spec_of(**keys)).header
+    assert reason in told["declines"] and "num_examples" not in told
+
+
+@pytest.mark.parametrize("run_id", ["../up", "", "a/b", "x" * 65, 7, None])
+def test_a_run_cannot_name_a_folder_outside_the_site(desk: SiteDesk, run_id: Any) -> None:
+    header = {"action": "train", "run": run_id, "phase": "train", "server_round": 1}
+    answer = desk.serve(spec_of(), Packet(header))
+    assert answer.header["failure"][0] == "refused"
+    assert not list((desk.folder.path / "state").iterdir())
+
+
+def test_the_hubs_own_source_and_paths_are_not_opened(desk: SiteDesk, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "secret.npz"
+    np.savez(elsewhere, train_images=np.zeros((50, 8, 8), np.uint8))
+    told = desk.hello(spec_of(data__source=f"npz:{elsewhere}")).header
+    assert told["num_examples"] == len(np.load(desk.folder.config.data.removeprefix("npz:"))["train_images"])
+    assert told["classes"] == list("0123456789")
+
+
+def test_what_a_site_runs_into_names_no_path(desk: SiteDesk) -> None:
+    data = Path(desk.folder.config.data.removeprefix("npz:"))
+    kept = data.read_bytes()
+    try:
+        data.write_bytes(b"no npz")
+        told = desk.hello(spec_of()).header["declines"]
+    finally:
+        data.write_bytes(kept)
+    assert str(data) not in told and data.name not in told
+
+
+# --- the site's file, and its check ---
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("least_clients = 2", "least_clients = 0", "policy.least_clients = 0: must be >= 1"),
+        ("least_clients = 2", "least_client = 2", "policy.least_client = 2: unknown key (nearest valid key: policy.least_clients)"),
+        ("own_model = false", 'own_model = "no"', "policy.own_model = 'no': must be true or false"),
+        ('device = "auto"', "device = 1", "device = 1: must be a text"),
+        ('name = "client-000"', 'name = "a/b"', "name = 'a/b': must be 1 to 100 printable characters"),
+        ('name = "client-000"', "name = ", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_sites_file_is_one_line(folders: list[Path], before: str, after: str, told: str) -> None:
+    write(folders[0], before, after)
+    with pytest.raises(ConfigError) as refused:
+        SiteFolder.read(folders[0])
+    assert told in str(refused.value) and str(folders[0] / "site.toml") in str(refused.value)
+
+
+def test_check_says_what_is_wrong_line_by_line(folders: list[Path]) -> None:
+    folder = folders[0]
+    lines = {line.what: line for line in site.check(folder)}
+    assert [w for w, line in lines.items() if not line.good] == ["hub"], "nobody listens there"
+    assert "images of 8x8, grey, 10 classes" in lines["images"].told
+    (folder / "site.key").chmod(0o644)
+    assert "chmod 600" in next(line.told for line in site.check(folder) if line.what == "keys")
+    (folder / "site.key").unlink()
+    assert "is not there" in next(line.told for line in site.check(folder) if line.what == "keys")
+    [line] = site.check(folder / "nowhere")
+    assert not line.good and "osmotic site init makes one" in line.told
+
+
+# --- keys, certificates, the hub's files ---
+
+
+def test_the_authority_vouches_for_the_server_and_for_nobody_else(tmp_path: Path) -> None:
+    import socket
+    import ssl
+    import threading
+
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        certificates.make_authority(tmp_path / name)
+    certificates.make_server(tmp_path / "one", ["hub.example.org", "127.0.0.1"])
+
+    def handshake(authority: str, host: str) -> None:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(tmp_path / "one/server.crt", tmp_path / "one/server.key")
+        ours, theirs = socket.socketpair()
+
+        def serve() -> None:
+            try:
+                server.wrap_socket(theirs, server_side=True).close()
+            except OSError:
+                theirs.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            context = ssl.create_default_context(cafile=str(tmp_path / authority / "ca.crt"))
+            context.wrap_socket(ours, server_hostname=host).close()
+        finally:
+            ours.close()
+            thread.join()
+
+    handshake("one", "hub.example.org")
+    handshake("one", "127.0.0.1")
+    for authority, host in (("one", "evil.example.org"), ("other", "hub.example.org")):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(authority, host)
+
+
+def test_private_files_are_their_owners_alone(folders: list[Path], tmp_path: Path) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    private = [made.path / n for n in ("ca.key", "server.key", "superexec.secret")]
+    private += [folders[0] / n for n in ("site.key", "superexec.secret")]
+    for file in private:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    for folder in (made.path, folders[0]):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_only_keys_that_flower_takes_are_registered(tmp_path: Path, folders: list[Path]) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    assert certificates.is_public_key((folders[0] / "site.key.pub").read_bytes())
+    for text in (b"", b"ssh-rsa AAAA", (folders[0] / "site.key").read_bytes(), b"\xff\xfe"):
+        (tmp_path / "key.pub").write_bytes(text)
+        with pytest.raises(ConfigError, match="is no public key"):
+            made.add_site("one", tmp_path / "key.pub")
+    with pytest.raises(ConfigError, match="NAME"):
+        made.add_site("../one", folders[0] / "site.key.pub")
+
+
+def test_a_hub_is_this_machines_alone_and_its_proxy_shows_one_path(tmp_path: Path) -> None:
+    made = hub.init(tmp_path / "hub", ["hub.example.org"], 9092, "127.0.0.1", False)
+    command = made.services().services[0].command
+    assert command[command.index("--host") + 1] == "127.0.0.1" and "--enable-supernode-auth" in command
+    assert "--insecure" not in command
+    text = (made.path / "nginx.conf").read_text()
+    assert text.count("proxy_pass") == 1 and "location /v1/fleet/ {" in text and "client_max_body_size 16m" in text
+    with pytest.raises(ConfigError, match="is not empty"):
+        hub.init(made.path, ["localhost"], 9092, "127.0.0.1", False)
+    plain = hub.init(tmp_path / "plain", ["localhost"], 9092, "127.0.0.1", True).services().services[0].command
+    assert "--insecure" in plain and "--enable-supernode-auth" not in plain
+
+
+# --- rules ---
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"engine.deadline_seconds": 0}, "engine.deadline_seconds = 0: must be above 0 with engine sites"),
+        ({"method.name": "central"}, "trains on all images in one place"),
+        ({"engine.batched_clients": 2}, "those of engine sites have a process each"),
+    ],
+)
+def test_what_cannot_be_across_sites_is_refused(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        resolve.load(keys=KEYS | SITES | keys)
+
+
+def test_sites_need_a_hub(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="osmotic hub run"):
+        osmotic.run(keys=KEYS | SITES, out=tmp_path / "run")
+
+
+# --- the supervisor ---
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[[str], Supervisor]]:
+    import threading
+
+    begun: list[tuple[Supervisor, threading.Thread]] = []
+
+    def start(program: str) -> Supervisor:
+        made = Supervisor([Service("one", [sys.executable, "-c", program])], tmp_path / "logs", {})
+        thread = threading.Thread(target=made.run)
+        thread.start()
+        begun.append((made, thread))
+        return made
+
+    yield start
+    for made, thread in begun:
+        made.end()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_what_dies_is_started_again_and_nothing_outlives_the_end(
+    supervised: Callable[[str], Supervisor], tmp_path: Path
+) -> None:
+    child = tmp_path / "child"
+    program = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(600)"
+    )
+    made = supervised(program)
+    first = until(lambda: made.services[0].process)
+    until(lambda: child.exists() and child.read_text())
+    old = int(child.read_text())
+    first.kill()
+    second = until(lambda: (p := made.services[0].process) is not None and p is not first and p)
+    until(lambda: not _runs(old))
+    until(lambda: child.read_text() not in ("", str(old)))
+    made.end()
+    until(lambda: not _runs(second.pid) and not _runs(int(child.read_text())))
+
+
+def test_what_dies_at_once_is_not_started_all_the_time(supervised: Callable[[str], Supervisor], tmp_path: Path) -> None:
+    supervised(f"open({str(tmp_path / 'starts')!r}, 'a').write('x')")
+    time.sleep(4)
+    assert 1 <= len((tmp_path / "starts").read_text()) <= 3
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:
+    answer = packet_of(records(desk.hello(spec_of()))).header
+    assert set(answer) == {"name", "version", "num_examples", "image", "classes", "torch"}
+    assert len(json.dumps(answer)) < 400
