@@ -155,7 +155,7 @@ def names_of(key: str) -> str:
     """The names a key takes that a registry knows, to be put behind its meaning."""
     from osmotic.codecs import CODECS
     from osmotic.diffusion.compatibility import SAMPLERS, SCHEDULES, TARGETS
-    from osmotic.engines import ENGINES
+    from osmotic.engines import WHERE
     from osmotic.methods import METHODS
 
     registries: dict[str, Any] = {
@@ -165,7 +165,7 @@ def names_of(key: str) -> str:
         "model.target": TARGETS,
         "model.schedule": SCHEDULES,
         "score.sampler": SAMPLERS,
-        "engine.name": ENGINES,
+        "engine.name": WHERE,
     }
     registries |= {f"{section}.pieces": pieces_of(section) for section in schema.PIECE_SECTIONS}
     return ": " + ", ".join(registries[key]) if key in registries else ""

@@ -31,9 +31,9 @@ osmotic leaves --preset udec --set codec.up=int8
 osmotic leaves --preset feddm-learned --set codec.first_contact=seed
 ```
 
-**Today there are no sites.** The only engine is {where}. What is told
-here are the packets between the simulated clients and the server. They are those that an engine for real sites would carry; a site would then trust the
-transport too, which is not there yet.
+Packets are the same in a simulation ({where}) and [across sites](deploy.md). There a site
+also trusts the transport (Flower 1.41 over TLS, and the hub's certificate), and tells the hub before a run its name, how many images it trains on, their shape, the names of
+the classes, and its versions of osmotic and torch. Its policy file says what it declines, whatever the hub asks; that it declines, and by which key of its policy, is told too.
 
 A site's own images and labels are in no packet; with the piece `correction` images that a model of the site's own draws are, and their labels. That is not the same as privacy: what can be learnt from packets is told below, and nothing here prevents it:
 """

@@ -35,13 +35,14 @@ def main(grid: Grid, context: Context) -> None:
     import osmotic
     from osmotic.engines.flower import lent
     from osmotic.runs.resolve import parse_set
+    from osmotic.sites.roster import across_sites
 
     sites = bool(context.run_config.get("sites", False))
     given = {name: str(context.run_config.get(name, "") or "") for name in OPTIONS}
     keys = dict(parse_set(word) for word in shlex.split(given["set"]))
     keys["engine.name"] = "sites" if sites else "flower"
     try:
-        with lent(grid):
+        with lent(grid, across_sites if sites else None):
             if given["resume"]:
                 osmotic.load(given["resume"]).resume(keys=keys, quiet=False)
                 return

@@ -25,9 +25,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from osmotic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from osmotic.config.schema import Config
 
 GROUP = "osmotic.plugins"
 FILES: list[Path] = []  # what `load_file` has run in this process, for whoever starts another one
@@ -287,3 +290,20 @@ def _is_key_type(hint: Any) -> bool:
     if origin is tuple:
         return len(inner) == 2 and inner[1] is Ellipsis and inner[0] in (int, float, bool, str)
     return hint in (int, float, bool, str)
+
+
+def registered_here(config: Config) -> str | None:
+    """Why another process does not find all that this configuration names; None if it does."""
+    used = [("exchange", config.method.name), ("network", config.model.network)]
+    used += [("codec", name) for name in (config.codec.up, config.codec.down)]
+    used += [("piece", n) for section in (config.local, config.server, config.after) for n in section.pieces]
+    known = registries()
+    for kind, name in used:
+        thing = known[kind].get(name)  # None: "auto"
+        made_by = thing if isinstance(thing, type) else type(thing)
+        ours = made_by.__module__.startswith("osmotic.") and not getattr(thing, "own", False)
+        if not (thing is None or ours or LOADED.get((kind, name)) is thing):
+            return (
+                f"{kind} {name} is registered in Python, where only a file that --plugin names is found again"
+            )
+    return None

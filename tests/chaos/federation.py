@@ -60,7 +60,11 @@ class Federation:
     def call(self, *words: Any, code: int = 0) -> str:
         """A command to its end; its output."""
         done = subprocess.run(
-            [*OSMOTIC, *map(str, words)], env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL
+            [*OSMOTIC, *map(str, words)],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
         )
         assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
@@ -108,7 +112,10 @@ class Federation:
             while True:
                 words = ["hub", "add-site", name, str(self.folder / name / "site.key.pub")]
                 done = subprocess.run(
-                    [*OSMOTIC, *words, "--hub", str(self.folder / "hub")], env=self.env, capture_output=True, text=True
+                    [*OSMOTIC, *words, "--hub", str(self.folder / "hub")],
+                    env=self.env,
+                    capture_output=True,
+                    text=True,
                 )
                 if done.returncode == 0:
                     break
@@ -117,7 +124,15 @@ class Federation:
 
     def run(self, name: str, *sets: str) -> subprocess.Popen[str]:
         """Begins a run at the sites."""
-        words = ["hub", "run", str(self.folder / "run.toml"), "--hub", str(self.folder / "hub"), "--name", name]
+        words = [
+            "hub",
+            "run",
+            str(self.folder / "run.toml"),
+            "--hub",
+            str(self.folder / "hub"),
+            "--name",
+            name,
+        ]
         return subprocess.Popen(
             [*OSMOTIC, *words, *(word for one in sets for word in ("--set", one))],
             env=self.env,

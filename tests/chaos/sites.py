@@ -1,6 +1,6 @@
 """Kills of every process of a federation, at random moments: the run must end unaided, with the weights of the unbroken one.
 
-    python -m tests.chaos.sites [--kills N] [--seed S] [--only KIND]      # make chaos-sites; writes figures to stdout as JSON
+python -m tests.chaos.sites [--kills N] [--seed S] [--only KIND]      # make chaos-sites; writes figures to stdout as JSON
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ PATIENCE = 900.0  # seconds for one run
 
 def main() -> int:
     """Runs the schedule; 1 if any run differs from the unbroken one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=sorted(KINDS))

@@ -49,7 +49,9 @@ class LocalGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
@@ -83,6 +85,8 @@ class LocalGrid(Grid):
 
 def failed(message: Message, code: int) -> Message:
     """Flower's word that this message came to nothing, as it comes of a node that is gone: from nobody in particular."""
-    reply = Message(Error(code, "Traceback (most recent call last): /home/someone/secret.py"), reply_to=message)
+    reply = Message(
+        Error(code, "Traceback (most recent call last): /home/someone/secret.py"), reply_to=message
+    )
     reply.metadata.__dict__["_src_node_id"] = 1
     return reply

@@ -45,7 +45,9 @@ class Runtime:
     fate: Fate
 
     def __init__(self, nodes: int, workers: int, gpus: float) -> None:
-        self._grid = LocalGrid(nodes, lambda place, message: type(self).fate(place, message), len(self.opened))
+        self._grid = LocalGrid(
+            nodes, lambda place, message: type(self).fate(place, message), len(self.opened)
+        )
         self.opened.append(self._grid)
 
     def grid(self) -> LocalGrid:
@@ -148,7 +150,9 @@ def test_what_is_lost_is_sent_again_and_nothing_shows_it(
     server = make_server("engine.name=flower", name="flower")
     server.run()
     assert left(server) == left(unbroken) and not server.state.failures
-    assert len(runtime.opened) > 1, "Flower gives a process that died work again: a new simulation is in its place"
+    assert len(runtime.opened) > 1, (
+        "Flower gives a process that died work again: a new simulation is in its place"
+    )
 
 
 def test_who_is_always_lost_is_a_failure_and_the_rest_is_a_run_without_it(
@@ -267,7 +271,9 @@ def test_nodes_that_do_not_say_who_they_are_end_the_run(
     make_server: Callable[..., Any], runtime: type[Runtime]
 ) -> None:
     for header in ({}, {"partition": 7}, {"partition": "0"}, {"partition": 0}):
-        runtime.fate = staticmethod(lambda place, m, header=header: [Message(records(Packet(header)), reply_to=m)])
+        runtime.fate = staticmethod(
+            lambda place, m, header=header: [Message(records(Packet(header)), reply_to=m)]
+        )
         with pytest.raises(RunStopped, match="does not say which it is"):
             make_server("engine.name=flower", name=f"run-{len(runtime.opened)}").run()
 
@@ -369,7 +375,6 @@ def test_without_flwr_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 # --- Flower's own runtime ---
 
 
-
 def processes(of: int) -> set[int]:
     """All that descend from this process, by id."""
     found: set[int] = set()
@@ -386,13 +391,23 @@ def processes(of: int) -> set[int]:
 def test_a_run_on_flower_survives_its_processes_and_leaves_none(tmp_path: Path) -> None:
     """Real processes, one of them killed in the middle of a round."""
     osmotic = [sys.executable, "-m", "osmotic", "run", "--data", "digits"]
-    keys = ["data.clients=2", "data.max_images=200", "training.rounds=4", "score.samples=50", "score.steps=3", "score.every=0"]
+    keys = [
+        "data.clients=2",
+        "data.max_images=200",
+        "training.rounds=4",
+        "score.samples=50",
+        "score.steps=3",
+        "score.every=0",
+    ]
     sets = [word for key in keys for word in ("--set", key)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*osmotic, *sets, "--out", tmp_path / "threads"], env=env, check=True, capture_output=True)
     out, lines = tmp_path / "flower", tmp_path / "flower/metrics.jsonl"
     run = subprocess.Popen(
-        [*osmotic, *sets, "--set", "engine.name=flower", "--out", out], env=env, stderr=subprocess.PIPE, text=True
+        [*osmotic, *sets, "--set", "engine.name=flower", "--out", out],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     end = time.monotonic() + 200
     while not (lines.exists() and lines.read_text().count("\n") >= 1):

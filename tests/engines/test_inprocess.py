@@ -15,7 +15,6 @@ from small_runs import NoScore
 
 from osmotic import methods
 from osmotic.engines.inprocess import InProcess
-from osmotic.engines.inprocess import InProcess
 from osmotic.federation.client import Opened, Worker
 from osmotic.methods.fedavg import FedAvg
 from osmotic.protocol.messages import Answer, Client, Packet, Phase, Sent, Task

@@ -17,21 +17,21 @@ import pytest
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
-from flwr.app import Context, Message, RecordDict  # noqa: E402
-from grid import LocalGrid, failed  # noqa: E402
+from flwr.app import Context, Message, RecordDict
+from grid import LocalGrid, failed
 
-import osmotic  # noqa: E402
-from osmotic.engines import flower  # noqa: E402
-from osmotic.engines.envelope import packet_of, records  # noqa: E402
-from osmotic.engines.flower import lent  # noqa: E402
-from osmotic.errors import ConfigError, RunStopped  # noqa: E402
-from osmotic.protocol.messages import Packet  # noqa: E402
-from osmotic.runs import resolve  # noqa: E402
-from osmotic.sites import certificates, hub, roster, site  # noqa: E402
-from osmotic.sites.desk import Declined, SiteDesk, Spec  # noqa: E402
-from osmotic.sites.folder import SiteFolder  # noqa: E402
-from osmotic.sites.policy import Policy  # noqa: E402
-from osmotic.sites.supervisor import Service, Supervisor  # noqa: E402
+import osmotic
+from osmotic.engines import flower
+from osmotic.engines.envelope import packet_of, records
+from osmotic.engines.flower import lent
+from osmotic.errors import ConfigError, RunStopped
+from osmotic.protocol.messages import Packet
+from osmotic.runs import resolve
+from osmotic.sites import certificates, hub, roster, site
+from osmotic.sites.desk import Declined, SiteDesk, Spec
+from osmotic.sites.folder import SiteFolder
+from osmotic.sites.policy import Policy
+from osmotic.sites.supervisor import Service, Supervisor
 
 KEYS: dict[str, Any] = {
     "data.clients": 3,
@@ -70,7 +70,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three clients of a simulation hold, as files."""
     folder = tmp_path_factory.mktemp("split") / "parts"
     sets = [w for k, v in KEYS.items() if k.startswith("data.") for w in ("--set", f"{k}={v}")]
-    subprocess.run([sys.executable, "-m", "osmotic", "split", *sets, "--out", folder], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "osmotic", "split", *sets, "--out", folder], check=True, capture_output=True
+    )
     return folder
 
 
@@ -91,7 +93,7 @@ def write(folder: Path, before: str, after: str) -> None:
 
 
 def run(grid: SitesGrid, out: Path, **keys: Any) -> Any:
-    with lent(grid):
+    with lent(grid, roster.across_sites):
         return osmotic.run(keys=KEYS | SITES | {k.replace("__", "."): v for k, v in keys.items()}, out=out)
 
 
@@ -112,7 +114,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "server__correction__local_epochs": 1,
         "server__correction__drop_outliers": 0.0,
     },
-    "a combination": {"local__pieces": ["scaffold", "prox"], "server__pieces": ["adam"], "codec__up": "sparse"},
+    "a combination": {
+        "local__pieces": ["scaffold", "prox"],
+        "server__pieces": ["adam"],
+        "codec__up": "sparse",
+    },
 }
 
 
@@ -127,14 +133,18 @@ def test_sites_give_the_weights_of_the_simulation(folders: list[Path], tmp_path:
     assert found.summary["weights_sha256"] == simulated.summary["weights_sha256"]
     assert found.summary["quality"] is None and found.metrics[-1]["unscored"] == "images are at their sites"
     one, other = (Path(r.path, "ledger.jsonl").read_text().splitlines() for r in (found, simulated))
-    assert [line for line in one if '"score"' not in line] == [line for line in other if '"score"' not in line]
+    assert [line for line in one if '"score"' not in line] == [
+        line for line in other if '"score"' not in line
+    ]
 
 
 def test_a_page_of_sites_does_not_speak_of_a_simulation(folders: list[Path], tmp_path: Path) -> None:
     found = run(SitesGrid(folders), tmp_path / "run", training__rounds=1)
     for name in ("report.html", "model/README.md"):
         text = (Path(found.path) / name).read_text()
-        assert "simulat" not in text and "3 sites" in text and "Dirichlet" not in text.split("config")[0], name
+        assert "simulat" not in text and "3 sites" in text and "Dirichlet" not in text.split("config")[0], (
+            name
+        )
         assert "class-conditional" in text
     config = (Path(found.path) / "config.toml").read_text()
     assert 'source = "sites"' in config
@@ -145,7 +155,9 @@ def test_a_page_of_sites_does_not_speak_of_a_simulation(folders: list[Path], tmp
 # --- what befalls sites ---
 
 
-def test_a_site_that_is_away_and_back_before_the_deadline_changes_nothing(folders: list[Path], tmp_path: Path) -> None:
+def test_a_site_that_is_away_and_back_before_the_deadline_changes_nothing(
+    folders: list[Path], tmp_path: Path
+) -> None:
     expected = run(SitesGrid(folders), tmp_path / "unbroken").summary["weights_sha256"]
     tasks: list[int] = []
 
@@ -192,7 +204,9 @@ def test_nobody_waits_for_a_site_that_is_away(folders: list[Path], tmp_path: Pat
     assert found.summary["weights_sha256"] == expected and found.summary["failures"] == []
 
 
-def test_a_site_that_does_not_come_back_is_late_and_costs_no_round(folders: list[Path], tmp_path: Path) -> None:
+def test_a_site_that_does_not_come_back_is_late_and_costs_no_round(
+    folders: list[Path], tmp_path: Path
+) -> None:
     def fate(place: int, message: Message) -> list[Message] | None:
         if message.metadata.message_type != flower.HELLO and place == 2:
             grid.online = {n for n, p in grid.partitions.items() if p != 2}
@@ -213,8 +227,12 @@ def test_too_few_sites_stop_the_run_before_it_begins(folders: list[Path], tmp_pa
 
 
 def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tmp_path: Path) -> None:
-    np.savez(tmp_path / "wide.npz", train_images=np.zeros((9, 16, 16), np.uint8), train_labels=np.arange(9) % 3)
-    name = next(line for line in (folders[1] / "site.toml").read_text().splitlines() if line.startswith("data"))
+    np.savez(
+        tmp_path / "wide.npz", train_images=np.zeros((9, 16, 16), np.uint8), train_labels=np.arange(9) % 3
+    )
+    name = next(
+        line for line in (folders[1] / "site.toml").read_text().splitlines() if line.startswith("data")
+    )
     write(folders[1], name, f'data = "npz:{tmp_path / "wide.npz"}"')
     with pytest.raises(ConfigError, match="images of several shapes: client-000 8x8x1, client-001 16x16x1"):
         run(SitesGrid(folders), tmp_path / "run")
@@ -248,7 +266,9 @@ def test_who_lies_of_himself_does_not_take_part(said: dict[str, Any], reason: st
         roster._checked(good | said, "client-000")
 
 
-def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(folders: list[Path], tmp_path: Path) -> None:
+def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(
+    folders: list[Path], tmp_path: Path
+) -> None:
     told: list[str] = []
 
     def fate(place: int, message: Message) -> list[Message] | None:
@@ -272,13 +292,28 @@ def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(folde
     [
         ({"methods": ("udec",)}, {}, "train", "policy.methods does not allow fedavg"),
         ({"codecs": ("int8",)}, {"codec.up": "int8"}, "train", "policy.codecs does not allow fp32"),
-        ({"pieces": ("prox",)}, {"local.pieces": "scaffold"}, "train", "policy.pieces does not allow scaffold"),
-        ({"least_clients": 4}, {}, "train", "policy.least_clients asks for 4 clients in a round, and this run has 3"),
+        (
+            {"pieces": ("prox",)},
+            {"local.pieces": "scaffold"},
+            "train",
+            "policy.pieces does not allow scaffold",
+        ),
+        (
+            {"least_clients": 4},
+            {},
+            "train",
+            "policy.least_clients asks for 4 clients in a round, and this run has 3",
+        ),
         ({}, {"training.fraction_train": 0.3}, "train", "policy.least_clients asks for 2"),
         ({}, {"method.name": "udec"}, "model", "policy.own_model"),
         ({}, {"method.name": "udec"}, "sample", "policy.synthetic_images"),
         ({}, {"server.pieces": "correction"}, "train", "policy.synthetic_images"),
-        ({}, {"server.pieces": "correction", "server.correction.images": "upload"}, "train", "policy.own_model"),
+        (
+            {},
+            {"server.pieces": "correction", "server.correction.images": "upload"},
+            "train",
+            "policy.own_model",
+        ),
     ],
 )
 def test_the_policy_objects(policy: dict[str, Any], keys: dict[str, Any], action: str, reason: str) -> None:
@@ -288,7 +323,9 @@ def test_the_policy_objects(policy: dict[str, Any], keys: dict[str, Any], action
     assert free.objection(config, action) is None
 
 
-def test_a_site_declines_what_its_policy_forbids_and_the_others_go_on(folders: list[Path], tmp_path: Path) -> None:
+def test_a_site_declines_what_its_policy_forbids_and_the_others_go_on(
+    folders: list[Path], tmp_path: Path
+) -> None:
     write(folders[0], "most_megabytes = 0.0", "most_megabytes = 0.001")
     found = run(SitesGrid(folders), tmp_path / "run", training__rounds=1)
     [failure] = found.summary["failures"]
@@ -323,7 +360,11 @@ def test_what_is_no_run_is_declined(desk: SiteDesk, spec: str) -> None:
     with pytest.raises(Declined, match="is told no run"):
         Spec.of(spec)
     answer = desk.serve(spec, Packet({"action": "train", "run": "a", "phase": "train", "server_round": 1}))
-    assert answer.header["failure"][0] == "refused" and answer.header["client"] == "client-000" and not answer.blobs
+    assert (
+        answer.header["failure"][0] == "refused"
+        and answer.header["client"] == "client-000"
+        and not answer.blobs
+    )
 
 
 def spec_of(**keys: Any) -> str:
@@ -346,7 +387,9 @@ def spec_of(**keys: Any) -> str:
         ({"training__unheard": 1}, "training.unheard: unknown key"),
     ],
 )
-def test_a_configuration_from_the_hub_is_held_to_every_rule(desk: SiteDesk, keys: dict[str, Any], reason: str) -> None:
+def test_a_configuration_from_the_hub_is_held_to_every_rule(
+    desk: SiteDesk, keys: dict[str, Any], reason: str
+) -> None:
     told = desk.hello(spec_of(**keys)).header
     assert reason in told["declines"] and "num_examples" not in told
 
@@ -385,14 +428,20 @@ def test_what_a_site_runs_into_names_no_path(desk: SiteDesk) -> None:
     ("before", "after", "told"),
     [
         ("least_clients = 2", "least_clients = 0", "policy.least_clients = 0: must be >= 1"),
-        ("least_clients = 2", "least_client = 2", "policy.least_client = 2: unknown key (nearest valid key: policy.least_clients)"),
+        (
+            "least_clients = 2",
+            "least_client = 2",
+            "policy.least_client = 2: unknown key (nearest valid key: policy.least_clients)",
+        ),
         ("own_model = false", 'own_model = "no"', "policy.own_model = 'no': must be true or false"),
         ('device = "auto"', "device = 1", "device = 1: must be a text"),
         ('name = "client-000"', 'name = "a/b"', "name = 'a/b': must be 1 to 100 printable characters"),
         ('name = "client-000"', "name = ", "is not valid TOML"),
     ],
 )
-def test_a_mistake_in_the_sites_file_is_one_line(folders: list[Path], before: str, after: str, told: str) -> None:
+def test_a_mistake_in_the_sites_file_is_one_line(
+    folders: list[Path], before: str, after: str, told: str
+) -> None:
     write(folders[0], before, after)
     with pytest.raises(ConfigError) as refused:
         SiteFolder.read(folders[0])
@@ -479,10 +528,16 @@ def test_a_hub_is_this_machines_alone_and_its_proxy_shows_one_path(tmp_path: Pat
     assert command[command.index("--host") + 1] == "127.0.0.1" and "--enable-supernode-auth" in command
     assert "--insecure" not in command
     text = (made.path / "nginx.conf").read_text()
-    assert text.count("proxy_pass") == 1 and "location /v1/fleet/ {" in text and "client_max_body_size 16m" in text
+    assert (
+        text.count("proxy_pass") == 1
+        and "location /v1/fleet/ {" in text
+        and "client_max_body_size 16m" in text
+    )
     with pytest.raises(ConfigError, match="is not empty"):
         hub.init(made.path, ["localhost"], 9092, "127.0.0.1", False)
-    plain = hub.init(tmp_path / "plain", ["localhost"], 9092, "127.0.0.1", True).services().services[0].command
+    plain = (
+        hub.init(tmp_path / "plain", ["localhost"], 9092, "127.0.0.1", True).services().services[0].command
+    )
     assert "--insecure" in plain and "--enable-supernode-auth" not in plain
 
 
@@ -558,7 +613,9 @@ def test_what_dies_is_started_again_and_nothing_outlives_the_end(
     until(lambda: not _runs(second.pid) and not _runs(int(child.read_text())))
 
 
-def test_what_dies_at_once_is_not_started_all_the_time(supervised: Callable[[str], Supervisor], tmp_path: Path) -> None:
+def test_what_dies_at_once_is_not_started_all_the_time(
+    supervised: Callable[[str], Supervisor], tmp_path: Path
+) -> None:
     supervised(f"open({str(tmp_path / 'starts')!r}, 'a').write('x')")
     time.sleep(4)
     assert 1 <= len((tmp_path / "starts").read_text()) <= 3

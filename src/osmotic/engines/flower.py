@@ -16,6 +16,8 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -29,30 +31,55 @@ from osmotic.protocol.messages import Answer, Client, Failure, Kind, Packet, Sen
 
 log = logging.getLogger("osmotic.engine")
 
+APP = "osmotic.flower"
 WORK, HELLO = "train", "query.hello"  # types of message: every task, and who somebody is
 AT_ONCE = 4  # replies pulled together: what is in memory then
 POLL = 0.02  # seconds between two looks for replies
 TRIES = 3  # times that a task is sent before it is lost, where no deadline says how long
 STARTED = 120.0  # seconds that Flower's simulation may take to begin
 # flwr's ErrorCode as kinds of failure: what befell the message, and what the other side made of it.
-KINDS: Mapping[int, Kind] = {0: "lost", 1: "raised", 2: "raised", 3: "late", 4: "lost", 5: "lost", 6: "refused", 7: "refused", 8: "lost"}
+KINDS: Mapping[int, Kind] = {
+    0: "lost",
+    1: "raised",
+    2: "raised",
+    3: "lost",  # its time is over, or its node has been away: the deadline tells which
+    4: "lost",
+    5: "lost",
+    6: "refused",
+    7: "refused",
+    8: "lost",
+}
 
-_lent: list[Grid] = []  # at most one, while Flower runs this process as its ServerApp
+
+@dataclass(frozen=True)
+class Loan:
+    """What Flower gives a process that it runs as its ServerApp.
+
+    Args:
+        grid: where messages go.
+        study_of: makes the study of a run whose images are at sites, given grid and configuration; None in a simulation.
+    """
+
+    grid: Grid
+    study_of: Callable[[Grid, Any], Any] | None = None
+
+
+_loans: list[Loan] = []  # at most one
 
 
 @contextmanager
-def lent(grid: Grid) -> Iterator[None]:
-    """Inside the block a simulation is the one that Flower has started around this process, and none of its own."""
-    _lent.append(grid)
+def lent(grid: Grid, study_of: Callable[[Grid, Any], Any] | None = None) -> Iterator[None]:
+    """Inside the block runs are on the grid that Flower has made around this process, and on none of their own."""
+    _loans.append(Loan(grid, study_of))
     try:
         yield
     finally:
-        _lent.clear()
+        _loans.clear()
 
 
-def lent_grid() -> Grid | None:
-    """The grid that Flower has lent this process, if it has."""
-    return _lent[0] if _lent else None
+def loan() -> Loan | None:
+    """What Flower has lent this process, if it has."""
+    return _loans[0] if _loans else None
 
 
 class Lent:
@@ -231,7 +258,7 @@ class Simulation(Flower):
         if self._runtime is None:
             nodes = len(self._clients)
             self._runtime = (
-                Lent(grid, nodes) if (grid := lent_grid()) else Runtime(nodes, self.workers, self.gpus)
+                Lent(given.grid, nodes) if (given := loan()) else Runtime(nodes, self.workers, self.gpus)
             )
         return self._runtime.grid()
 
@@ -332,8 +359,8 @@ class Runtime:
     def _run(self, nodes: int) -> None:
         from flwr.simulation import run_simulation
 
-        from osmotic.flower import client
-
+        # By its name, as Flower loads it everywhere: it stands above all engines.
+        client = import_module(APP).client
         server = ServerApp()
 
         @server.main()
@@ -352,4 +379,3 @@ class Runtime:
             self._error = error
         finally:
             self._opened.set()
-

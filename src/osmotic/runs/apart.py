@@ -65,24 +65,7 @@ def against(config: Config) -> str | None:
     device = config.engine.device
     if device.startswith("cuda") or (device == "auto" and any(os.path.exists(path) for path in GPUS)):
         return "one process is better for clients on a GPU; engine.device = cpu takes none"
-    return registered_here(config)
-
-
-def registered_here(config: Config) -> str | None:
-    """Why another process does not find all that this configuration names; None if it does."""
-    used = [("exchange", config.method.name), ("network", config.model.network)]
-    used += [("codec", name) for name in (config.codec.up, config.codec.down)]
-    used += [("piece", n) for section in (config.local, config.server, config.after) for n in section.pieces]
-    known = plugins.registries()
-    for kind, name in used:
-        thing = known[kind].get(name)  # None: "auto"
-        made_by = thing if isinstance(thing, type) else type(thing)
-        ours = made_by.__module__.startswith("osmotic.") and not getattr(thing, "own", False)
-        if not (thing is None or ours or plugins.LOADED.get((kind, name)) is thing):
-            return (
-                f"{kind} {name} is registered in Python, where only a file that --plugin names is found again"
-            )
-    return None
+    return plugins.registered_here(config)
 
 
 def pays(config: Config, num_train: int) -> bool:

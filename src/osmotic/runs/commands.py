@@ -261,7 +261,9 @@ def evaluate(
             raise ConfigError("--set", text, "only keys of [score] can change after training")
     cfg = resolve.load(run.config, sets=sets, keys=keys, own_data=dataset is not None)
     if cfg.engine.name == "sites":
-        raise ConfigError("DIR", str(run.path), "was trained at sites, and their images are not here to score against")
+        raise ConfigError(
+            "DIR", str(run.path), "was trained at sites, and their images are not here to score against"
+        )
     kept = cfg.recipe.ema_half_lives
     if ema is not None and ema != 0 and ema not in kept:
         raise ConfigError("--ema", ema, "must be 0 or one of " + ", ".join(f"{h:g}" for h in kept))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -116,12 +115,14 @@ def _studied(config: Config, dataset: Dataset | None, read: Callable[[int, int],
     """The run before anything runs: with images where they are here, of what sites say where these have them."""
     if config.engine.name != "sites":
         return prepare(config, dataset, read)
-    from osmotic.engines.flower import lent_grid  # flwr, which only this needs
-    from osmotic.sites.roster import across_sites
+    from osmotic.engines.flower import loan  # flwr, which only this needs
 
-    if (grid := lent_grid()) is None:
-        raise ConfigError("engine.name", "sites", "is for a hub, which sites connect to: osmotic hub run CONFIG")
-    return across_sites(grid, config, lambda line: print(f"osmotic: {line}", file=sys.stderr, flush=True))
+    if (lent := loan()) is None or lent.study_of is None:
+        raise ConfigError(
+            "engine.name", "sites", "is for a hub, which sites connect to: osmotic hub run CONFIG"
+        )
+    study: Study = lent.study_of(lent.grid, config)
+    return study
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:

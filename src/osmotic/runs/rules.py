@@ -254,7 +254,7 @@ def _engine(config: Config) -> None:
 
 
 def _flower(config: Config) -> None:
-    from osmotic.runs import apart
+    from osmotic import plugins
 
     name = config.engine.name
     if config.engine.batched_clients > 1:
@@ -278,7 +278,7 @@ def _flower(config: Config) -> None:
     if missing := [package for package in sorted(needed) if importlib.util.find_spec(package) is None]:
         rule = f"needs {' and '.join(missing)}: pip install 'osmotic[flower]'"
         raise ConfigError("engine.name", name, rule)
-    if (reason := apart.registered_here(config)) is not None:
+    if (reason := plugins.registered_here(config)) is not None:
         raise ConfigError("engine.name", name, reason)
 
 

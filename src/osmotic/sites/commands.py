@@ -45,14 +45,21 @@ def site_init(
         Path | None, typer.Option("--ca", metavar="FILE", help="ca.crt of the hub's folder.")
     ] = None,
     plaintext: Annotated[
-        bool, typer.Option("--plaintext", help="Speak without encryption or proof of identity: trials on one machine.")
+        bool,
+        typer.Option(
+            "--plaintext", help="Speak without encryption or proof of identity: trials on one machine."
+        ),
     ] = False,
-    port: Annotated[int, typer.Option("--port", help="On this machine alone, for the site's own processes.")] = 9094,
+    port: Annotated[
+        int, typer.Option("--port", help="On this machine alone, for the site's own processes.")
+    ] = 9094,
 ) -> None:
     """Make a site's folder: its file with a policy, its keys, room for its private states."""
     _needs_flower()
     if ca is None and not plaintext:
-        raise ConfigError("--ca", None, "must name the ca.crt of the hub; --plaintext goes without encryption")
+        raise ConfigError(
+            "--ca", None, "must name the ca.crt of the hub; --plaintext goes without encryption"
+        )
     from osmotic.sites import site as sites
 
     made = sites.init(directory, name, data, hub, ca, port)
@@ -85,7 +92,10 @@ def site_start(directory: SiteArg) -> None:
     from osmotic.sites.folder import SiteFolder
 
     folder = SiteFolder.read(directory)
-    print(f"osmotic: site {folder.config.name} takes part at {folder.config.hub}; logs in {folder.path / 'logs'}", file=sys.stderr)
+    print(
+        f"osmotic: site {folder.config.name} takes part at {folder.config.hub}; logs in {folder.path / 'logs'}",
+        file=sys.stderr,
+    )
     sites.services(folder).run()
 
 
@@ -97,7 +107,11 @@ def hub_init(
     ] = ["localhost"],  # noqa: B006 - typer reads it, nobody writes it
     port: Annotated[int, typer.Option("--port", help="Of Flower's SuperLink on this machine.")] = 9092,
     listen: Annotated[
-        str, typer.Option("--listen", help="Address it is bound to; others than this machine's own need a proxy or a firewall.")
+        str,
+        typer.Option(
+            "--listen",
+            help="Address it is bound to; others than this machine's own need a proxy or a firewall.",
+        ),
     ] = "127.0.0.1",
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="No encryption, no proof of identity: trials on one machine.")
@@ -150,7 +164,9 @@ def hub_run(
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="Named set of choices.")] = None,
     sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key; repeatable.")] = [],  # noqa: B006
-    out: Annotated[str | None, typer.Option("--name", help="Name of the run's folder under DIR/runs.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--name", help="Name of the run's folder under DIR/runs.")
+    ] = None,
     directory: HubOpt = Path("."),
     json: JsonOpt = False,
 ) -> None:
@@ -207,7 +223,9 @@ def hub_status(directory: HubOpt = Path("."), json: JsonOpt = False) -> None:
 
 @hub.command("stop")
 def hub_stop(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Number of a run, as `osmotic hub status` has it.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Number of a run, as `osmotic hub status` has it.")
+    ],
     directory: HubOpt = Path("."),
 ) -> None:
     """Stop a run; what had counted stays, and it can be gone on with."""

@@ -61,13 +61,17 @@ class Spec:
     def of(cls, text: str) -> Spec:
         """Raises: Declined for what is none."""
         try:
-            found = json.loads(text) if len(text) <= MAX_SPEC else None
+            found = json.loads(text) if len(text) <= MAX_SPEC else {}
             config, image, classes = found["config"], found["image"], found["classes"]
             fits = isinstance(config, dict) and (image is None) == (classes is None)
             if fits and image is not None:
                 fits = [type(n) for n in image] == [int, int] and all(isinstance(c, str) for c in classes)
             if fits:
-                return cls(config, None if image is None else tuple(image), None if classes is None else tuple(classes))
+                return cls(
+                    config,
+                    None if image is None else tuple(image),
+                    None if classes is None else tuple(classes),
+                )
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
         raise Declined("is told no run: hub and site may be of different versions")
@@ -188,4 +192,3 @@ def _renamed(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:
 def at(folder: str) -> SiteDesk:
     """The desk of the site in a folder."""
     return SiteDesk(SiteFolder.read(Path(folder)))
-

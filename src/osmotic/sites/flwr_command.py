@@ -30,7 +30,12 @@ def ask(home: Path, words: Sequence[str], seconds: float = 60.0) -> dict[str, An
     command = [program("flwr"), *words, "--format", "json"]
     try:
         done = subprocess.run(
-            command, env=environment(home), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+            command,
+            env=environment(home),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise RunStopped(f"flwr {words[0]} did not answer within {seconds:g} s") from None

@@ -48,7 +48,8 @@ class SiteFolder:
         if not isinstance(policy, dict):
             raise ConfigError(f"{file}: policy", policy, "must be a section")
         made = SiteConfig(
-            **_checked(file, SiteConfig, table, ""), policy=Policy(**_checked(file, Policy, policy, "policy."))
+            **_checked(file, SiteConfig, table, ""),
+            policy=Policy(**_checked(file, Policy, policy, "policy.")),
         )
         try:
             Client(0, made.name, 1)
@@ -73,7 +74,9 @@ def _checked(file: Path, cls: Any, table: dict[str, Any], prefix: str) -> dict[s
     for name in table:
         if name not in meta:
             known = [prefix + known for known in meta]
-            raise ConfigError(f"{file}: {prefix}{name}", table[name], "unknown key", nearest(prefix + name, known))
+            raise ConfigError(
+                f"{file}: {prefix}{name}", table[name], "unknown key", nearest(prefix + name, known)
+            )
     return {name: checked(f"{file}: {prefix}{name}", v, hints[name], meta[name]) for name, v in table.items()}
 
 
@@ -90,5 +93,7 @@ def text(config: SiteConfig) -> str:
                 continue
             value = getattr(made, one.name)
             lines.append(f"# {one.metadata['doc']}")
-            lines.append(tomli_w.dumps({one.name: list(value) if isinstance(value, tuple) else value}).strip())
+            lines.append(
+                tomli_w.dumps({one.name: list(value) if isinstance(value, tuple) else value}).strip()
+            )
     return "\n".join(lines) + "\n"

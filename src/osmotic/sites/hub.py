@@ -89,7 +89,9 @@ class Hub:
     def connect(self) -> None:
         """Flower's own file, by which its command finds this hub."""
         address = f'address = "127.0.0.1:{self.port}"\n'
-        certificate = "insecure = true\n" if self.plaintext else f'root-certificates = "{self.path / "ca.crt"}"\n'
+        certificate = (
+            "insecure = true\n" if self.plaintext else f'root-certificates = "{self.path / "ca.crt"}"\n'
+        )
         self.home.mkdir(exist_ok=True)
         write_text(
             self.home / "config.toml",
@@ -291,9 +293,14 @@ def run(hub: Hub, config: Config | None, out: Path, quiet: bool) -> int:
             return 0
         tries = 0 if _phases(out) > before else tries + 1
         if reason or status == "finished:stopped" or not (out / "config.toml").is_file() or tries == TRIES:
-            print(f"osmotic: {plain(reason or f'the run ended as {status}')}; {_hint(hub, out)}", file=sys.stderr)
+            print(
+                f"osmotic: {plain(reason or f'the run ended as {status}')}; {_hint(hub, out)}",
+                file=sys.stderr,
+            )
             return 1
-        print("osmotic: the run's server died: it goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print(
+            "osmotic: the run's server died: it goes on from the last checkpoint", file=sys.stderr, flush=True
+        )
         config = None
 
 
@@ -328,10 +335,13 @@ def _phases(out: Path) -> int:
 
 def _hint(hub: Hub, out: Path) -> str:
     begun = (out / "config.toml").is_file()
-    return f"go on with: osmotic hub resume {out}" if begun else f"nothing was begun; {hub.path / 'logs'} has more"
+    return (
+        f"go on with: osmotic hub resume {out}"
+        if begun
+        else f"nothing was begun; {hub.path / 'logs'} has more"
+    )
 
 
 SHADE = re.compile(r"\x1b\[[0-9;]*m")
 # Of all that Flower logs, the lines that the run itself says.
 OURS = re.compile(r"osmotic: |(train|local|merge|score|personalise|own) -?\d+  ")
-

@@ -56,4 +56,3 @@ class Policy:
         if self.most_megabytes and num_bytes > self.most_megabytes * 1e6:
             return f"policy.most_megabytes = {self.most_megabytes:g}: the answer has {num_bytes / 1e6:.2f} MB"
         return None
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +43,9 @@ class AcrossSites(Flower):
         announce: is told of every site that comes, or declines, in a line.
     """
 
-    def __init__(self, grid: Grid, config: Config, announce: Callable[[str], object] = lambda line: None) -> None:
+    def __init__(
+        self, grid: Grid, config: Config, announce: Callable[[str], object] = lambda line: None
+    ) -> None:
         super().__init__(at_once=1_000_000)  # a task on its way lies at the SuperLink, not here
         self._grid, self._announce = grid, announce
         self._spec = Spec(to_dict(config))
@@ -87,11 +90,15 @@ class AcrossSites(Flower):
             self._look()
             if time.monotonic() > end:
                 here = ", ".join(sorted(self._said)) or "nobody"
-                raise RunStopped(f"{len(self._said)} of {sites} sites are here after {wait_seconds:g} s: {here}")
+                raise RunStopped(
+                    f"{len(self._said)} of {sites} sites are here after {wait_seconds:g} s: {here}"
+                )
             time.sleep(0.1)
         return dict(self._said)
 
-    def agree(self, config: Config, image: tuple[int, int], classes: Sequence[str], roster: Sequence[Client]) -> None:
+    def agree(
+        self, config: Config, image: tuple[int, int], classes: Sequence[str], roster: Sequence[Client]
+    ) -> None:
         """From here on tasks say what all have agreed on."""
         self._spec = Spec(to_dict(config), image, tuple(classes))
         self._roster = list(roster)
@@ -128,7 +135,9 @@ class AcrossSites(Flower):
             self._decline(node, registered, str(said["declines"]))
             return
         name = said["name"]
-        if name in self._said and any(said[k] != self._said[name][k] for k in ("num_examples", "image", "classes")):
+        if name in self._said and any(
+            said[k] != self._said[name][k] for k in ("num_examples", "image", "classes")
+        ):
             self._decline(node, registered, "has other images than before")
             return
         if name not in self._nodes:
@@ -153,7 +162,11 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
         raise ValueError("says of no number of images")
     if not isinstance(image, list) or [type(n) for n in image] != [int, int] or image[1] not in (1, 3):
         raise ValueError("says of no shape of its images")
-    if not isinstance(classes, list) or len(classes) > MOST_CLASSES or not all(isinstance(c, str) for c in classes):
+    if (
+        not isinstance(classes, list)
+        or len(classes) > MOST_CLASSES
+        or not all(isinstance(c, str) for c in classes)
+    ):
         raise ValueError("says of no classes")
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):
@@ -161,7 +174,12 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     return {"name": name, "num_examples": count, "image": (image[0], image[1]), "classes": classes}
 
 
-def across_sites(grid: Grid, config: Config, announce: Callable[[str], object]) -> Study:
+def say(line: str) -> None:
+    """On stderr, which `osmotic hub run` shows."""
+    print(f"osmotic: {line}", file=sys.stderr, flush=True)
+
+
+def across_sites(grid: Grid, config: Config, announce: Callable[[str], object] = say) -> Study:
     """The study of a run across sites, once `data.clients` of them are there.
 
     Raises: RunStopped if they do not come; ConfigError where their images do not go together.
@@ -171,7 +189,9 @@ def across_sites(grid: Grid, config: Config, announce: Callable[[str], object]) 
     shapes = {name: one["image"] for name, one in said.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {s}x{s}x{c}" for name, (s, c) in sorted(shapes.items()))
-        raise ConfigError("data.image_size", config.data.image_size, f"sites have images of several shapes: {told}")
+        raise ConfigError(
+            "data.image_size", config.data.image_size, f"sites have images of several shapes: {told}"
+        )
     side, channels = next(iter(shapes.values()))
     classes = _classes({name: one["classes"] for name, one in said.items()})
     total = sum(one["num_examples"] for one in said.values())
@@ -201,4 +221,3 @@ def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:
     if all(classes == found[0] for classes in found):
         return list(found[0])
     return sorted({name for classes in found for name in classes})
-

@@ -21,7 +21,9 @@ from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteF
 from osmotic.sites.supervisor import Service, Supervisor
 from osmotic.storage.atomic import write_text
 
-CLOCK = 30.0  # seconds by which clocks of site and hub may differ: Flower refuses requests signed at another time
+CLOCK = (
+    30.0  # seconds by which clocks of site and hub may differ: Flower refuses requests signed at another time
+)
 SOON = datetime.timedelta(days=30)
 
 
@@ -61,7 +63,13 @@ def services(site: SiteFolder) -> Supervisor:
     else:
         node += ["--insecure"]
     # Between processes of this machine alone.
-    executor = [program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{config.port}", "--insecure", *secret]
+    executor = [
+        program("flower-superexec"),
+        "--runtime-api-address",
+        f"127.0.0.1:{config.port}",
+        "--insecure",
+        *secret,
+    ]
     made = [Service("supernode", node), Service("superexec", executor)]
     return Supervisor(made, path / "logs", {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"})
 
@@ -117,7 +125,9 @@ def _keys(site: SiteFolder) -> str:
     for name in (KEY, SECRET):
         file = site.path / name
         if not file.is_file():
-            raise ConfigError(str(file), None, "is not there: osmotic site init makes one, and its .pub goes to the hub")
+            raise ConfigError(
+                str(file), None, "is not there: osmotic site init makes one, and its .pub goes to the hub"
+            )
         if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(str(file), None, f"can be read by others: chmod 600 {file}")
     return f"{KEY}, which nobody else can read; the hub needs {KEY}.pub"

@@ -15,7 +15,10 @@ from typing import IO
 
 from osmotic.engines.quiet import QUIET
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a process that died is started again; doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = (
+    1.0,
+    30.0,
+)  # seconds before a process that died is started again; doubled each time
 LIVED = 60.0  # seconds after which it counts as having lived: the pause begins anew
 GRACE = 10.0  # seconds between asking a process to end and killing it
 
