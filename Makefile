@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all chaos check format benchmark clean
+.PHONY: demo test test-all chaos chaos-sites check format benchmark clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,10 @@ test-all: check
 # Deaths, damage, lies and full disks, for about 20 minutes; writes its figures into docs/reliability.md.
 chaos: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
+
+# A hub and three sites with keys and TLS on this machine, each kind of process killed once, about 20 minutes.
+chaos-sites: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.sites --kills 6
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

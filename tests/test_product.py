@@ -1,4 +1,4 @@
-"""Every pair of choices in some run: it is killed once and resumed with equal bits, and its ledger equals the plan.
+"""Every pair of choices in some run: it is killed once and resumed, on another engine, with equal bits, and its ledger equals the plan.
 
 A covering array over exchange, pieces, codecs, conditioning, participation and workers (all pairs), on a network of
 three thousand weights. What cannot work together must be refused by a rule, with the reason.
@@ -6,9 +6,11 @@ three thousand weights. What cannot work together must be refused by a rule, wit
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -18,7 +20,7 @@ import tiny_network
 from allpairspy import AllPairs
 from small_runs import Crash, crash_at
 
-from osmotic import codecs
+from osmotic import codecs, plugins
 from osmotic.errors import ConfigError
 from osmotic.runs import plan, resolve
 from osmotic.runs.summary import weights_sha256
@@ -190,9 +192,22 @@ def outcome(server: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Another engine: clients behind Flower, over a grid in this process; this one where flwr is not installed."""
+    if sys.platform != "linux" or not all(importlib.util.find_spec(name) for name in ("flwr", "ray")):
+        return ()
+    from flower_grid import in_place_of_flower
+
+    in_place_of_flower(monkeypatch)
+    # The network of these tests is registered in this process, which is where these clients are.
+    monkeypatch.setattr(plugins, "registered_here", lambda config: None)
+    return ("engine.name=flower",)
+
+
 @pytest.mark.parametrize("settings", ROWS, ids=named)
-def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
-    make_server: Any, settings: tuple[str, ...]
+def test_killed_and_resumed_elsewhere_it_has_the_same_bits_and_the_plans_bytes(
+    make_server: Any, elsewhere: tuple[str, ...], settings: tuple[str, ...]
 ) -> None:
     unbroken = make_server(*TINY, *settings, name="unbroken")
     unbroken.run()
@@ -201,7 +216,8 @@ def test_killed_and_resumed_it_has_the_same_bits_and_the_plans_bytes(
     crashed = 1 if unbroken.method.server_trains else 2
     with pytest.raises(Crash):
         make_server(*TINY, *settings, name="broken", at=crash_at(crashed, answers=1)).run()
-    resumed = make_server(*TINY, *settings, name="broken", resume=True)
+    resumed = make_server(*TINY, *settings, *elsewhere, name="broken", resume=True)
+    assert resumed.config.engine.name == ("flower" if elsewhere else "inprocess")
     assert resumed.state.step == crashed - 1
     resumed.run()
     assert outcome(resumed) == outcome(unbroken)

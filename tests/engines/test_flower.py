@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 flwr = pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'osmotic[flower]'")
 
+from flower_grid import Runtime, failed, in_place_of_flower  # noqa: E402
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
-from grid import LocalGrid, failed  # noqa: E402
 
 from osmotic.engines import envelope, flower  # noqa: E402
 from osmotic.engines.envelope import NoPacket, packet_of, records  # noqa: E402
@@ -38,31 +38,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="simulated clien
 Fate = Callable[[int, Message], list[Message] | None]
 
 
-class Runtime:
-    """In the place of Flower's own runtime; remembers every grid that it opened."""
-
-    opened: list[LocalGrid]
-    fate: Fate
-
-    def __init__(self, nodes: int, workers: int, gpus: float) -> None:
-        self._grid = LocalGrid(
-            nodes, lambda place, message: type(self).fate(place, message), len(self.opened)
-        )
-        self.opened.append(self._grid)
-
-    def grid(self) -> LocalGrid:
-        return self._grid
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> type[Runtime]:
-    monkeypatch.setattr(Runtime, "opened", [], raising=False)
-    monkeypatch.setattr(Runtime, "fate", staticmethod(lambda place, message: None), raising=False)
-    monkeypatch.setattr(flower, "Runtime", Runtime)
-    return Runtime
+    return in_place_of_flower(monkeypatch)
 
 
 def tasks_only(fate: Fate) -> staticmethod[Any, Any]:
@@ -283,7 +261,7 @@ def test_nodes_that_do_not_say_who_they_are_end_the_run(
 
 @given(
     st.dictionaries(st.text(max_size=8), st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)),
-    st.lists(st.binary(max_size=64), max_size=envelope.MAX_BLOBS),
+    st.lists(st.binary(max_size=64), max_size=12),
 )
 def test_a_packet_comes_out_as_it_went_in(header: dict[str, Any], blobs: list[bytes]) -> None:
     found = packet_of(records(Packet(header, tuple(blobs)), setup="beside"))
@@ -318,7 +296,7 @@ def hostile() -> dict[str, RecordDict]:
         "brackets in brackets": both(ConfigRecord({"header": "[" * 100_000})),
         "a number of many digits": both(ConfigRecord({"header": '{"n": ' + "9" * 5_000 + "}"})),
         "blobs of other names": blobs(b1=blob),
-        "too many blobs": both(arrays=ArrayRecord(array_dict={str(i): blob for i in range(9)})),
+        "too many blobs": both(arrays=ArrayRecord(array_dict={str(i): blob for i in range(envelope.MAX_BLOBS + 1)})),
         "a pickle": blobs(b0=Array("uint8", (3,), "pickle", b"abc")),
         "numpy's own format": blobs(b0=Array(np.zeros(3))),
     }

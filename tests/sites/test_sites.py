@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
-sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
+from flower_grid import LocalGrid, failed
 from flwr.app import Context, Message, RecordDict
-from grid import LocalGrid, failed
 
 import osmotic
 from osmotic.engines import flower

@@ -16,7 +16,7 @@ from osmotic.protocol.messages import Packet
 BYTES = "osmotic.bytes"  # how an array's bytes are to be read: as they are
 HEADER, BLOBS = "osmotic", "blobs"  # names of the records
 MAX_HEADER = 2**22  # characters; the largest of ours name the class of each image that a client is to draw
-MAX_BLOBS = 8
+MAX_BLOBS = 2**16  # a client that was away is sent a packet for every round that it missed
 
 
 class NoPacket(ValueError):

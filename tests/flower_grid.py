@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -90,3 +91,32 @@ def failed(message: Message, code: int) -> Message:
     )
     reply.metadata.__dict__["_src_node_id"] = 1
     return reply
+
+
+class Runtime:
+    """In the place of Flower's own runtime; remembers every grid that it opened."""
+
+    opened: list[LocalGrid]
+    fate: Fate
+
+    def __init__(self, nodes: int, workers: int, gpus: float) -> None:
+        self._grid = LocalGrid(
+            nodes, lambda place, message: type(self).fate(place, message), len(self.opened)
+        )
+        self.opened.append(self._grid)
+
+    def grid(self) -> LocalGrid:
+        return self._grid
+
+    def close(self) -> None:
+        pass
+
+
+def in_place_of_flower(monkeypatch: pytest.MonkeyPatch) -> type[Runtime]:
+    """From here on, and until the test ends, `engine.name = "flower"` runs clients in this process."""
+    from osmotic.engines import flower
+
+    monkeypatch.setattr(Runtime, "opened", [], raising=False)
+    monkeypatch.setattr(Runtime, "fate", staticmethod(lambda place, message: None), raising=False)
+    monkeypatch.setattr(flower, "Runtime", Runtime)
+    return Runtime
