@@ -296,7 +296,9 @@ def hostile() -> dict[str, RecordDict]:
         "brackets in brackets": both(ConfigRecord({"header": "[" * 100_000})),
         "a number of many digits": both(ConfigRecord({"header": '{"n": ' + "9" * 5_000 + "}"})),
         "blobs of other names": blobs(b1=blob),
-        "too many blobs": both(arrays=ArrayRecord(array_dict={str(i): blob for i in range(envelope.MAX_BLOBS + 1)})),
+        "too many blobs": both(
+            arrays=ArrayRecord(array_dict={str(i): blob for i in range(envelope.MAX_BLOBS + 1)})
+        ),
         "a pickle": blobs(b0=Array("uint8", (3,), "pickle", b"abc")),
         "numpy's own format": blobs(b0=Array(np.zeros(3))),
     }
