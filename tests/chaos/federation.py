@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from process_tree import command, descendants
+
 OSMOTIC = [sys.executable, "-m", "osmotic"]
 # What stands in the command of each kind of process, and whose it is.
 KINDS = {
@@ -166,37 +169,6 @@ class Federation:
                 if word in command(pid):
                     found.append(pid)
         return found
-
-
-def descendants(of: int) -> set[int]:
-    """All processes that descend from one."""
-    found: set[int] = set()
-    waiting = [of]
-    while waiting:
-        for file in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            try:
-                children = [int(word) for word in file.read_text().split()]
-            except OSError:
-                continue
-            found.update(children)
-            waiting += children
-    return found
-
-
-def command(pid: int) -> str:
-    """A process's command; empty once it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
 
 
 def free_port() -> int:

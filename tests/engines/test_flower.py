@@ -25,6 +25,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'osmotic[fl
 from flower_grid import Runtime, failed, in_place_of_flower  # noqa: E402
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
+from process_tree import alive, command, descendants  # noqa: E402
 
 from osmotic.engines import envelope, flower  # noqa: E402
 from osmotic.engines.envelope import NoPacket, packet_of, records  # noqa: E402
@@ -122,7 +123,7 @@ def test_what_is_lost_is_sent_again_and_nothing_shows_it(
 
     def once_each(place: int, message: Message) -> list[Message] | None:
         seen.append(place)
-        return [failed(message, ErrorCode.CLIENT_APP_CRASHED)] if seen.count(place) == 1 else None
+        return [failed(message, ErrorCode.UNKNOWN)] if seen.count(place) == 1 else None
 
     runtime.fate = tasks_only(once_each)
     server = make_server("engine.name=flower", name="flower")
@@ -149,10 +150,10 @@ def test_who_is_always_lost_is_a_failure_and_the_rest_is_a_run_without_it(
     assert told == {(r, 1, "lost", "Flower reports error 5") for r in (1, 2)}, "and no word of a traceback"
     assert seen.count(1) == 2 * flower.TRIES
     without = make_server("training.rounds=2", name="without")
-    sites, empty = without.engine.sites, Packet({"failure": ["lost", "Flower reports error 5"]})
+    empty = Packet({"failure": ["lost", "Flower reports error 5"]})
     without.engine._make_worker = lambda make=without.engine._make_worker: Deaf(make(), "client-001", empty)
     without.run()
-    assert sites and np.array_equal(without.state.weights.buffer, server.state.weights.buffer)
+    assert np.array_equal(without.state.weights.buffer, server.state.weights.buffer)
 
 
 class Deaf:
@@ -166,6 +167,24 @@ class Deaf:
         if site.client.name == self.name:
             return [self.worker.guarded(site, packet, lambda: self.instead)]
         return self.worker.serve_all(tasks)
+
+
+def test_what_flower_gives_up_before_the_deadline_is_sent_again_to_the_same_simulation(
+    make_server: Callable[..., Any], runtime: type[Runtime]
+) -> None:
+    unbroken = make_server("engine.deadline_seconds=60", name="unbroken")
+    unbroken.run()
+    seen: list[int] = []
+
+    def once(place: int, message: Message) -> list[Message] | None:
+        seen.append(place)
+        return [failed(message, ErrorCode.MESSAGE_UNAVAILABLE)] if len(seen) == 1 else None
+
+    runtime.fate = tasks_only(once)
+    server = make_server("engine.name=flower", "engine.deadline_seconds=60", name="flower")
+    server.run()
+    assert left(server) == left(unbroken) and not server.state.failures
+    assert len(runtime.opened) == 1, "nothing died"
 
 
 @pytest.mark.parametrize(("code", "kind"), sorted(flower.KINDS.items()))
@@ -324,9 +343,16 @@ def test_records_that_are_no_packet_are_a_failure_of_their_client(
 def test_flwr_is_as_the_engine_takes_it() -> None:
     assert flwr.__version__ == "1.41.0"
     codes = {name: value for name, value in vars(ErrorCode).items() if isinstance(value, int)}
-    assert set(codes.values()) == set(flower.KINDS) and codes["NODE_UNAVAILABLE"] == 5
+    assert (
+        set(codes.values()) == set(flower.KINDS)
+        and codes["NODE_UNAVAILABLE"] == 5
+        and codes["UNKNOWN"] == flower.DIED
+    )
     from flwr.simulation import run_simulation
 
+    from ray._private import worker
+
+    assert list(inspect.signature(worker.print_to_stdstream).parameters) == ["data", "ignore_prefix"]
     taken = list(inspect.signature(run_simulation).parameters)
     assert taken[:3] == ["server_app", "client_app", "num_supernodes"] and "backend_config" in taken
 
@@ -355,22 +381,9 @@ def test_without_flwr_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 # --- Flower's own runtime ---
 
 
-def processes(of: int) -> set[int]:
-    """All that descend from this process, by id."""
-    found: set[int] = set()
-    waiting = [of]
-    while waiting:
-        children = Path(f"/proc/{waiting.pop()}/task")
-        for task in children.glob("*/children"):
-            for child in task.read_text().split():
-                found.add(int(child))
-                waiting.append(int(child))
-    return found
-
-
 def test_a_run_on_flower_survives_its_processes_and_leaves_none(tmp_path: Path) -> None:
     """Real processes, one of them killed in the middle of a round."""
-    osmotic = [sys.executable, "-m", "osmotic", "run", "--data", "digits"]
+    osmotic = [sys.executable, "-m", "osmotic", "run", "--data", "digits", "--json"]
     keys = [
         "data.clients=2",
         "data.max_images=200",
@@ -386,6 +399,7 @@ def test_a_run_on_flower_survives_its_processes_and_leaves_none(tmp_path: Path) 
     run = subprocess.Popen(
         [*osmotic, *sets, "--set", "engine.name=flower", "--out", out],
         env=env,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -393,20 +407,13 @@ def test_a_run_on_flower_survives_its_processes_and_leaves_none(tmp_path: Path) 
     while not (lines.exists() and lines.read_text().count("\n") >= 1):
         assert time.monotonic() < end and run.poll() is None
         time.sleep(0.05)
-    known = processes(run.pid)
-    actors = [p for p in known if b"ClientAppActor" in (Path(f"/proc/{p}/cmdline")).read_bytes()]
+    known = descendants(run.pid)
+    actors = [p for p in known if "ClientAppActor" in command(p)]
     assert actors
     os.kill(actors[0], signal.SIGKILL)
-    _, told = run.communicate(timeout=200)
+    answer, told = run.communicate(timeout=200)
     assert run.returncode == 0, told
+    assert json.loads(answer)["engine"] == "flower", "nothing else is on stdout, whatever Ray has to tell"
     one, other = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("threads", "flower"))
     assert one["weights_sha256"] == other["weights_sha256"] and not other["failures"]
-    alive = [p for p in known if _runs(p)]
-    assert not alive, "no process outlives the run"
-
-
-def _runs(process: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
+    assert not [p for p in known if alive(p)], "no process outlives the run"

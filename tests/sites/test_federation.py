@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.chaos.federation import Federation, alive, descendants
+from process_tree import alive, descendants
+from tests.chaos.federation import Federation
 
 from osmotic.sites.flwr_command import environment, program
 

@@ -18,6 +18,7 @@ pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[
 
 from flower_grid import LocalGrid, failed
 from flwr.app import Context, Message, RecordDict
+from process_tree import alive, descendants
 
 import osmotic
 from osmotic.engines import flower
@@ -283,6 +284,38 @@ def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(
     assert any("says that it is 'client-001'" in line for line in told)
 
 
+def test_a_site_that_comes_back_with_another_policy_is_asked_again(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    write(folders[0], "methods = []", 'methods = ["udec"]')
+    asked: list[int] = []
+
+    def fate(place: int, message: Message) -> list[Message] | None:
+        asked.append(place)
+        return None
+
+    grid = SitesGrid(folders[:1], fate=fate)
+    engine = roster.AcrossSites(grid, resolve.load(keys=KEYS | SITES))
+    for online in (True, True, False, True):
+        if online and len(asked) == 1 and not grid.online:
+            write(folders[0], 'methods = ["udec"]', "methods = []")
+        grid.online = set(grid.partitions) if online else set()
+        engine._look()
+        engine._look()
+    assert asked == [0, 0] and engine.gather(1, 0.1).keys() == {"client-000"}
+
+
+def test_the_name_of_a_site_that_is_here_cannot_be_taken(folders: list[Path]) -> None:
+    """Where sites have no keys, names are nobody's: the first one stays."""
+    told: list[str] = []
+    grid = SitesGrid([folders[0], folders[0]], registered=["", ""])
+    engine = roster.AcrossSites(grid, resolve.load(keys=KEYS | SITES), told.append)
+    for _ in range(3):
+        engine._look()
+    assert sum("has the name of another site" in line for line in told) == 1
+    assert len(engine._nodes) == 1
+
+
 # --- what a site lets happen ---
 
 
@@ -317,9 +350,19 @@ def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(
 )
 def test_the_policy_objects(policy: dict[str, Any], keys: dict[str, Any], action: str, reason: str) -> None:
     config = resolve.load(keys=KEYS | keys)
-    assert (Policy(**policy).objection(config, action) or "").startswith(reason)
+    assert (Policy(**policy).objection(config, {"action": action}) or "").startswith(reason)
     free = Policy(least_clients=1, own_model=True, synthetic_images=True)
-    assert free.objection(config, action) is None
+    assert free.objection(config, {"action": action}) is None
+
+
+@pytest.mark.parametrize("returns", [["encoder"], ["decoder", "encoder"], "encoder", 7, [["encoder"]]])
+def test_a_hub_cannot_ask_for_parts_that_the_exchange_leaves_at_the_sites(returns: Any) -> None:
+    config = resolve.load(keys=KEYS | {"method.name": "udec"})
+    told = Policy().objection(config, {"action": "train", "returns": returns})
+    assert told == "policy.own_model does not let parts leave that the exchange does not share"
+    assert Policy().objection(config, {"action": "train", "returns": ["decoder"]}) is None
+    shares = resolve.load(keys=KEYS | {"method.name": "udec", "method.encoder_every": 2})
+    assert Policy().objection(shares, {"action": "train", "returns": ["decoder", "encoder"]}) is None
 
 
 def test_a_site_declines_what_its_policy_forbids_and_the_others_go_on(
@@ -393,6 +436,31 @@ def test_a_configuration_from_the_hub_is_held_to_every_rule(
     assert reason in told["declines"] and "num_examples" not in told
 
 
+@pytest.mark.parametrize(
+    "config", [{"training": 5}, {"seed": {"a": 1}}, {"": 1}, {"data": {"a": {"b": []}}}, {"method": []}]
+)
+def test_tables_of_any_form_are_declined_and_break_nothing(desk: SiteDesk, config: dict[str, Any]) -> None:
+    spec = Spec(config, (8, 1), ("a",)).text()
+    assert "declines" in desk.hello(spec).header
+    answer = desk.serve(spec, Packet({"action": "train", "run": "a", "phase": "train", "server_round": 1}))
+    assert answer.header["failure"][0] in ("refused", "raised") and not answer.blobs
+
+
+def test_a_bug_at_a_site_is_told_by_its_kind_alone(desk: SiteDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **more: Any) -> Any:
+        raise KeyError("/home/someone/patient-7.png")
+
+    monkeypatch.setattr(desk, "_dataset", broken)
+    assert desk.hello(spec_of()).header["declines"] == "cannot take part (KeyError)"
+    header = {"action": "train", "run": "a", "phase": "train", "server_round": 1}
+    assert desk.serve(spec_of(), Packet(header)).header["failure"] == ["raised", "KeyError"]
+
+
+def test_a_rule_that_names_a_path_of_the_site_stays_there(desk: SiteDesk, tmp_path: Path) -> None:
+    told = desk.hello(spec_of(score__encoder="inception")).header["declines"]
+    assert told.startswith("cannot take part: score.encoder") and "/" not in told
+
+
 @pytest.mark.parametrize("run_id", ["../up", "", "a/b", "x" * 65, 7, None])
 def test_a_run_cannot_name_a_folder_outside_the_site(desk: SiteDesk, run_id: Any) -> None:
     header = {"action": "train", "run": run_id, "phase": "train", "server_round": 1}
@@ -445,6 +513,18 @@ def test_a_mistake_in_the_sites_file_is_one_line(
     with pytest.raises(ConfigError) as refused:
         SiteFolder.read(folders[0])
     assert told in str(refused.value) and str(folders[0] / "site.toml") in str(refused.value)
+
+
+def test_images_are_found_from_wherever_a_service_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = site.init(tmp_path / "one", "one", "npz:parts/one.npz", "localhost:1", None, 9094)
+    assert made.config.data == f"npz:{tmp_path / 'parts/one.npz'}"
+    assert (
+        site.init(tmp_path / "two", "two", "hf:some/name", "localhost:1", None, 9094).config.data
+        == "hf:some/name"
+    )
 
 
 def test_check_says_what_is_wrong_line_by_line(folders: list[Path]) -> None:
@@ -606,10 +686,22 @@ def test_what_dies_is_started_again_and_nothing_outlives_the_end(
     old = int(child.read_text())
     first.kill()
     second = until(lambda: (p := made.services[0].process) is not None and p is not first and p)
-    until(lambda: not _runs(old))
+    until(lambda: not alive(old))
     until(lambda: child.read_text() not in ("", str(old)))
     made.end()
-    until(lambda: not _runs(second.pid) and not _runs(int(child.read_text())))
+    until(lambda: not alive(second.pid) and not alive(int(child.read_text())))
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from osmotic.sites.supervisor import Service, Supervisor;"
+        "Supervisor([Service('one', [sys.executable, '-c', 'import time; time.sleep(600)'])], Path(sys.argv[1]), {}).run()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    children = until(lambda: descendants(process.pid))
+    process.kill()
+    process.wait()
+    until(lambda: not any(alive(pid) for pid in children))
 
 
 def test_what_dies_at_once_is_not_started_all_the_time(
@@ -618,13 +710,6 @@ def test_what_dies_at_once_is_not_started_all_the_time(
     supervised(f"open({str(tmp_path / 'starts')!r}, 'a').write('x')")
     time.sleep(4)
     assert 1 <= len((tmp_path / "starts").read_text()) <= 3
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
 
 
 def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:

@@ -6,7 +6,6 @@ Nobody here outlives the run: each reads a socket whose other end the run holds,
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import mmap
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from osmotic.engines.fate import end_with_parent
 from osmotic.engines.shared import Pool, one_after_another, receive, send
 from osmotic.errors import plain
 from osmotic.federation.client import Site, StoreFailed, Worker
@@ -34,7 +34,6 @@ from osmotic.protocol.messages import Packet
 from osmotic.training.loop import Cancelled
 
 TOLD_EVERY = 0.1  # seconds between two words on progress
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _started: list[socket.socket] = []  # to workers that are no forks; each ends when its own is closed
 
@@ -247,7 +246,7 @@ def _become_worker(desk: Desk, end: int) -> None:
     """Serves, until the process ends."""
     try:
         # Should it hang where no thread of Python can act: the nursery ends with the run, and takes it along.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         desk.run(socket.socket(fileno=end))
     except BaseException:
         traceback.print_exc()

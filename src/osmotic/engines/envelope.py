@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from osmotic.engines.shared import native_number
 from osmotic.protocol.messages import Packet
 
 BYTES = "osmotic.bytes"  # how an array's bytes are to be read: as they are
@@ -25,7 +25,7 @@ class NoPacket(ValueError):
 
 def records(packet: Packet, **beside: str) -> RecordDict:
     """A packet as records; `beside` are further texts of the transport's own, which `packet_of` leaves out."""
-    header = json.dumps(dict(packet.header), default=_number)
+    header = json.dumps(dict(packet.header), default=native_number)
     blobs = {str(place): _array(blob) for place, blob in enumerate(packet.blobs)}
     return RecordDict(
         {HEADER: ConfigRecord({"header": header, **beside}), BLOBS: ArrayRecord(array_dict=blobs)}
@@ -70,10 +70,3 @@ def _blob(array: Array) -> bytes:
     if array.stype != BYTES or not isinstance(array.data, bytes):
         raise NoPacket("has a blob that is no row of bytes")
     return array.data
-
-
-def _number(value: Any) -> Any:
-    """A number of numpy, which packets of one process may hold, as Python's own."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be told to another machine")

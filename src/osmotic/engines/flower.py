@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ log = logging.getLogger("osmotic.engine")
 
 APP = "osmotic.flower"
 WORK, HELLO = "train", "query.hello"  # types of message: every task, and who somebody is
+DIED = 0  # flwr's code for a simulated client whose process is gone
 AT_ONCE = 4  # replies pulled together: what is in memory then
 POLL = 0.02  # seconds between two looks for replies
 TRIES = 3  # times that a task is sent before it is lost, where no deadline says how long
@@ -42,7 +44,7 @@ KINDS: Mapping[int, Kind] = {
     0: "lost",
     1: "raised",
     2: "raised",
-    3: "lost",  # its time is over, or its node has been away: the deadline tells which
+    3: "late",
     4: "lost",
     5: "lost",
     6: "refused",
@@ -100,7 +102,7 @@ class Lent:
         """It is not ours to end."""
 
 
-class Flower:
+class Flower(ABC):
     """The server's end of a Grid. A class derived from it says which grid, and which node is which client.
 
     Args:
@@ -112,13 +114,13 @@ class Flower:
 
     # --- what a derived class says ---
 
+    @abstractmethod
     def grid(self) -> Grid:
         """Where messages go; opened when it is first asked for. Raises: RunStopped if it is gone for good."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nodes(self) -> Mapping[str, int]:
         """Node of each client that is there now, by name."""
-        raise NotImplementedError
 
     def told(self) -> Mapping[str, str]:
         """Texts that go beside every packet."""
@@ -166,7 +168,8 @@ class Flower:
                     came = True
                     self.heard(message)
                     answer = _answer(sent, message)
-                    lost = answer.failure is not None and answer.failure.kind == "lost"
+                    # Late too: Flower also gives up, long before the deadline, what a node was handed that is gone.
+                    lost = answer.failure is not None and answer.failure.kind in ("lost", "late")
                     if lost and self.mend(message.error.code):
                         again.extend(out.values())
                         out.clear()
@@ -283,7 +286,7 @@ class Simulation(Flower):
 
     def mend(self, code: int) -> bool:
         """A new simulation in the place of one whose process died: Flower gives the dead one work again and again."""
-        if isinstance(self._runtime, Lent):
+        if code != DIED or isinstance(self._runtime, Lent):
             return False
         log.warning("a process of Flower's simulation died: it is started again")
         self.close()
@@ -358,7 +361,10 @@ class Runtime:
 
     def _run(self, nodes: int) -> None:
         from flwr.simulation import run_simulation
+        from ray._private import worker
 
+        # Ray tells of a dead process on stdout, where a command's own answer belongs.
+        worker.print_to_stdstream = lambda data, ignore_prefix: log.debug("Ray: %s", data["lines"])
         # By its name, as Flower loads it everywhere: it stands above all engines.
         client = import_module(APP).client
         server = ServerApp()

@@ -1,6 +1,17 @@
-"""What Flower's processes are told before anything of flwr is imported."""
+"""What stands before any import of flwr: whether it is installed, and what its processes are told."""
 
 from __future__ import annotations
+
+import importlib.util
+
+from osmotic.errors import ConfigError
+
+
+def require(key: str, value: object, *packages: str) -> None:
+    """Raises ConfigError with what to install unless all of these packages are there, which no import tells."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ConfigError(key, value, f"needs {' and '.join(missing)}: pip install 'osmotic[flower]'")
+
 
 # Without these flwr and Ray call home, and fetch an app's dependencies anew.
 QUIET = {

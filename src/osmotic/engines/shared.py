@@ -125,7 +125,7 @@ def _view(memory: mmap.mmap, place: Sequence[Any]) -> np.ndarray:
 
 def send(to: socket.socket, message: Mapping[str, Any], files: Sequence[int] = ()) -> None:
     """Sends one message, with descriptors of open files, at most MAX_FILES. Raises: OSError if nobody is there."""
-    text = json.dumps(message, default=_number).encode()
+    text = json.dumps(message, default=native_number).encode()
     head = HEAD.pack(len(text), len(files))
     if files:
         socket.send_fds(to, [head], files)
@@ -155,7 +155,7 @@ def _exactly(at: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _number(value: Any) -> Any:
+def native_number(value: Any) -> Any:
     """A number of numpy, which packets of one process may hold, as Python's own."""
     if hasattr(value, "item"):
         return value.item()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import sys
 import typing
@@ -17,6 +16,7 @@ from osmotic.config.schema import PIECE_SECTIONS, CodecConfig, Config
 from osmotic.data import partition, sources
 from osmotic.diffusion import compatibility as names
 from osmotic.engines import WHERE
+from osmotic.engines.quiet import require
 from osmotic.errors import ConfigError
 from osmotic.methods import METHODS, Method
 from osmotic.metrics.registry import METRICS
@@ -264,7 +264,7 @@ def _flower(config: Config) -> None:
         rule = f"is of engine inprocess; clients of engine {name} always have processes of their own: leave this key out"
         raise ConfigError("engine.processes", config.engine.processes, rule)
     if name == "sites":
-        needed = {"flwr"}
+        needed = ["flwr"]
         if METHODS[config.method.name].pools_data:
             rule = f"method {config.method.name} trains on all images in one place, and sites keep theirs"
             raise ConfigError("engine.name", name, rule)
@@ -272,12 +272,10 @@ def _flower(config: Config) -> None:
             rule = "must be above 0 with engine sites: without it a site that is gone would be waited for for ever"
             raise ConfigError("engine.deadline_seconds", 0, rule)
     elif sys.platform == "linux":
-        needed = {"flwr", "ray"}
+        needed = ["flwr", "ray"]
     else:
         raise ConfigError("engine.name", name, "needs Linux; inprocess runs everywhere, with the same bits")
-    if missing := [package for package in sorted(needed) if importlib.util.find_spec(package) is None]:
-        rule = f"needs {' and '.join(missing)}: pip install 'osmotic[flower]'"
-        raise ConfigError("engine.name", name, rule)
+    require("engine.name", name, *needed)
     if (reason := plugins.registered_here(config)) is not None:
         raise ConfigError("engine.name", name, reason)
 

@@ -24,10 +24,9 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document f
 
 
 def _needs_flower() -> None:
-    import importlib.util
+    from osmotic.engines.quiet import require
 
-    if importlib.util.find_spec("flwr") is None:
-        raise ConfigError("flwr", None, "is not installed: pip install 'osmotic[flower]'")
+    require("osmotic", None, "flwr")
 
 
 def _failed(error: RunStopped) -> typer.Exit:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +24,7 @@ from osmotic.data.dataset import Dataset
 from osmotic.errors import ConfigError, plain
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
-from osmotic.protocol.messages import Client, Packet, contract_hash
+from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional
 from osmotic.sites.folder import SiteFolder
@@ -92,11 +93,14 @@ class SiteDesk:
         told: dict[str, Any] = {"name": self.name, "version": metadata.version("osmotic")}
         try:
             config = self._config(Spec.of(spec_text))
-            self._allow(config, "train")
+            self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
             rows, _ = self._rows(config, dataset)
         except Declined as error:
             return Packet(told | {"declines": str(error)})
+        except Exception as error:  # its text may name a path or hold a value of the site's own data
+            log.warning("could not say who this site is", exc_info=True)
+            return Packet(told | {"declines": f"cannot take part ({type(error).__name__})"})
         side, channels = dataset.train.images.shape[1], dataset.train.images.shape[3]
         return Packet(
             told
@@ -113,12 +117,18 @@ class SiteDesk:
         try:
             return self._serve(Spec.of(spec_text), packet)
         except Declined as error:
-            address = {k: packet.header.get(k) for k in ("contract", "run", "phase", "server_round")}
-            return Packet({**address, "client": self.name, "failure": ["refused", str(error)]})
+            return self._failed(packet, "refused", str(error))
+        except Exception as error:  # Flower would send its text, which may name a path or hold a value
+            log.warning("could not do its task", exc_info=True)
+            return self._failed(packet, "raised", type(error).__name__)
+
+    def _failed(self, packet: Packet, kind: str, reason: str) -> Packet:
+        address = {name: packet.header.get(name) for name in ADDRESS}
+        return Packet({**address, "client": self.name, "failure": [kind, reason]})
 
     def _serve(self, spec: Spec, packet: Packet) -> Packet:
         config = self._config(spec)
-        self._allow(config, str(packet.header.get("action")))
+        self._allow(config, packet.header)
         if spec.image is None or spec.classes is None:
             raise Declined("is told neither shape nor classes of the images")
         dataset = self._dataset(config)
@@ -156,11 +166,14 @@ class SiteDesk:
         except ConfigError as error:
             # A rule of the run's keys; one about this site's own images stays in its log.
             log.warning("declined: %s", error)
-            told = f"{error.key}: {error.rule}" if not error.key.startswith("data.source") else "its images"
-            raise Declined(f"cannot take part: {plain(told)}") from None
+            # Which file of weights is missing, say, is the site's own business.
+            private = error.key.startswith("data.source") or os.sep in error.rule
+            raise Declined(
+                f"cannot take part: {plain(error.key if private else f'{error.key}: {error.rule}')}"
+            ) from None
 
-    def _allow(self, config: Config, action: str) -> None:
-        if (reason := self.folder.config.policy.objection(config, action)) is not None:
+    def _allow(self, config: Config, header: Mapping[str, Any]) -> None:
+        if (reason := self.folder.config.policy.objection(config, header)) is not None:
             raise Declined(reason)
 
     def _dataset(self, config: Config) -> Dataset:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from osmotic import pieces
 from osmotic.config.keys import key
 from osmotic.config.schema import Config
+from osmotic.methods import METHODS
 from osmotic.protocol.participation import asked
 
 
@@ -26,13 +29,14 @@ class Policy:
     synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
     most_megabytes: float = key(0.0, "bytes that leave in one answer, at most, in MB; 0 sets no bound", 0)
 
-    def objection(self, config: Config, action: str) -> str | None:
+    def objection(self, config: Config, header: Mapping[str, Any]) -> str | None:
         """Why a task of such a run is not done here; None if it may be. Names the key of the policy, and nothing else of the site.
 
         Args:
             config: the run's, as the hub sent it.
-            action: of the task: "train", "sample" or "model".
+            header: of the task's packet; of a question before the run, that of a round's task.
         """
+        action, method = header.get("action"), METHODS[config.method.name]
         chain = pieces.make(config).pieces
         for rule, allowed, found in (
             ("methods", self.methods, [config.method.name]),
@@ -47,6 +51,13 @@ class Policy:
         made = chain.values()
         if not self.own_model and (action == "model" or any(piece.holds_models for piece in made)):
             return "policy.own_model does not let a model of this site's own leave"
+        # Whatever the exchange is called, parts that it leaves at the sites are this site's own.
+        shared = {*method.shared, *(("encoder",) if config.method.options.get("encoder_every") else ())}
+        returns = header.get("returns") or ()
+        if not self.own_model and not (
+            isinstance(returns, list | tuple) and shared.issuperset(map(str, returns))
+        ):
+            return "policy.own_model does not let parts leave that the exchange does not share"
         if not self.synthetic_images and (action == "sample" or any(piece.draws_at_sites for piece in made)):
             return "policy.synthetic_images does not let images drawn from this site's own model leave"
         return None

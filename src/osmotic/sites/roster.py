@@ -110,6 +110,8 @@ class AcrossSites(Flower):
             return
         self._looked = now
         self._online = {info.node_id: info.name for info in self._grid.get_nodes()}
+        # Who went away may come back with other images, or another policy.
+        self._declined &= self._online.keys()
         known = set(self._nodes.values()) | self._declined | {node for node, _, _ in self._asked.values()}
         for node, name in self._online.items():
             if node not in known:
@@ -135,6 +137,9 @@ class AcrossSites(Flower):
             self._decline(node, registered, str(said["declines"]))
             return
         name = said["name"]
+        if self._nodes.get(name, node) != node and self._nodes[name] in self._online:
+            self._decline(node, registered, "has the name of another site that is here")
+            return
         if name in self._said and any(
             said[k] != self._said[name][k] for k in ("num_examples", "image", "classes")
         ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import importlib.util
 import secrets
 import shutil
 import ssl
@@ -15,6 +14,7 @@ from http.client import HTTPConnection, HTTPSConnection
 from importlib import metadata
 from pathlib import Path
 
+from osmotic.engines.quiet import require
 from osmotic.errors import ConfigError, plain
 from osmotic.sites.flwr_command import program
 from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
@@ -47,6 +47,9 @@ def init(path: Path, name: str, data: str, hub: str, authority: Path | None, por
     certificates.write_private(path / SECRET, secrets.token_hex(32).encode())
     if authority is not None:
         shutil.copyfile(authority, path / AUTHORITY)
+    kind, colon, place = data.partition(":")
+    if kind in ("npz", "folder") and colon:  # services start elsewhere than whoever types this
+        data = f"{kind}:{Path(place).resolve()}"
     write_text(path / FILE, text(SiteConfig(name=name, data=data, hub=hub, port=port)))
     return SiteFolder.read(path)
 
@@ -115,8 +118,7 @@ def check(path: Path) -> Iterator[Line]:
 
 
 def _programs(site: SiteFolder) -> str:
-    if importlib.util.find_spec("flwr") is None:
-        raise ConfigError("flwr", None, "is not installed: pip install 'osmotic[flower]'")
+    require("osmotic", None, "flwr")
     names = ("osmotic", "torch", "diffusers", "flwr")
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from osmotic.engines.fate import end_with_parent
 from osmotic.engines.quiet import QUIET
 
 FIRST_PAUSE, LONGEST_PAUSE = (
@@ -99,6 +100,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 start_new_session=True,  # Ctrl-C is this process's to pass on
+                preexec_fn=end_with_parent,
             )
 
     def _stop(self, service: Service) -> None:
