@@ -349,7 +349,6 @@ def test_flwr_is_as_the_engine_takes_it() -> None:
         and codes["UNKNOWN"] == flower.DIED
     )
     from flwr.simulation import run_simulation
-
     from ray._private import worker
 
     assert list(inspect.signature(worker.print_to_stdstream).parameters) == ["data", "ignore_prefix"]

@@ -172,6 +172,7 @@ def hub_run(
     """Train at the sites, and follow it: the configuration of a simulation, with `data.clients` sites in the clients' place."""
     _needs_flower()
     from osmotic.runs import resolve
+    from osmotic.sites import follow
     from osmotic.sites import hub as hubs
 
     made = hubs.Hub.read(directory)
@@ -180,7 +181,7 @@ def hub_run(
     more = [deadline] if cfg.engine.deadline_seconds == 0 else []
     cfg = resolve.load(config, preset=preset, sets=[*sets, "engine.name=sites", *more])
     folder = made.fresh_run(out or cfg.preset or cfg.method.name, named=out is not None)
-    _finish(lambda: hubs.run(made, cfg, folder, json), folder, json)
+    _finish(lambda: follow.run(made, cfg, folder, json), folder, json)
 
 
 @hub.command("resume")
@@ -191,13 +192,14 @@ def hub_resume(
 ) -> None:
     """Go on with a run that was stopped or failed."""
     _needs_flower()
+    from osmotic.sites import follow
     from osmotic.sites import hub as hubs
     from osmotic.storage.folder import RunDir
 
     made = hubs.Hub.read(directory)
     RunDir.existing(run)
     folder = Path(run).resolve()
-    _finish(lambda: hubs.run(made, None, folder, json), folder, json)
+    _finish(lambda: follow.run(made, None, folder, json), folder, json)
 
 
 @hub.command("status")
