@@ -66,7 +66,7 @@ def hello(message: Message, context: Context) -> Message:
     if (folder := context.node_config.get("site")) is not None:
         from osmotic.sites import desk
 
-        return Message(records(desk.at(str(folder)).hello(beside(message.content, "spec"))), reply_to=message)
+        return Message(records(desk.hello(str(folder), beside(message.content, "spec"))), reply_to=message)
     return Message(records(Packet({"partition": context.node_config["partition-id"]})), reply_to=message)
 
 
@@ -77,7 +77,7 @@ def work(message: Message, context: Context) -> Message:
     if (folder := context.node_config.get("site")) is not None:
         from osmotic.sites import desk
 
-        answer = desk.at(str(folder)).serve(beside(message.content, "spec"), packet_of(message.content))
+        answer = desk.serve(str(folder), beside(message.content, "spec"), packet_of(message.content))
         return Message(records(answer), reply_to=message)
     place = int(context.node_config["partition-id"])
     return Message(_desk(beside(message.content, "setup")).serve(place, message), reply_to=message)

@@ -226,6 +226,28 @@ def test_too_few_sites_stop_the_run_before_it_begins(folders: list[Path], tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_more_sites_than_clients_are_refused_and_a_run_that_goes_on_waits_for_its_own(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    from small_runs import Crash
+
+    whole = run(SitesGrid(folders[:2]), tmp_path / "whole", data__clients=2).summary["weights_sha256"]
+    with pytest.raises(
+        ConfigError, match=r"data\.clients = 2: but 3 sites are here: client-000, client-001, client-002"
+    ):
+        run(SitesGrid(folders), tmp_path / "more", data__clients=2)
+
+    class Dies(osmotic.Callback):
+        def phase_done(self, line: Any) -> None:
+            raise Crash
+
+    with lent(SitesGrid(folders[:2]), roster.across_sites), pytest.raises(Crash):
+        osmotic.run(keys=KEYS | SITES | {"data.clients": 2}, out=tmp_path / "run", callbacks=Dies())
+    with lent(SitesGrid(folders), roster.across_sites):
+        found = osmotic.load(tmp_path / "run").resume()
+    assert found.summary["weights_sha256"] == whole
+
+
 def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tmp_path: Path) -> None:
     np.savez(
         tmp_path / "wide.npz", train_images=np.zeros((9, 16, 16), np.uint8), train_labels=np.arange(9) % 3
@@ -253,6 +275,9 @@ def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tm
         ({"image": [8, 2]}, "no shape"),
         ({"classes": "0123"}, "no classes"),
         ({"classes": [1, 2]}, "no classes"),
+        ({"classes": ["a", "a"]}, "class names must differ"),
+        ({"classes": ["\x1b[31mred"]}, "printable characters only"),
+        ({"classes": ["a" * 300]}, "at most 200 characters"),
         ({"version": "0.0.1"}, "has osmotic '0.0.1', and the hub"),
     ],
 )
@@ -279,7 +304,7 @@ def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(
     config = resolve.load(keys=KEYS | SITES | {"data.clients": 1, "engine.deadline_seconds": 2})
     grid = SitesGrid(folders[:2], registered=["client-000", "somebody-else"], fate=fate)
     with pytest.raises(RunStopped, match="nobody"):
-        roster.across_sites(grid, config, told.append)
+        roster.across_sites(grid, config, announce=told.append)
     assert any("holds other records" in line for line in told)
     assert any("says that it is 'client-001'" in line for line in told)
 
@@ -302,7 +327,7 @@ def test_a_site_that_comes_back_with_another_policy_is_asked_again(
         grid.online = set(grid.partitions) if online else set()
         engine._look()
         engine._look()
-    assert asked == [0, 0] and engine.gather(1, 0.1).keys() == {"client-000"}
+    assert asked == [0, 0] and engine.gather(1, (), 0.1).keys() == {"client-000"}
 
 
 def test_the_name_of_a_site_that_is_here_cannot_be_taken(folders: list[Path]) -> None:
@@ -381,7 +406,7 @@ def test_a_site_that_declines_is_told_of_before_the_run(folders: list[Path], tmp
     told: list[str] = []
     config = resolve.load(keys=KEYS | SITES | {"engine.deadline_seconds": 2})
     with pytest.raises(RunStopped, match="2 of 3"):
-        roster.across_sites(SitesGrid(folders), config, told.append)
+        roster.across_sites(SitesGrid(folders), config, announce=told.append)
     assert "site client-000 does not take part: policy.methods does not allow fedavg" in told
 
 
@@ -454,6 +479,16 @@ def test_a_bug_at_a_site_is_told_by_its_kind_alone(desk: SiteDesk, monkeypatch: 
     assert desk.hello(spec_of()).header["declines"] == "cannot take part (KeyError)"
     header = {"action": "train", "run": "a", "phase": "train", "server_round": 1}
     assert desk.serve(spec_of(), Packet(header)).header["failure"] == ["raised", "KeyError"]
+
+
+def test_a_mistake_in_the_sites_file_is_told_without_its_path(folders: list[Path]) -> None:
+    from osmotic.sites import desk as desks
+
+    write(folders[0], "least_clients = 2", "least_clients = 0")
+    assert desks.hello(str(folders[0]), spec_of()).header["declines"] == "has a mistake in its own file"
+    header = {"action": "train", "run": "a", "phase": "train", "server_round": 1}
+    answer = desks.serve(str(folders[0]), spec_of(), Packet(header))
+    assert answer.header["failure"] == ["raised", "ConfigError"] and answer.header["run"] == "a"
 
 
 def test_a_rule_that_names_a_path_of_the_site_stays_there(desk: SiteDesk, tmp_path: Path) -> None:
@@ -626,7 +661,6 @@ def test_a_hub_is_this_machines_alone_and_its_proxy_shows_one_path(tmp_path: Pat
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"engine.deadline_seconds": 0}, "engine.deadline_seconds = 0: must be above 0 with engine sites"),
         ({"method.name": "central"}, "trains on all images in one place"),
         ({"engine.batched_clients": 2}, "those of engine sites have a process each"),
     ],

@@ -192,7 +192,9 @@ class EngineConfig:
     )
     deterministic: bool = key(True, "same bits every time, also on CUDA")
     deadline_seconds: float = key(
-        0.0, "longest wait for the answers of a phase; who is later is a failure `late`; 0 waits for all", 0
+        0.0,
+        "longest wait for the answers of a phase; who is later is a failure `late`; 0 waits for all, with engine sites for an hour",
+        0,
     )
 
 

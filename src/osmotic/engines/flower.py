@@ -59,18 +59,19 @@ class Loan:
 
     Args:
         grid: where messages go.
-        study_of: makes the study of a run whose images are at sites, given grid and configuration; None in a simulation.
+        study_of: makes the study of a run whose images are at sites, given grid, configuration and the names of its sites,
+            () where they are not known yet; None in a simulation.
     """
 
     grid: Grid
-    study_of: Callable[[Grid, Any], Any] | None = None
+    study_of: Callable[[Grid, Any, Sequence[str]], Any] | None = None
 
 
 _loans: list[Loan] = []  # at most one
 
 
 @contextmanager
-def lent(grid: Grid, study_of: Callable[[Grid, Any], Any] | None = None) -> Iterator[None]:
+def lent(grid: Grid, study_of: Callable[[Grid, Any, Sequence[str]], Any] | None = None) -> Iterator[None]:
     """Inside the block runs are on the grid that Flower has made around this process, and on none of their own."""
     _loans.append(Loan(grid, study_of))
     try:

@@ -95,7 +95,8 @@ def resume(
         method = methods.make(config.method.name, dict(config.method.options))
         before = to_dict(resolve.load(run.config, own_data=own))
         extension.check(before, config, method, pieces.make(config))
-        study = _studied(config, dataset, read)
+        begun = strict_json.read_table(run.partition) if run.partition.exists() else {}
+        study = _studied(config, dataset, read, begun.get("clients", ()))
         if not run.partition.exists():  # stopped between the two files
             write_text(run.partition, strict_json.dumps(describe_partition(study)))
         refuse_other_images(run, study)
@@ -111,8 +112,17 @@ def resume(
             return _run(study, run, observer(run, study.config), True, nursery, agreed=record)
 
 
-def _studied(config: Config, dataset: Dataset | None, read: Callable[[int, int], object]) -> Study:
-    """The run before anything runs: with images where they are here, of what sites say where these have them."""
+def _studied(
+    config: Config,
+    dataset: Dataset | None,
+    read: Callable[[int, int], object],
+    names: Sequence[str] = (),
+) -> Study:
+    """The run before anything runs: with images where they are here, of what sites say where these have them.
+
+    Args:
+        names: of the sites of a run that has begun; none of one that has not.
+    """
     if config.engine.name != "sites":
         return prepare(config, dataset, read)
     from osmotic.engines.flower import loan  # flwr, which only this needs
@@ -121,7 +131,7 @@ def _studied(config: Config, dataset: Dataset | None, read: Callable[[int, int],
         raise ConfigError(
             "engine.name", "sites", "is for a hub, which sites connect to: osmotic hub run CONFIG"
         )
-    study: Study = lent.study_of(lent.grid, config)
+    study: Study = lent.study_of(lent.grid, config, names)
     return study
 
 

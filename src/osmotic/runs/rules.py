@@ -268,9 +268,6 @@ def _flower(config: Config) -> None:
         if METHODS[config.method.name].pools_data:
             rule = f"method {config.method.name} trains on all images in one place, and sites keep theirs"
             raise ConfigError("engine.name", name, rule)
-        if config.engine.deadline_seconds == 0:
-            rule = "must be above 0 with engine sites: without it a site that is gone would be waited for for ever"
-            raise ConfigError("engine.deadline_seconds", 0, rule)
     elif sys.platform == "linux":
         needed = ["flwr", "ray"]
     else:

@@ -176,10 +176,7 @@ def hub_run(
     from osmotic.sites import hub as hubs
 
     made = hubs.Hub.read(directory)
-    deadline = f"engine.deadline_seconds={hubs.DEADLINE:g}"
-    cfg = resolve.load(config, preset=preset, sets=["engine.name=inprocess", *sets])
-    more = [deadline] if cfg.engine.deadline_seconds == 0 else []
-    cfg = resolve.load(config, preset=preset, sets=[*sets, "engine.name=sites", *more])
+    cfg = resolve.load(config, preset=preset, sets=[*sets, "engine.name=sites"])
     folder = made.fresh_run(out or cfg.preset or cfg.method.name, named=out is not None)
     _finish(lambda: follow.run(made, cfg, folder, json), folder, json)
 

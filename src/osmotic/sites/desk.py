@@ -202,6 +202,22 @@ def _renamed(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:
     return np.array([classes.index(name) for name in dataset.class_names], np.int64)[labels]
 
 
-def at(folder: str) -> SiteDesk:
-    """The desk of the site in a folder."""
-    return SiteDesk(SiteFolder.read(Path(folder)))
+def hello(folder: str, spec: str) -> Packet:
+    """What the site in a folder says of itself; errors as `SiteDesk.hello`."""
+    try:
+        desk = SiteDesk(SiteFolder.read(Path(folder)))
+    except ConfigError as error:  # it names the folder, which Flower would send
+        log.warning("%s", error)
+        return Packet({"name": None, "declines": "has a mistake in its own file"})
+    return desk.hello(spec)
+
+
+def serve(folder: str, spec: str, packet: Packet) -> Packet:
+    """The answer to a task of the site in a folder; errors as `SiteDesk.serve`."""
+    try:
+        desk = SiteDesk(SiteFolder.read(Path(folder)))
+    except ConfigError as error:
+        log.warning("%s", error)
+        address = {name: packet.header.get(name) for name in ADDRESS}
+        return Packet({**address, "failure": ["raised", "ConfigError"]})
+    return desk.serve(spec, packet)

@@ -26,7 +26,6 @@ from osmotic.storage.atomic import write_text
 
 FILE, DATABASE, SECRET = "hub.toml", "state.db", "superexec.secret"
 SUPERLINK = "hub"  # the name of the connection in Flower's own file
-DEADLINE = 3600.0  # seconds for a phase, where a configuration sets none: a site that is gone must not hold up the rest
 LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -15,19 +15,20 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from osmotic.config.schema import Config, to_dict
-from osmotic.data.dataset import Dataset, Split
+from osmotic.data.dataset import Dataset, Split, checked_names
 from osmotic.engines import flower
 from osmotic.engines.envelope import NoPacket, packet_of, records
 from osmotic.engines.flower import Flower
 from osmotic.errors import ConfigError, RunStopped, plain, shown
 from osmotic.federation.blueprint import Blueprint
-from osmotic.protocol.messages import Client, Packet
+from osmotic.protocol.messages import Answer, Client, Packet, Sent
 from osmotic.runs.settle import settle
 from osmotic.runs.study import Holding, Study, choose_device, is_conditional
 from osmotic.sites.desk import Spec
 
 log = logging.getLogger("osmotic.hub")
 
+DEADLINE = 3600.0  # seconds for a phase, and for sites to come, where the configuration sets none
 SOURCE = "sites"  # in the place of a `data.source`
 LOOK = 1.0  # seconds between two looks at who is online
 ANSWERED = 300.0  # seconds that a site may take to read its images and say who it is
@@ -80,21 +81,40 @@ class AcrossSites(Flower):
 
     # --- before the run ---
 
-    def gather(self, sites: int, wait_seconds: float) -> dict[str, Mapping[str, Any]]:
-        """What each of so many sites says of itself, by name; waits for them.
+    def exchange(self, tasks: Iterable[Sent], deadline_seconds: float) -> Iterator[Answer]:
+        """As `Flower.exchange`; without a deadline after `DEADLINE`: a site that is gone must not hold up the rest for ever."""
+        return super().exchange(tasks, deadline_seconds or DEADLINE)
 
-        Raises: RunStopped if fewer have come in time, with those that have and what others said.
+    def gather(self, sites: int, names: Sequence[str], wait_seconds: float) -> dict[str, Mapping[str, Any]]:
+        """What each site of a run says of itself, by name; waits for them, and for whoever is still being asked.
+
+        Args:
+            sites: how many there are to be.
+            names: which, where the run has begun before; others are left out then.
+        Raises: RunStopped if they have not all come in time, with those that have; ConfigError if more are here than
+            there are to be: which of them took part would be a matter of who answers first.
         """
         end = time.monotonic() + wait_seconds
-        while len(self._said) < sites:
+        if missing := self._missing(sites, names):
+            self._announce(f"waits for {missing} sites, {wait_seconds:g} s at most")
+        while self._missing(sites, names) or self._asked:
             self._look()
-            if time.monotonic() > end:
+            if time.monotonic() > end and self._missing(sites, names):
                 here = ", ".join(sorted(self._said)) or "nobody"
-                raise RunStopped(
-                    f"{len(self._said)} of {sites} sites are here after {wait_seconds:g} s: {here}"
-                )
+                left = sites - self._missing(sites, names)
+                raise RunStopped(f"{left} of {sites} sites are here after {wait_seconds:g} s: {here}")
             time.sleep(0.1)
+        if names:
+            return {name: self._said[name] for name in names}
+        if len(self._said) > sites:
+            rule = f"but {len(self._said)} sites are here: {', '.join(sorted(self._said))}"
+            raise ConfigError("data.clients", sites, rule)
         return dict(self._said)
+
+    def _missing(self, sites: int, names: Sequence[str]) -> int:
+        """How many sites are still to come."""
+        self._look()
+        return len(set(names) - self._said.keys()) if names else max(0, sites - len(self._said))
 
     def agree(
         self, config: Config, image: tuple[int, int], classes: Sequence[str], roster: Sequence[Client]
@@ -167,12 +187,11 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
         raise ValueError("says of no number of images")
     if not isinstance(image, list) or [type(n) for n in image] != [int, int] or image[1] not in (1, 3):
         raise ValueError("says of no shape of its images")
-    if (
-        not isinstance(classes, list)
-        or len(classes) > MOST_CLASSES
-        or not all(isinstance(c, str) for c in classes)
-    ):
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes[:MOST_CLASSES]):
         raise ValueError("says of no classes")
+    if len(classes) > MOST_CLASSES:
+        raise ValueError(f"says of more than {MOST_CLASSES:,} classes")
+    checked_names("classes", classes)  # they go into files, pages and terminals
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):
         raise ValueError(f"has osmotic {shown(version, 20)}, and the hub {metadata.version('osmotic')}")
@@ -184,13 +203,17 @@ def say(line: str) -> None:
     print(f"osmotic: {line}", file=sys.stderr, flush=True)
 
 
-def across_sites(grid: Grid, config: Config, announce: Callable[[str], object] = say) -> Study:
+def across_sites(
+    grid: Grid, config: Config, names: Sequence[str] = (), announce: Callable[[str], object] = say
+) -> Study:
     """The study of a run across sites, once `data.clients` of them are there.
 
+    Args:
+        names: of its sites, where the run has begun before.
     Raises: RunStopped if they do not come; ConfigError where their images do not go together.
     """
     engine = AcrossSites(grid, config, announce)
-    said = engine.gather(config.data.clients, config.engine.deadline_seconds)
+    said = engine.gather(config.data.clients, names, config.engine.deadline_seconds or DEADLINE)
     shapes = {name: one["image"] for name, one in said.items()}
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {s}x{s}x{c}" for name, (s, c) in sorted(shapes.items()))
