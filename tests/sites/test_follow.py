@@ -106,3 +106,28 @@ def test_a_hub_that_is_away_for_a_while_is_waited_for(
     hub = Away(tmp_path / "run", [(["osmotic: one", "osmotic: two"], 1, GOOD, True)])
     assert follow.run(hub, Config(), tmp_path / "run", quiet=False) == 0  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == ["osmotic: one", "osmotic: two"], "each line once"
+
+
+def test_a_hub_that_is_only_just_starting_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    from osmotic.sites import flwr_command
+
+    said = iter([flwr_command.AWAY, flwr_command.AWAY, ""])
+    pauses: list[float] = []
+
+    def run(command: list[str], **more: Any) -> Any:
+        told = next(said)
+        answer = (
+            f'{{"success": false, "error-message": "{told}."}}' if told else '{"success": true, "nodes": []}'
+        )
+        return subprocess.CompletedProcess(command, 1 if told else 0, answer, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(flwr_command.time, "sleep", pauses.append)
+    assert flwr_command.ask(tmp_path, ["list"], patience=30)["nodes"] == [] and len(pauses) == 2
+    said = iter([flwr_command.AWAY])
+    with pytest.raises(RunStopped, match="is osmotic hub start running"):
+        flwr_command.ask(tmp_path, ["list"])

@@ -66,9 +66,7 @@ def load(
     Raises: ConfigError naming the key or file and the rule.
     """
     check(cfg)
-    source = _open(cfg.source)
-    if keep_all and source.test is None:
-        source = dataclasses.replace(source, test=dataclasses.replace(source.train, size=0))
+    source = _open(cfg.source, keep_all)
     test = None if source.test is None else _watched(source.test, read)
     return finish(cfg, dataclasses.replace(source, train=_watched(source.train, read), test=test))
 
@@ -134,7 +132,7 @@ def _caution(source: Source, rows: np.ndarray, images: np.ndarray, found: census
     return "; ".join(line for line in told if line)
 
 
-def describe(cfg: DataConfig) -> Shape:
+def describe(cfg: DataConfig, keep_all: bool = False) -> Shape:
     """What `load` would give, without decoding an image.
 
     Named sets are answered from built-in figures, or from the file in OSMOTIC_DATA; `npz:` from array headers
@@ -149,7 +147,7 @@ def describe(cfg: DataConfig) -> Shape:
         num_classes = native.num_classes
         side, channels = cfg.image_size or side, cfg.channels or channels
         return Shape(side, channels, num_classes, min(num_train, cfg.max_images or num_train))
-    return shape_of(cfg, _open(cfg.source))
+    return shape_of(cfg, _open(cfg.source, keep_all))
 
 
 def shape_of(cfg: DataConfig, source: Source) -> Shape:
@@ -187,13 +185,17 @@ def check(cfg: DataConfig) -> None:
     raise ConfigError("data.source", cfg.source, rule, f"{close}:{rest}" if colon and close else close)
 
 
-def _open(name: str) -> Source:
+def _open(name: str, keep_all: bool = False) -> Source:
     kind, _, rest = name.partition(":")
     if name == "digits":
-        return _digits()
-    if name in NAMED:
-        return dataclasses.replace(_named(name), name=name)
-    return open_hub(rest) if kind == "hf" else PREFIXES[kind](Path(rest))
+        found = _digits()
+    elif name in NAMED:
+        found = dataclasses.replace(_named(name), name=name)
+    else:
+        found = open_hub(rest) if kind == "hf" else PREFIXES[kind](Path(rest))
+    if keep_all and found.test is None:
+        return dataclasses.replace(found, test=dataclasses.replace(found.train, size=0))
+    return found
 
 
 def _local(name: str) -> Path | None:

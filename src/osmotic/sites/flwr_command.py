@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,32 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def ask(home: Path, words: Sequence[str], seconds: float = 60.0) -> dict[str, Any]:
-    """The JSON that `flwr WORDS --format json` prints. Raises: RunStopped with its message if it fails."""
+AWAY = "Connection to the SuperLink is unavailable"  # flwr's words
+
+
+def ask(home: Path, words: Sequence[str], seconds: float = 60.0, patience: float = 0.0) -> dict[str, Any]:
+    """The JSON that `flwr WORDS --format json` prints.
+
+    Args:
+        seconds: for one answer.
+        patience: seconds for a hub that is only just starting.
+    Raises: RunStopped with its message if it fails.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return _asked(home, words, seconds)
+        except HubAway:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(1)
+
+
+class HubAway(RunStopped):
+    """Nobody answers at the hub's address."""
+
+
+def _asked(home: Path, words: Sequence[str], seconds: float) -> dict[str, Any]:
     command = [program("flwr"), *words, "--format", "json"]
     try:
         done = subprocess.run(
@@ -46,5 +71,7 @@ def ask(home: Path, words: Sequence[str], seconds: float = 60.0) -> dict[str, An
         found = {}
     if done.returncode != 0 or not found or found.get("success") is False:
         told = found.get("error-message") or done.stderr.strip() or done.stdout.strip() or "no answer"
+        if AWAY in str(told):
+            raise HubAway("the hub does not answer: is osmotic hub start running?")
         raise RunStopped(f"flwr {words[0]}: {plain(str(told).strip().splitlines()[-1])}")
     return dict(found)

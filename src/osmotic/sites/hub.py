@@ -26,6 +26,7 @@ from osmotic.storage.atomic import write_text
 
 FILE, DATABASE, SECRET = "hub.toml", "state.db", "superexec.secret"
 SUPERLINK = "hub"  # the name of the connection in Flower's own file
+STARTING = 60.0  # seconds that a hub may take to start, or to start again
 LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
 
 
@@ -107,7 +108,11 @@ class Hub:
             raise ConfigError("KEY", str(key), f"cannot be read ({error.strerror})") from None
         if not is_public_key(data):
             raise ConfigError("KEY", str(key), "is no public key of osmotic site init (site.key.pub)")
-        ask(self.home, ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name])
+        ask(
+            self.home,
+            ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name],
+            patience=STARTING,
+        )
 
     def sites(self) -> list[dict[str, Any]]:
         """Sites that are registered: name, and whether they are online."""
@@ -137,7 +142,9 @@ class Hub:
 
         write_text(app / "pyproject.toml", APP)
         write_text(overrides := self.path / "app.toml", tomli_w.dumps(told))
-        started = ask(self.home, ["run", str(app), SUPERLINK, "--run-config", str(overrides)])
+        started = ask(
+            self.home, ["run", str(app), SUPERLINK, "--run-config", str(overrides)], patience=STARTING
+        )
         return str(started["run-id"])
 
     def follow(self, run: str) -> Iterator[str]:

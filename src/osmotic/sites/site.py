@@ -73,7 +73,8 @@ def services(site: SiteFolder) -> Supervisor:
         "--insecure",
         *secret,
     ]
-    made = [Service("supernode", node), Service("superexec", executor)]
+    hint = "is its key registered? osmotic hub add-site does it; after a kill the hub lets it in again within a minute"
+    made = [Service("supernode", node, hint=hint), Service("superexec", executor)]
     return Supervisor(made, path / "logs", {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"})
 
 
@@ -141,7 +142,7 @@ def _images(site: SiteFolder) -> str:
 
     cfg = DataConfig(source=site.config.data)
     sources.check(cfg)
-    shape = sources.describe(cfg)
+    shape = sources.describe(cfg, keep_all=True)
     classes = f"{shape.num_classes} classes" if shape.num_classes else "no labels"
     side, kind = shape.image_size, {1: "grey", 3: "colour"}[shape.channels]
     return f"{shape.num_train:,} images of {side}x{side}, {kind}, {classes}"

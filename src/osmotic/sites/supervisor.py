@@ -31,10 +31,12 @@ class Service:
     Args:
         name: as its log file and messages call it.
         command: its words; the first is a program of this Python's environment.
+        hint: what is told with its end: the likeliest cause.
     """
 
     name: str
     command: Sequence[str]
+    hint: str = ""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = FIRST_PAUSE
@@ -84,7 +86,11 @@ class Supervisor:
                 service.pause = FIRST_PAUSE
             self._end_group(service.process)  # what it had started
             service.process, service.due = None, now + service.pause
-            self._say(f"{service.name} ended with {code}; started again in {service.pause:g} s")
+            hint = f" ({service.hint})" if service.hint else ""
+            log = self.logs / f"{service.name}.log"
+            self._say(
+                f"{service.name} ended with {code}{hint}; started again in {service.pause:g} s; {log} has more"
+            )
             service.pause = min(2 * service.pause, LONGEST_PAUSE)
         if now >= service.due:
             service.process, service.started = self._start(service), now
