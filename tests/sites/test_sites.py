@@ -750,3 +750,27 @@ def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:
     answer = packet_of(records(desk.hello(spec_of()))).header
     assert set(answer) == {"name", "version", "num_examples", "image", "classes", "torch"}
     assert len(json.dumps(answer)) < 400
+
+
+def test_a_hub_knows_its_sites_by_name(
+    tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower gives a number when a key is registered, and lists numbers alone."""
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    numbers = iter([18071833777992326379, 7])
+
+    def ask(home: Path, words: list[str], **more: Any) -> dict[str, Any]:
+        if words[1] == "register":
+            return {"node-id": next(numbers)}
+        return {
+            "nodes": [
+                {"node-id": "7", "status": "online"},
+                {"node-id": "18071833777992326379"},
+                {"node-id": "8"},
+            ]
+        }
+
+    monkeypatch.setattr(hub, "ask", ask)
+    for folder in folders[:2]:
+        made.add_site(folder.name, folder / "site.key.pub")
+    assert [one["name"] for one in hub.Hub.read(made.path).sites()] == ["client-001", "client-000", ""]

@@ -21,7 +21,8 @@ class Start:
         num_images: training images of all clients.
         num_classes: that the network is told; 0 where it is told none.
         num_clients, rounds: of the run.
-        samples, every: images drawn for a score, and the rounds between two scores; 0 scores only after the last round.
+        samples, every: images drawn for a score, 0 where nothing is scored, and the rounds between two scores; 0 scores only
+            after the last round.
         estimate: times a few steps when it is called, some seconds, and gives the time to go; None where clients are elsewhere.
         quicker: times what would be quicker, and gives it as `--set` text with its seconds; None where nothing is.
     """
@@ -51,11 +52,12 @@ def lines(start: Start) -> list[str]:
     classes = plural(start.num_classes, "class", "classes") if start.num_classes else "no classes"
     scored = f"every {plural(start.every, 'round')}" if start.every else "after the last round"
     scored = "every round" if start.every == 1 else scored
+    told = f"{count(start.samples)} samples scored {scored}" if start.samples else "nothing is scored here"
     return [
         f"osmotic: {start.where}",
         f"osmotic: {plural(start.num_clients, 'client')} on {start.device}, {plural(start.num_images, 'image')} of "
         f"{start.image_size}x{start.image_size}, {colour}, {classes}; network {start.network} with "
-        f"{count(start.parameters)} weights; {plural(start.rounds, 'round')}, {count(start.samples)} samples scored {scored}",
+        f"{count(start.parameters)} weights; {plural(start.rounds, 'round')}, {told}",
     ]
 
 

@@ -193,7 +193,7 @@ def described(study: Study, server: Server) -> Start:
         num_classes=spec.num_classes,
         num_clients=len(study.holdings),
         rounds=config.training.rounds,
-        samples=int(config.score.samples),
+        samples=0 if study.at_sites else int(config.score.samples),
         every=int(config.score.every),
         estimate=estimate,
         quicker=lambda estimate: quicker.quicker(study, *estimate.todo(), enough=LONG),

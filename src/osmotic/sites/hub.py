@@ -22,9 +22,10 @@ from osmotic.errors import ConfigError
 from osmotic.protocol.messages import Client
 from osmotic.sites.flwr_command import ask, environment, program
 from osmotic.sites.supervisor import Service, Supervisor
+from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
 
-FILE, DATABASE, SECRET = "hub.toml", "state.db", "superexec.secret"
+FILE, DATABASE, SECRET, NAMES = "hub.toml", "state.db", "superexec.secret", "sites.json"
 SUPERLINK = "hub"  # the name of the connection in Flower's own file
 STARTING = 60.0  # seconds that a hub may take to start, or to start again
 LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
@@ -108,15 +109,22 @@ class Hub:
             raise ConfigError("KEY", str(key), f"cannot be read ({error.strerror})") from None
         if not is_public_key(data):
             raise ConfigError("KEY", str(key), "is no public key of osmotic site init (site.key.pub)")
-        ask(
-            self.home,
-            ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name],
-            patience=STARTING,
-        )
+        words = ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name]
+        node = ask(self.home, words, patience=STARTING).get("node-id")
+        # Flower lists numbers alone.
+        names = {**self.names(), str(node): name}
+        write_text(self.path / NAMES, strict_json.dumps(names, indent=1) + "\n")
+
+    def names(self) -> dict[str, str]:
+        """Names of registered sites by Flower's number of each."""
+        file = self.path / NAMES
+        return strict_json.read_table(file) if file.exists() else {}
 
     def sites(self) -> list[dict[str, Any]]:
         """Sites that are registered: name, and whether they are online."""
-        return list(ask(self.home, ["supernode", "list", SUPERLINK]).get("nodes", []))
+        names = self.names()
+        nodes = ask(self.home, ["supernode", "list", SUPERLINK]).get("nodes", [])
+        return [{"name": names.get(str(node.get("node-id")), ""), **node} for node in nodes]
 
     def listed(self) -> list[dict[str, Any]]:
         """Runs as Flower knows them, with its counters of bytes."""
