@@ -28,7 +28,7 @@ OPTIONS = ("preset", "data", "config", "set", "out", "resume")
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """A run on the grid that Flower gives, from the app's run configuration; docs/flower.md shows one.
+    """A run on the grid that Flower gives, from the app's run configuration; docs/deploy.md shows one.
 
     Raises: what `osmotic.run` does, which Flower tells in its log, and calls the run failed.
     """
@@ -39,9 +39,13 @@ def main(grid: Grid, context: Context) -> None:
 
     sites = bool(context.run_config.get("sites", False))
     given = {name: str(context.run_config.get(name, "") or "") for name in OPTIONS}
-    keys = dict(parse_set(word) for word in shlex.split(given["set"]))
-    keys["engine.name"] = "sites" if sites else "flower"
     try:
+        try:
+            words = shlex.split(given["set"])
+        except ValueError as error:
+            raise ConfigError("set", given["set"], f"cannot be read: {error}") from None
+        keys = dict(parse_set(word) for word in words)
+        keys["engine.name"] = "sites" if sites else "flower"
         with lent(grid, across_sites if sites else None):
             if given["resume"]:
                 osmotic.load(given["resume"]).resume(keys=keys, quiet=False)

@@ -25,7 +25,7 @@ KINDS = {
     "server": ("flwr-serverapp", "hub"),
     "supernode": ("flower-supernode", "site"),
     "site-superexec": ("flower-superexec", "site"),
-    "client": ("flwr-clientapp", "site"),
+    "client": ("osmotic.sites.task", "site"),
 }
 
 

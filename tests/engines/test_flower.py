@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -248,6 +249,68 @@ def test_the_answer_of_another_client_or_round_in_its_place_is_refused(
     server.run()
     assert [(f["round"], f["kind"]) for f in server.state.failures] == [(2, "bad")]
     assert "answers for server_round 1" in server.state.failures[0]["reason"]
+
+
+def test_a_reply_that_flower_cannot_read_is_its_clients_failure_and_nobody_elses(
+    make_server: Callable[..., Any], runtime: type[Runtime]
+) -> None:
+    def broken(place: int, message: Message) -> list[Message] | None:
+        if place == 1:
+            raise TypeError("cannot reshape array: /home/someone/secret.py")
+        return None
+
+    runtime.fate = tasks_only(broken)
+    server = make_server("engine.name=flower", "training.rounds=2", name="flower")
+    server.run()
+    assert [(f["client_id"], f["kind"], f["reason"]) for f in server.state.failures] == [
+        (1, "bad", "cannot be read (TypeError)")
+    ] * 2
+
+
+def test_a_superlink_that_is_gone_is_nobodys_failure(
+    make_server: Callable[..., Any], runtime: type[Runtime]
+) -> None:
+    def gone(place: int, message: Message) -> list[Message] | None:
+        raise httpx.ConnectError("connection refused")
+
+    runtime.fate = tasks_only(gone)
+    server = make_server("engine.name=flower", name="flower")
+    with pytest.raises(httpx.ConnectError):
+        server.run()
+    assert not server.state.failures
+
+
+def test_a_simulation_that_does_not_begin_or_has_ended_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import threading
+
+    monkeypatch.setattr(flower, "STARTED", 0.05)
+    runtime = flower.Runtime.__new__(flower.Runtime)
+    runtime._opened, runtime._error = threading.Event(), None
+    with pytest.raises(RunStopped, match=r"has not begun within 0\.05 s"):
+        runtime.grid()
+    runtime._opened.set()
+    runtime._error = ValueError("no resources")
+    with pytest.raises(RunStopped, match="is not there: ValueError: no resources"):
+        runtime.grid()
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"), [("a='b", 'set = "a=\'b": cannot be read'), ("seed", "must be section.key=value")]
+)
+def test_a_mistake_in_the_keys_of_an_app_is_one_line(
+    told: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flwr.app import Context
+
+    from osmotic import flower as apps
+
+    context = Context(1, 1, {}, RecordDict(), {"set": told})
+    with pytest.raises(ConfigError):
+        apps.main(None, context)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("osmotic: error: ") and reason in line
 
 
 def test_a_full_disk_under_the_clients_ends_the_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from process_tree import alive, descendants
-from tests.chaos.federation import Federation
+from tests.chaos.federation import Federation, free_port
 
 from osmotic.sites.flwr_command import environment, program
 
@@ -70,24 +71,121 @@ def test_a_run_that_fails_has_an_exit_code_and_a_reason(federation: Federation) 
     )
 
 
-def test_a_key_that_nobody_registered_does_not_connect(federation: Federation, tmp_path: Path) -> None:
+REFUSED = "Failed to activate SuperNode"  # flwr's words
+
+
+def connecting(federation: Federation, key: Path, home: Path, seconds: float) -> str:
+    """What a supernode with this key tells within so many seconds."""
+    address = (federation.folder / "client-000/site.toml").read_text().split('hub = "')[1].split('"')[0]
+    command = [
+        program("flower-supernode"),
+        "--superlink",
+        address,
+        "--max-retries",
+        "1",
+        "--isolation",
+        "process",
+    ]
+    command += ["--root-certificates", str(federation.folder / "hub/ca.crt"), "--port", str(free_port())]
+    command += ["--auth-supernode-private-key", str(key)]
+    (home / "superexec.secret").write_text("0" * 64)
+    (home / "superexec.secret").chmod(0o600)
+    command += ["--superexec-auth-secret-file", str(home / "superexec.secret")]
+    with open(home / "log", "w+") as log:
+        process = subprocess.Popen(
+            command, env=environment(home), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        return log.read()
+
+
+def nodes(federation: Federation) -> list[dict[str, str]]:
+    told = json.loads(federation.call("hub", "status", "--hub", federation.folder / "hub", "--json"))
+    return list(told["sites"])
+
+
+def test_only_a_registered_key_connects(federation: Federation, tmp_path: Path) -> None:
     from osmotic.sites import certificates
 
     certificates.make_key(tmp_path / "stranger")
-    port = (federation.folder / "client-000/site.toml").read_text().split('hub = "')[1].split('"')[0]
-    command = [program("flower-supernode"), "--superlink", port, "--max-retries", "1"]
-    command += ["--root-certificates", str(federation.folder / "hub/ca.crt"), "--port", "0"]
-    command += ["--auth-supernode-private-key", str(tmp_path / "stranger")]
-    try:
-        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        done = None
-    nodes = json.loads(
-        subprocess.run(
-            [program("flwr"), "supernode", "list", "hub", "--format", "json"],
-            env=environment(federation.folder / "hub/flower"),
-            capture_output=True,
-            text=True,
-        ).stdout
-    )["nodes"]
-    assert len(nodes) == 3 and (done is None or done.returncode != 0)
+    refused = connecting(federation, tmp_path / "stranger", tmp_path, 60)
+    assert REFUSED in refused, refused
+    hub = ("--hub", federation.folder / "hub")
+    federation.call("hub", "add-site", "guest", tmp_path / "stranger.pub", *hub)
+    assert "guest" in [one["name"] for one in nodes(federation)]
+    let_in = connecting(federation, tmp_path / "stranger", tmp_path, 15)
+    assert REFUSED not in let_in and "Uvicorn running" in let_in, let_in
+    federation.call("hub", "remove-site", "guest", *hub)
+    assert "guest" not in [one["name"] for one in nodes(federation)]
+    again = connecting(federation, tmp_path / "stranger", tmp_path, 60)
+    assert REFUSED in again, again
+
+
+EVIL = {
+    "pyproject.toml": """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "osmotic-hub"
+version = "1.0.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "osmotic"
+[tool.flwr.app.components]
+serverapp = "evil.server:app"
+clientapp = "evil.client:app"
+""",
+    "evil/__init__.py": "",
+    "evil/client.py": """
+from pathlib import Path
+from flwr.clientapp import ClientApp
+Path("MARK").write_text("code of the hub's ran at a site")
+app = ClientApp()
+@app.train()
+def train(message, context):
+    Path("MARK").write_text("code of the hub's ran at a site")
+    return message
+""",
+    "evil/server.py": """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 3:
+        time.sleep(0.5)
+    asked = [Message(RecordDict({"a": ConfigRecord({"b": 1})}), node, kind) for node in nodes for kind in ("train", "query.hello")]
+    replies = list(grid.send_and_receive(asked, timeout=60))
+    Path("HEARD").write_text(json.dumps([str(r.error) if r.has_error() else sorted(r.content) for r in replies]))
+""",
+}
+
+
+def test_a_hub_that_hands_out_an_app_of_its_own_runs_nothing_at_the_sites(
+    federation: Federation, tmp_path: Path
+) -> None:
+    from osmotic.sites.flwr_command import ask
+
+    mark, heard = tmp_path / "mark", tmp_path / "heard"
+    for name, text in EVIL.items():
+        file = tmp_path / "app" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace("MARK", str(mark)).replace("HEARD", str(heard)))
+    ask(federation.folder / "hub/flower", ["run", str(tmp_path / "app"), "hub"])
+    end = time.monotonic() + 120
+    while not heard.exists():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    told = json.loads(heard.read_text())
+    assert not mark.exists()
+    assert len(told) == 6, told
+    # The sites' own app has answered: it says that this is no run, and no more.
+    assert all("/" not in json.dumps(one) for one in told), told

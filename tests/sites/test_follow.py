@@ -16,7 +16,10 @@ from osmotic.sites import follow
 
 
 class PlayedHub:
-    """Each run of the server: (lines of its log, phases that it closes, its status, whether it writes a summary)."""
+    """Each run of the server: (lines of its log, phases that it closes, its status, whether it writes a summary).
+
+    One that closes -1 phases dies before it has written anything.
+    """
 
     def __init__(self, out: Path, acts: list[tuple[list[str], int, str, bool]]) -> None:
         self.out, self.path, self.acts = out, out.parent, acts
@@ -26,6 +29,8 @@ class PlayedHub:
     def submit(self, config: Any, out: Path) -> str:
         self.submitted.append(config is not None)
         _, phases, _, done = self.acts[len(self.submitted) - 1]
+        if phases < 0:
+            return str(len(self.submitted))
         out.mkdir(exist_ok=True)
         (out / "config.toml").touch()
         with (out / "metrics.jsonl").open("a") as file:
@@ -64,6 +69,20 @@ def test_one_that_gets_no_further_is_given_up(tmp_path: Path, capsys: pytest.Cap
     assert follow.run(hub, Config(), tmp_path / "run", quiet=True) == 1  # type: ignore[arg-type]
     assert len(hub.submitted) == 1 + follow.TRIES
     assert "the run ended as finished:failed; go on with: osmotic hub resume" in capsys.readouterr().err
+
+
+def test_one_whose_server_dies_before_it_begins_is_handed_over_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = PlayedHub(
+        tmp_path / "run", [([], -1, DEAD, False)] * 2 + [([], 1, DEAD, False), ([], 1, GOOD, True)]
+    )
+    assert follow.run(hub, Config(), tmp_path / "run", quiet=True) == 0  # type: ignore[arg-type]
+    assert hub.submitted == [True, True, True, False]
+    assert "the run's server died: it begins again" in capsys.readouterr().err
+    hub = PlayedHub(tmp_path / "other", [([], -1, DEAD, False)] * 9)
+    assert follow.run(hub, Config(), tmp_path / "other", quiet=True) == 1  # type: ignore[arg-type]
+    assert hub.submitted == [True] * follow.TRIES
 
 
 def test_one_that_says_why_is_not_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

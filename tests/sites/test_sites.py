@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import stat
 import subprocess
@@ -278,6 +279,11 @@ def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tm
         ({"classes": ["a", "a"]}, "class names must differ"),
         ({"classes": ["\x1b[31mred"]}, "printable characters only"),
         ({"classes": ["a" * 300]}, "at most 200 characters"),
+        ({"classes": [f"{n}" for n in range(10_001)]}, "more than 10,000 classes"),
+        ({"classes": [f"{n:0100}" for n in range(1_001)]}, "letters of their names"),
+        ({"image": [0, 1]}, "no shape"),
+        ({"image": [-8, 1]}, "no shape"),
+        ({"image": [1025, 1]}, "no shape"),
         ({"version": "0.0.1"}, "has osmotic '0.0.1', and the hub"),
     ],
 )
@@ -301,12 +307,45 @@ def test_a_hello_that_is_no_packet_and_one_of_another_name_are_passed_over(
             return [Message(RecordDict(), reply_to=message)]
         return None
 
-    config = resolve.load(keys=KEYS | SITES | {"data.clients": 1, "engine.deadline_seconds": 2})
+    config = resolve.load(keys=KEYS | SITES | {"data.clients": 2, "engine.deadline_seconds": 2})
     grid = SitesGrid(folders[:2], registered=["client-000", "somebody-else"], fate=fate)
     with pytest.raises(RunStopped, match="nobody"):
         roster.across_sites(grid, config, announce=told.append)
     assert any("holds other records" in line for line in told)
     assert any("says that it is 'client-001'" in line for line in told)
+
+
+def test_one_that_declines_is_known_by_the_name_of_its_key() -> None:
+    told = roster._checked({"name": "client-001", "declines": "\x1b[31mno"}, "client-000")
+    assert told == {"name": "client-000", "declines": "\\x1b[31mno"}
+
+
+def test_a_site_that_never_says_who_it_is_holds_nobody_up(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "SETTLED", 0.3)
+
+    def fate(place: int, message: Message) -> list[Message] | None:
+        return [] if place == 2 else None
+
+    grid = SitesGrid(folders, fate=fate)
+    engine = roster.AcrossSites(grid, resolve.load(keys=KEYS | SITES))
+    begun = time.monotonic()
+    assert engine.gather(2, (), 60).keys() == {"client-000", "client-001"}
+    assert engine.gather(2, ("client-000", "client-001"), 60).keys() == {"client-000", "client-001"}
+    assert time.monotonic() - begun < 30
+
+
+def test_a_hello_that_flower_cannot_read_costs_the_others_nothing(folders: list[Path]) -> None:
+    def fate(place: int, message: Message) -> list[Message] | None:
+        if place == 1:
+            raise TypeError("Object of type 'Array' is corrupt: /home/someone")
+        return None
+
+    told: list[str] = []
+    engine = roster.AcrossSites(SitesGrid(folders, fate=fate), resolve.load(keys=KEYS | SITES), told.append)
+    assert engine.gather(2, (), 30).keys() == {"client-000", "client-002"}
+    assert "site client-001 does not take part: cannot be read (TypeError)" in told
 
 
 def test_a_site_that_comes_back_with_another_policy_is_asked_again(
@@ -338,7 +377,14 @@ def test_the_name_of_a_site_that_is_here_cannot_be_taken(folders: list[Path]) ->
     for _ in range(3):
         engine._look()
     assert sum("has the name of another site" in line for line in told) == 1
-    assert len(engine._nodes) == 1
+    [first] = engine._nodes.values()
+    [second] = grid.partitions.keys() - {first}
+    assert engine._second == {second: first}
+    # A site whose process died comes back as another node, at times before the old one is given up.
+    grid.online.discard(first)
+    engine._look()
+    engine._look()
+    assert list(engine._nodes.values()) == [second]
 
 
 # --- what a site lets happen ---
@@ -362,6 +408,18 @@ def test_the_name_of_a_site_that_is_here_cannot_be_taken(folders: list[Path]) ->
             "policy.least_clients asks for 4 clients in a round, and this run has 3",
         ),
         ({}, {"training.fraction_train": 0.3}, "train", "policy.least_clients asks for 2"),
+        (
+            {"most_passes": 2.0},
+            {"training.local_epochs": 3},
+            "train",
+            "policy.most_passes = 2: this task asks",
+        ),
+        (
+            {"largest_side": 15},
+            {"data.image_size": 16},
+            "train",
+            "policy.largest_side = 15: this run asks for 16 pixels",
+        ),
         ({}, {"method.name": "udec"}, "model", "policy.own_model"),
         ({}, {"method.name": "udec"}, "sample", "policy.synthetic_images"),
         ({}, {"server.pieces": "correction"}, "train", "policy.synthetic_images"),
@@ -378,6 +436,15 @@ def test_the_policy_objects(policy: dict[str, Any], keys: dict[str, Any], action
     assert (Policy(**policy).objection(config, {"action": action}) or "").startswith(reason)
     free = Policy(least_clients=1, own_model=True, synthetic_images=True)
     assert free.objection(config, {"action": action}) is None
+
+
+@pytest.mark.parametrize("passes", [101, float("nan"), float("inf"), True, "7", [1]])
+def test_a_task_cannot_ask_for_more_passes_than_the_policy_lets_it(passes: Any) -> None:
+    config = resolve.load(keys=KEYS)
+    told = Policy().objection(config, {"action": "train", "local_epochs": passes}) or ""
+    assert told.startswith("policy.most_passes = 100")
+    for few in (1, 0.5, 100, None):
+        assert Policy().objection(config, {"action": "train", "local_epochs": few}) is None
 
 
 @pytest.mark.parametrize("returns", [["encoder"], ["decoder", "encoder"], "encoder", 7, [["encoder"]]])
@@ -496,6 +563,72 @@ def test_a_rule_that_names_a_path_of_the_site_stays_there(desk: SiteDesk, tmp_pa
     assert told.startswith("cannot take part: score.encoder") and "/" not in told
 
 
+def test_a_run_is_held_to_what_it_was_when_it_began(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that tells another story under the same run's id gets no personal part; changed images are noticed."""
+    tasks: list[tuple[str, Packet]] = []
+    serve = SiteDesk.serve
+
+    def watched(self: SiteDesk, spec: str, packet: Packet) -> Packet:
+        if self.name == "client-000":
+            tasks.append((spec, packet))
+        return serve(self, spec, packet)
+
+    monkeypatch.setattr(SiteDesk, "serve", watched)
+    data = tmp_path / "client-000.npz"
+    data.write_bytes(Path(SiteFolder.read(folders[0]).config.data.removeprefix("npz:")).read_bytes())
+    [line] = [one for one in (folders[0] / "site.toml").read_text().splitlines() if one.startswith("data")]
+    write(folders[0], line, f'data = "npz:{data}"')
+    run(SitesGrid(folders), tmp_path / "run", method__name="udec", training__rounds=1)
+    spec, packet = tasks[0]
+    desk = SiteDesk(SiteFolder.read(folders[0]))
+
+    def failure(told: dict[str, Any], **header: Any) -> Any:
+        again = Packet(packet.header | header, packet.blobs)
+        return serve(desk, json.dumps(told), again).header.get("failure")
+
+    told = json.loads(spec)
+    assert failure(told) is None, "the same task may come again"
+    # What may change while a run goes on, and what is the site's own.
+    longer = json.loads(spec)
+    longer["config"]["training"]["rounds"] = 9
+    longer["config"]["data"]["source"] = "elsewhere"
+    assert failure(longer) is None
+    other = json.loads(spec)
+    other["config"]["method"]["name"] = "fedavg"
+    returns = ["encoder", "bottleneck", "decoder"]
+    held = ["refused", "is told other rules than those that this run began with here"]
+    assert failure(other, returns=returns) == held
+    fewer = json.loads(spec)
+    fewer["classes"] = fewer["classes"][::-1]
+    assert failure(fewer) == held
+
+    with np.load(data) as found:
+        arrays = dict(found)
+    arrays["train_images"] = arrays["train_images"][::-1]
+    np.savez(data, **arrays)
+    desk = SiteDesk(SiteFolder.read(folders[0]))
+    assert failure(told) == ["refused", "has other images than when this run began here"]
+
+
+def test_a_hub_cannot_ask_for_more_threads_than_there_are(desk: SiteDesk) -> None:
+    header = {"action": "train", "run": "a", "phase": "train", "server_round": 1}
+    answer = desk.serve(spec_of(engine__threads=1_000), Packet(header)).header["failure"]
+    assert answer == ["refused", "has fewer processors than engine.threads asks for"]
+
+
+def test_a_rule_that_names_any_path_stays_at_the_site(
+    desk: SiteDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **more: Any) -> Any:
+        raise ConfigError("data.source", "x", "no such file: /srv/patients/7.png")
+
+    monkeypatch.setattr(resolve, "received", refused)
+    told = desk.hello(spec_of()).header["declines"]
+    assert "patients" not in told and told.startswith("cannot take part: data.source")
+
+
 @pytest.mark.parametrize("run_id", ["../up", "", "a/b", "x" * 65, 7, None])
 def test_a_run_cannot_name_a_folder_outside_the_site(desk: SiteDesk, run_id: Any) -> None:
     header = {"action": "train", "run": run_id, "phase": "train", "server_round": 1}
@@ -573,6 +706,103 @@ def test_check_says_what_is_wrong_line_by_line(folders: list[Path]) -> None:
     assert "is not there" in next(line.told for line in site.check(folder) if line.what == "keys")
     [line] = site.check(folder / "nowhere")
     assert not line.good and "osmotic site init makes one" in line.told
+
+
+def test_a_site_whose_certificate_is_gone_does_not_speak_without_encryption(tmp_path: Path) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    one = site.init(tmp_path / "one", "one", "digits", "localhost:1", made.path / "ca.crt", 9094)
+    command = site.services(one).services[0].command
+    assert "--root-certificates" in command and "--insecure" not in command
+    (one.path / "ca.crt").unlink()
+    with pytest.raises(ConfigError, match="is not there: get it from the hub again"):
+        site.services(SiteFolder.read(one.path))
+    assert {line.what for line in site.check(one.path) if not line.good} == {"certificate", "hub"}
+    for lines in ("plaintext = true", "plaintext = false"):
+        assert isinstance(SiteFolder.read(one.path), SiteFolder), lines
+    write(one.path, "plaintext = false", "plaintext = true")
+    assert "--insecure" in site.services(SiteFolder.read(one.path)).services[0].command
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "address", "told"),
+    [
+        ("a/b", "digits", "localhost:1", "name = 'a/b'"),
+        ("one", "", "localhost:1", "data = '': must be given"),
+        ("one", "digits", "localhost", "hub = 'localhost': must be HOST:PORT"),
+        ("one", "digits", ":1", "hub = ':1': must be HOST:PORT"),
+    ],
+)
+def test_a_site_with_a_mistake_is_not_made(
+    tmp_path: Path, name: str, data: str, address: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        site.init(tmp_path / "one", name, data, address, None, 9094)
+    assert told in str(refused.value) and not (tmp_path / "one").exists()
+
+
+def test_only_a_certificate_is_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    for file in (tmp_path / "ca.crt", tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ConfigError, match=r"--ca .*must be the ca\.crt"):
+            site.init(tmp_path / "one", "one", "digits", "localhost:1", file, 9094)
+        assert not (tmp_path / "one").exists()
+
+
+def test_a_port_that_answers_with_anything_but_http_is_told_of(tmp_path: Path) -> None:
+    import socket
+    import threading
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    made = site.init(tmp_path / "one", "one", "digits", address, None, 9094)
+    [line] = [line for line in site.check(made.path) if line.what == "hub"]
+    thread.join()
+    listener.close()
+    assert not line.good and "does not answer" in line.told
+
+
+# --- the program of a task ---
+
+
+def test_a_site_finds_one_program_and_no_other(folders: list[Path]) -> None:
+    made = site.services(SiteFolder.read(folders[0]))
+    folder = Path(made.environment["PATH"])
+    assert [p.name for p in folder.iterdir()] == ["flwr-clientapp"] and folder == folders[0] / "bin"
+    done = subprocess.run(
+        ["flwr-clientapp", "--help"], env=made.environment, capture_output=True, text=True, check=True
+    )
+    assert "--token" in done.stdout
+
+
+def test_a_task_runs_our_app_whatever_the_hub_has_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's own functions, put aside where it looks for them."""
+    from flwr.supernode.runtime import run_clientapp
+
+    from osmotic.flower import client
+    from osmotic.sites import task
+
+    names = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn")
+    theirs = {name: getattr(run_clientapp, name) for name in names}
+    source = inspect.getsource(run_clientapp.run_clientapp)
+    for name in names:
+        monkeypatch.setattr(run_clientapp, name, theirs[name])
+        assert f"{name}(" in source, "is called by the name that is put aside"
+    begun: list[bool] = []
+    monkeypatch.setattr(task, "flwr_clientapp", lambda: begun.append(True))
+    task.main()
+    assert begun and all(getattr(run_clientapp, name) is not theirs[name] for name in names)
+    assert run_clientapp.install_from_fab(b"no archive", skip_prompt=True) is None
+    load = run_clientapp.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+    assert load("evil/app", "1.0", "0" * 64) is client
 
 
 # --- keys, certificates, the hub's files ---
@@ -759,9 +989,15 @@ def test_a_hub_knows_its_sites_by_name(
     made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
     numbers = iter([18071833777992326379, 7])
 
+    taken_back: list[str] = []
+
     def ask(home: Path, words: list[str], **more: Any) -> dict[str, Any]:
         if words[1] == "register":
+            assert more["patience"] >= 60, "the hub may only just be starting"
             return {"node-id": next(numbers)}
+        if words[1] == "unregister":
+            taken_back.append(words[2])
+            return {"success": True}
         return {
             "nodes": [
                 {"node-id": "7", "status": "online"},
@@ -774,3 +1010,29 @@ def test_a_hub_knows_its_sites_by_name(
     for folder in folders[:2]:
         made.add_site(folder.name, folder / "site.key.pub")
     assert [one["name"] for one in hub.Hub.read(made.path).sites()] == ["client-001", "client-000", ""]
+    with pytest.raises(ConfigError, match="is the name of a site that is there"):
+        made.add_site("client-000", folders[2] / "site.key.pub")
+    with pytest.raises(ConfigError, match=r"is no site of this hub .*client-00"):
+        made.remove_site("client-00")
+    made.remove_site("client-000")
+    assert taken_back == ["18071833777992326379"] and made.names() == {"7": "client-001"}
+    numbers = iter([9])
+    made.add_site("client-000", folders[2] / "site.key.pub")
+    assert made.names() == {"7": "client-001", "9": "client-000"}
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    one, other = made.fresh_run("run", False), made.fresh_run("run", False)
+    assert one != other and one.is_dir() and other.is_dir()
+    assert made.fresh_run("mine", True).is_dir()
+    with pytest.raises(ConfigError, match="--name = 'mine': is the name of another run"):
+        made.fresh_run("mine", True)
+
+
+def test_a_mistake_in_the_hubs_file_is_one_line(tmp_path: Path) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    write_to = made.path / "hub.toml"
+    write_to.write_text(write_to.read_text() + "plain = true\n")
+    with pytest.raises(ConfigError, match=r"hub\.toml: plain = True: unknown key .*plaintext"):
+        hub.Hub.read(made.path)

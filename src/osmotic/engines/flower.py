@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
 from typing import Any
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -35,9 +35,9 @@ log = logging.getLogger("osmotic.engine")
 APP = "osmotic.flower"
 WORK, HELLO = "train", "query.hello"  # types of message: every task, and who somebody is
 DIED = 0  # flwr's code for a simulated client whose process is gone
-AT_ONCE = 4  # replies pulled together: what is in memory then
 POLL = 0.02  # seconds between two looks for replies
-TRIES = 3  # times that a task is sent before it is lost, where no deadline says how long
+TRIES = 3  # times that a task may be lost, where no deadline says how long
+ENDED = 30.0  # seconds that its processes may take to end
 STARTED = 120.0  # seconds that Flower's simulation may take to begin
 # flwr's ErrorCode as kinds of failure: what befell the message, and what the other side made of it.
 KINDS: Mapping[int, Kind] = {
@@ -108,10 +108,11 @@ class Flower(ABC):
 
     Args:
         at_once: tasks under way, >= 1: whoever waits for a place is in nobody's memory yet.
+        poll: seconds between two looks for replies.
     """
 
-    def __init__(self, at_once: int) -> None:
-        self.at_once = at_once
+    def __init__(self, at_once: int, poll: float = POLL) -> None:
+        self.at_once, self.poll = at_once, poll
 
     # --- what a derived class says ---
 
@@ -141,11 +142,10 @@ class Flower(ABC):
         end = time.monotonic() + deadline_seconds if deadline_seconds else None
         waiting, again = iter(tasks), deque[Sent]()
         out: dict[str, Sent] = {}  # by message id
-        tries: Counter[str] = Counter()
+        tries: Counter[str] = Counter()  # that came to nothing, by client
         while True:
             absent: list[Sent] = []
             while len(out) < self.at_once and (sent := again.popleft() if again else next(waiting, None)):
-                tries[sent.task.client.name] += 1
                 number = self._push(sent, end)
                 if number is not None:
                     out[number] = sent
@@ -160,28 +160,29 @@ class Flower(ABC):
                 yield from self._late(out, again, waiting, deadline_seconds)
                 return
             came = False
-            asked = iter(list(out))
-            while ids := list(islice(asked, AT_ONCE)):
-                for message in self.grid().pull_messages(ids):
-                    # A node that is gone answers as somebody else: the id of what was asked is all that counts.
-                    if (sent := out.pop(message.metadata.reply_to_message_id, None)) is None:
-                        continue
-                    came = True
-                    self.heard(message)
-                    answer = _answer(sent, message)
-                    # Late too: Flower also gives up, long before the deadline, what a node was handed that is gone.
-                    lost = answer.failure is not None and answer.failure.kind in ("lost", "late")
-                    if lost and self.mend(message.error.code):
-                        again.extend(out.values())
-                        out.clear()
-                    if lost and self._may_try(sent, tries, end):
-                        again.append(sent)
-                        continue
-                    del message
-                    yield answer
-                    del answer  # or its packet would lie beside the next one
+            # One by one: a reply may be as large as a model, and one that cannot be read must not take others along.
+            for number in list(out):
+                if number not in out or (message := pulled(self.grid(), number)) is None:
+                    continue
+                came, sent = True, out.pop(number)
+                if isinstance(message, NoPacket):
+                    yield Answer(sent, failure=Failure("bad", str(message)))
+                    continue
+                self.heard(message)
+                answer = _answer(sent, message)
+                # Late too: Flower also gives up, long before the deadline, what a node was handed that is gone.
+                lost = answer.failure is not None and answer.failure.kind in ("lost", "late")
+                if lost and self.mend(message.error.code):
+                    again.extend(out.values())
+                    out.clear()
+                if lost and self._may_try(sent, tries, end):
+                    again.append(sent)
+                    continue
+                del message
+                yield answer
+                del answer  # or its packet would lie beside the next one
             if not came:
-                time.sleep(POLL)
+                time.sleep(self.poll)
 
     def _push(self, sent: Sent, end: float | None) -> str | None:
         node = self.nodes().get(sent.task.client.name)
@@ -195,6 +196,8 @@ class Flower(ABC):
         return number
 
     def _may_try(self, sent: Sent, tries: Counter[str], end: float | None) -> bool:
+        """Whether a task that was lost is sent again. What was lost along with somebody else's costs no try."""
+        tries[sent.task.client.name] += 1
         return tries[sent.task.client.name] < TRIES if end is None else time.monotonic() < end
 
     def _late(
@@ -204,6 +207,21 @@ class Flower(ABC):
             yield Answer(sent, failure=Failure("late", f"no answer within {seconds:g} s"))
         for sent in waiting:
             yield Answer(sent, failure=Failure("late", f"not begun within {seconds:g} s"))
+
+
+def pulled(grid: Grid, number: str) -> Message | NoPacket | None:
+    """The reply to the message of this number; None where there is none yet, NoPacket for one that flwr cannot read.
+
+    Raises: httpx.HTTPError if the SuperLink cannot be reached.
+    """
+    try:
+        # A node that is gone answers as somebody else: the number of what was asked is all that counts.
+        found = [m for m in grid.pull_messages([number]) if m.metadata.reply_to_message_id == number]
+    except httpx.HTTPError:
+        raise
+    except Exception as error:  # a reply is data from outside: whatever it breaks is its client's failure
+        return NoPacket(f"cannot be read ({type(error).__name__})")
+    return found[0] if found else None
 
 
 def _answer(sent: Sent, message: Message) -> Answer:
@@ -302,9 +320,13 @@ def partitions(grid: Grid) -> dict[int, int]:
     found: dict[int, int] = {}
     end = time.monotonic() + STARTED
     while asked:
-        for message in list(grid.pull_messages(list(asked))):
-            node = asked.pop(message.metadata.reply_to_message_id)
-            answer = None if message.has_error() else packet_of(message.content).header.get("partition")
+        for number in list(asked):
+            if (message := pulled(grid, number)) is None:
+                continue
+            node, answer = asked.pop(number), None
+            if isinstance(message, Message) and not message.has_error():
+                with suppress(NoPacket):
+                    answer = packet_of(message.content).header.get("partition")
             if not isinstance(answer, int) or not 0 <= answer < len(nodes) or answer in found:
                 raise RunStopped("a client of Flower's simulation does not say which it is")
             found[answer] = node
@@ -334,13 +356,15 @@ class Runtime:
             "client_resources": {"num_cpus": 1, "num_gpus": gpus},
             "init_args": {"num_cpus": workers, "logging_level": logging.ERROR, "log_to_driver": False},
         }
-        # Not a daemon: it ends what Ray has started, also where this process is about to end.
-        self._thread = threading.Thread(target=self._run, args=(nodes,), name="flower")
+        # It ends what Ray has started; `close` waits for that, but not for a Ray that hangs.
+        self._thread = threading.Thread(target=self._run, args=(nodes,), name="flower", daemon=True)
         self._thread.start()
 
     def grid(self) -> Grid:
         """The grid, once it is there. Raises: RunStopped if the simulation has ended by itself."""
-        if not self._opened.wait(STARTED) or self._error is not None or not self._thread.is_alive():
+        if not self._opened.wait(STARTED):
+            raise RunStopped(f"Flower's simulation has not begun within {STARTED:g} s")
+        if self._error is not None or not self._thread.is_alive():
             reason = type(self._error).__name__ if self._error else "it ended"
             raise RunStopped(f"Flower's simulation is not there: {reason}: {plain(self._error or '')}")
         assert self._grid is not None
@@ -351,7 +375,7 @@ class Runtime:
         import ray
 
         self._over.set()
-        self._thread.join()
+        self._thread.join(ENDED)
         if ray.is_initialized():  # a simulation that did not get as far as its own end
             ray.shutdown()
         # Flower sets it, for the processes that it starts.

@@ -74,6 +74,15 @@ def make_key(path: Path) -> None:
     write_bytes(path.with_name(f"{path.name}.pub"), public + b"\n")
 
 
+def is_certificate(path: Path) -> bool:
+    """Whether a file holds a certificate."""
+    try:
+        x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def is_public_key(data: bytes) -> bool:
     """Whether these bytes are a public key that Flower takes."""
     try:

@@ -147,6 +147,7 @@ def hub_add_site(
     directory: HubOpt = Path("."),
 ) -> None:
     """Let a site connect: whoever holds this key is NAME."""
+    _needs_flower()
     from osmotic.sites import hub as hubs
 
     try:
@@ -154,6 +155,22 @@ def hub_add_site(
     except RunStopped as error:
         raise _failed(error) from None
     print(f"site {name} may connect")
+
+
+@hub.command("remove-site")
+def hub_remove_site(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A site of `osmotic hub status`.")],
+    directory: HubOpt = Path("."),
+) -> None:
+    """Take a site's key back: it connects no more."""
+    _needs_flower()
+    from osmotic.sites import hub as hubs
+
+    try:
+        hubs.Hub.read(directory).remove_site(name)
+    except RunStopped as error:
+        raise _failed(error) from None
+    print(f"site {name} may connect no more")
 
 
 @hub.command("run")
@@ -227,6 +244,7 @@ def hub_stop(
     directory: HubOpt = Path("."),
 ) -> None:
     """Stop a run; what had counted stays, and it can be gone on with."""
+    _needs_flower()
     from osmotic.sites import hub as hubs
 
     try:

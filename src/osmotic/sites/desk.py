@@ -5,6 +5,7 @@ Flower starts a process for every message, so nothing here outlives one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from osmotic import seeds
-from osmotic.config.schema import Config
+from osmotic.config.schema import FREE, Config, flatten, to_dict
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset
 from osmotic.errors import ConfigError, plain
@@ -28,12 +29,24 @@ from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional
 from osmotic.sites.folder import SiteFolder
+from osmotic.storage import strict_json
+from osmotic.storage.atomic import write_text
 from osmotic.storage.store import Store
 from osmotic.training.images import Images
 
 log = logging.getLogger("osmotic.site")
 
 MAX_SPEC = 2**20  # characters
+# Keys that may change while a run goes on, or that are this site's own.
+CHANGE = (
+    *FREE,
+    "training.rounds",
+    "score.",
+    "data.source",
+    "data.max_images",
+    "data.partition",
+    "engine.device",
+)
 
 
 class Declined(Exception):
@@ -139,18 +152,21 @@ class SiteDesk:
         conditional = is_conditional(config, len(spec.classes))
         labels = _renamed(dataset, spec.classes) if conditional else None
         blueprint = Blueprint.of(config, side, channels, len(spec.classes) if conditional else 0)
+        if config.engine.threads > (os.cpu_count() or 1):
+            raise Declined("has fewer processors than engine.threads asks for")
         torch.set_num_threads(config.engine.threads)
         device = choose_device(self.folder.config.device)
         if device.type == "cuda" and config.engine.deterministic:
             torch.use_deterministic_algorithms(True)
         try:
-            store = Store(self.folder.state(packet.header.get("run")))
+            state = self.folder.state(packet.header.get("run"))
         except ValueError as error:
             raise Declined(str(error)) from None
+        self._hold_to(state.with_name(f"{state.name}.json"), config, spec.classes, dataset, rows)
         images = Images.of(
             dataset.train.images, labels, device, blueprint.space, rows=rows, flip=config.data.flip
         )
-        site = Site(Client(0, self.name, len(rows)), images, store)
+        site = Site(Client(0, self.name, len(rows)), images, Store(state))
         worker = Worker(
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
@@ -158,6 +174,33 @@ class SiteDesk:
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
+
+    def _hold_to(
+        self, file: Path, config: Config, classes: tuple[str, ...], dataset: Dataset, rows: np.ndarray
+    ) -> None:
+        """Holds hub and site to what a run was when its first task came: what is private was kept under those rules.
+
+        Args:
+            file: where that is written down.
+            rows: positions trained on, int64 [n].
+        Raises: Declined for a task of another run under this run's id, or where this site's images are others now.
+        """
+        tables = {k: v for k, v in flatten(to_dict(config)).items() if not k.startswith(CHANGE)}
+        images = hashlib.sha256(np.ascontiguousarray(dataset.train.images[rows]).data)
+        if dataset.train.labels is not None:
+            images.update(np.ascontiguousarray(dataset.train.labels[rows], "<i8").data)
+        now = {
+            "rules": hashlib.sha256(json.dumps([tables, classes], sort_keys=True).encode()).hexdigest(),
+            "images": images.hexdigest(),
+        }
+        if not file.exists():
+            write_text(file, strict_json.dumps(now) + "\n")
+            return
+        begun = strict_json.read_table(file)
+        if begun.get("rules") != now["rules"]:
+            raise Declined("is told other rules than those that this run began with here")
+        if begun.get("images") != now["images"]:
+            raise Declined("has other images than when this run began here")
 
     def _config(self, spec: Spec) -> Config:
         """The run's configuration with this site's own images in the place of the hub's, held to every rule."""

@@ -26,6 +26,9 @@ class SiteConfig:
     hub: str = key("", "HOST:PORT of the hub")
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     port: int = key(9094, "on this machine alone, between the site's own processes", 1, 65535)
+    plaintext: bool = key(
+        False, "true: no encryption, and the hub does not prove who it is; for trials on one machine"
+    )
     policy: Policy = field(default_factory=Policy)
 
 
@@ -51,20 +54,39 @@ class SiteFolder:
             **_checked(file, SiteConfig, table, ""),
             policy=Policy(**_checked(file, Policy, policy, "policy.")),
         )
-        try:
-            Client(0, made.name, 1)
-        except ValueError as error:
-            raise ConfigError(f"{file}: name", made.name, str(error).partition(": ")[2]) from None
-        for name in ("data", "hub"):
-            if not getattr(made, name):
-                raise ConfigError(f"{file}: {name}", "", "must be given")
+        check(str(file), made)
         return cls(path, made)
+
+    @property
+    def authority(self) -> Path | None:
+        """The hub's certificate of authority; None where nothing is encrypted, which the file must say.
+
+        Raises: ConfigError if it is gone: a site does not fall back on speaking without encryption.
+        """
+        if self.config.plaintext:
+            return None
+        if not (file := self.path / AUTHORITY).is_file():
+            raise ConfigError(str(file), None, "is not there: get it from the hub again")
+        return file
 
     def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""
         if not (isinstance(run, str) and run.isascii() and run.isalnum() and 0 < len(run) <= 64):
             raise ValueError("a run's id is letters and digits")
         return self.path / "state" / run
+
+
+def check(where: str, made: SiteConfig) -> None:
+    """What no single key tells. Raises: ConfigError naming file, key and rule."""
+    try:
+        Client(0, made.name, 1)
+    except ValueError as error:
+        raise ConfigError(f"{where}: name", made.name, str(error).partition(": ")[2]) from None
+    if not made.data:
+        raise ConfigError(f"{where}: data", "", "must be given")
+    host, _, port = made.hub.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"{where}: hub", made.hub, "must be HOST:PORT")
 
 
 def _checked(file: Path, cls: Any, table: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -35,16 +35,16 @@ def run(hub: Hub, config: Config | None, out: Path, quiet: bool) -> int:
         if status == "finished:completed" and (out / "summary.json").is_file():
             return 0
         tries = 0 if _phases(out) > before else tries + 1
-        if reason or status == "finished:stopped" or not (out / "config.toml").is_file() or tries == TRIES:
+        if reason or status == "finished:stopped" or tries == TRIES:
             print(
                 f"osmotic: {plain(reason or f'the run ended as {status}')}; {_hint(hub, out)}",
                 file=sys.stderr,
             )
             return 1
-        print(
-            "osmotic: the run's server died: it goes on from the last checkpoint", file=sys.stderr, flush=True
-        )
-        config = None
+        begun = (out / "config.toml").is_file()
+        where = "goes on from the last checkpoint" if begun else "begins again"
+        print(f"osmotic: the run's server died: it {where}", file=sys.stderr, flush=True)
+        config = None if begun else config
 
 
 def _followed(hub: Hub, number: str, quiet: bool) -> tuple[str, str]:

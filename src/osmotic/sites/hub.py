@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.config import toml
-from osmotic.config.keys import checked
+from osmotic.config.keys import checked, nearest
 from osmotic.config.schema import Config
 from osmotic.config.toml import read_toml
 from osmotic.errors import ConfigError
@@ -28,6 +28,7 @@ from osmotic.storage.atomic import write_text
 FILE, DATABASE, SECRET, NAMES = "hub.toml", "state.db", "superexec.secret", "sites.json"
 SUPERLINK = "hub"  # the name of the connection in Flower's own file
 STARTING = 60.0  # seconds that a hub may take to start, or to start again
+KEYS = {"port", "listen", "plaintext"}
 LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
 
 
@@ -54,6 +55,8 @@ class Hub:
         if not (path / FILE).is_file():
             raise ConfigError(str(path), None, f"holds no {FILE}: osmotic hub init makes one")
         table = read_toml(path / FILE)
+        for name in table.keys() - KEYS:
+            raise ConfigError(f"{path / FILE}: {name}", table[name], "unknown key", nearest(name, KEYS))
         where = f"{path / FILE}: "
         port = checked(f"{where}port", table.get("port"), int, {"low": 1, "high": 65535})
         listen = checked(f"{where}listen", table.get("listen", "127.0.0.1"), str, {})
@@ -107,12 +110,26 @@ class Hub:
             data = Path(key).read_bytes()
         except OSError as error:
             raise ConfigError("KEY", str(key), f"cannot be read ({error.strerror})") from None
+        if name in self.names().values():
+            raise ConfigError(
+                "NAME", name, "is the name of a site that is there: osmotic hub remove-site takes it away"
+            )
         if not is_public_key(data):
             raise ConfigError("KEY", str(key), "is no public key of osmotic site init (site.key.pub)")
         words = ["supernode", "register", str(Path(key).resolve()), SUPERLINK, "--name", name]
         node = ask(self.home, words, patience=STARTING).get("node-id")
-        # Flower lists numbers alone.
+        # Flower lists numbers alone, and takes a name twice.
         names = {**self.names(), str(node): name}
+        write_text(self.path / NAMES, strict_json.dumps(names, indent=1) + "\n")
+
+    def remove_site(self, name: str) -> None:
+        """Takes a site's key back. Raises: ConfigError for a name that is not there, RunStopped."""
+        names = self.names()
+        if not (nodes := [node for node, known in names.items() if known == name]):
+            raise ConfigError("NAME", name, "is no site of this hub", nearest(name, names.values()))
+        for node in nodes:
+            ask(self.home, ["supernode", "unregister", node, SUPERLINK], patience=STARTING)
+            del names[node]
         write_text(self.path / NAMES, strict_json.dumps(names, indent=1) + "\n")
 
     def names(self) -> dict[str, str]:
@@ -139,17 +156,17 @@ class Hub:
         app = self.path / "app"
         app.mkdir(exist_ok=True)
         told = {"sites": True, "config": "", "out": "", "resume": ""}
+        submitted = self.path / "submitted"
+        submitted.mkdir(exist_ok=True)
         if config is None:
             told["resume"] = str(out)
         else:
-            submitted = self.path / "submitted"
-            submitted.mkdir(exist_ok=True)
             write_text(file := submitted / f"{out.name}.toml", toml.to_toml(config))
             told |= {"config": str(file), "out": str(out)}
         import tomli_w
 
         write_text(app / "pyproject.toml", APP)
-        write_text(overrides := self.path / "app.toml", tomli_w.dumps(told))
+        write_text(overrides := submitted / f"{out.name}.app.toml", tomli_w.dumps(told))
         started = ask(
             self.home, ["run", str(app), SUPERLINK, "--run-config", str(overrides)], patience=STARTING
         )
@@ -181,11 +198,14 @@ class Hub:
         if named and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name):
             raise ConfigError("--name", name, "must be letters, digits, . + - and _")
         folder, number = self.runs / name, 2
-        while folder.exists():
-            if named:
-                raise ConfigError("--name", name, "is the name of another run")
-            folder, number = self.runs / f"{name}-{number}", number + 1
-        return folder
+        while True:
+            try:
+                folder.mkdir()  # from here on it is this run's, though its server writes there only once sites have come
+                return folder
+            except FileExistsError:
+                if named:
+                    raise ConfigError("--name", name, "is the name of another run") from None
+                folder, number = self.runs / f"{name}-{number}", number + 1
 
     def status(self, run: str) -> str:
         """Flower's word for the state of a run; "" where it knows none of it."""
@@ -234,7 +254,8 @@ def init(path: Path, hosts: Sequence[str], port: int, listen: str, plaintext: bo
     path = Path(path).resolve()
     if path.exists() and any(path.iterdir()):
         raise ConfigError(str(path), None, "is not empty")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
     (path / "runs").mkdir()
     if not plaintext:
         certificates.make_authority(path)

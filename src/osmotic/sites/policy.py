@@ -27,6 +27,12 @@ class Policy:
         False, "a model trained on this site's images alone may leave it; it can be made to repeat them"
     )
     synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
+    most_passes: float = key(
+        100.0,
+        "passes over the images in one task, at most: time, and many make a change like a model of one's own",
+        0,
+    )
+    largest_side: int = key(256, "side in pixels that the images may be asked for", 1, 1024)
     most_megabytes: float = key(0.0, "bytes that leave in one answer, at most, in MB; 0 sets no bound", 0)
 
     def objection(self, config: Config, header: Mapping[str, Any]) -> str | None:
@@ -45,6 +51,12 @@ class Policy:
         ):
             if allowed and (refused := [name for name in found if name not in allowed]):
                 return f"policy.{rule} does not allow {', '.join(dict.fromkeys(refused))}"
+        passes = header.get("local_epochs", config.training.local_epochs)
+        passes = config.training.local_epochs if passes is None else passes
+        if isinstance(passes, bool) or not isinstance(passes, int | float) or not passes <= self.most_passes:
+            return f"policy.most_passes = {self.most_passes:g}: this task asks for more"
+        if config.data.image_size > self.largest_side:
+            return f"policy.largest_side = {self.largest_side}: this run asks for {config.data.image_size} pixels"
         count = asked(config.training.fraction_train, config.data.clients)
         if count < self.least_clients:
             return f"policy.least_clients asks for {self.least_clients} clients in a round, and this run has {count}"

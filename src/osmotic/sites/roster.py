@@ -32,7 +32,8 @@ DEADLINE = 3600.0  # seconds for a phase, and for sites to come, where the confi
 SOURCE = "sites"  # in the place of a `data.source`
 LOOK = 1.0  # seconds between two looks at who is online
 ANSWERED = 300.0  # seconds that a site may take to read its images and say who it is
-MOST_CLASSES = 10_000
+SETTLED = 20.0  # seconds for a site that is being asked, once there are as many as there are to be
+MOST_CLASSES, MOST_LETTERS, MOST_SIDE = 10_000, 100_000, 1024
 
 
 class AcrossSites(Flower):
@@ -47,13 +48,15 @@ class AcrossSites(Flower):
     def __init__(
         self, grid: Grid, config: Config, announce: Callable[[str], object] = lambda line: None
     ) -> None:
-        super().__init__(at_once=1_000_000)  # a task on its way lies at the SuperLink, not here
+        # A task on its way lies at the SuperLink, not here.
+        super().__init__(at_once=1_000_000, poll=0.5)
         self._grid, self._announce = grid, announce
         self._spec = Spec(to_dict(config))
         self._nodes: dict[str, int] = {}  # of sites that have said who they are
         self._said: dict[str, Mapping[str, Any]] = {}
         self._asked: dict[str, tuple[int, str, float]] = {}  # message -> node, its registered name, when
         self._declined: set[int] = set()
+        self._second: dict[int, int] = {}  # nodes with the name of another one, for as long as that is online
         self._online: dict[int, str] = {}
         self._looked = 0.0
         self._roster: list[Client] = []
@@ -97,12 +100,18 @@ class AcrossSites(Flower):
         end = time.monotonic() + wait_seconds
         if missing := self._missing(sites, names):
             self._announce(f"waits for {missing} sites, {wait_seconds:g} s at most")
-        while self._missing(sites, names) or self._asked:
-            self._look()
-            if time.monotonic() > end and self._missing(sites, names):
+        settled = None  # until when others may still say that they are here, too
+        while True:
+            missing, now = self._missing(sites, names), time.monotonic()
+            if missing and now > end:
                 here = ", ".join(sorted(self._said)) or "nobody"
-                left = sites - self._missing(sites, names)
-                raise RunStopped(f"{left} of {sites} sites are here after {wait_seconds:g} s: {here}")
+                raise RunStopped(
+                    f"{sites - missing} of {sites} sites are here after {wait_seconds:g} s: {here}"
+                )
+            if not missing:
+                settled = settled or now + SETTLED
+                if names or not self._asked or now > settled:
+                    break
             time.sleep(0.1)
         if names:
             return {name: self._said[name] for name in names}
@@ -132,23 +141,27 @@ class AcrossSites(Flower):
         self._online = {info.node_id: info.name for info in self._grid.get_nodes()}
         # Who went away may come back with other images, or another policy.
         self._declined &= self._online.keys()
-        known = set(self._nodes.values()) | self._declined | {node for node, _, _ in self._asked.values()}
+        self._second = {node: first for node, first in self._second.items() if first in self._online}
+        known = set(self._nodes.values()) | self._declined | self._second.keys()
+        known |= {node for node, _, _ in self._asked.values()}
         for node, name in self._online.items():
             if node not in known:
                 hello = Message(records(Packet({}), **self.told()), node, flower.HELLO, ttl=ANSWERED)
                 for number in self._grid.push_messages([hello]):
                     if number:
                         self._asked[number] = (node, name, now)
-        for message in self._grid.pull_messages(list(self._asked)) if self._asked else ():
-            asked = self._asked.pop(message.metadata.reply_to_message_id, None)
-            if asked is not None:
-                self._hear(asked[0], asked[1], message)
+        for number in list(self._asked):
+            if (message := flower.pulled(self._grid, number)) is not None:
+                node, name, _ = self._asked.pop(number)
+                self._hear(node, name, message)
         self._asked = {number: asked for number, asked in self._asked.items() if now - asked[2] < ANSWERED}
 
-    def _hear(self, node: int, registered: str, message: Message) -> None:
-        if message.has_error():
+    def _hear(self, node: int, registered: str, message: Message | NoPacket) -> None:
+        if isinstance(message, Message) and message.has_error():
             return  # it is asked again
         try:
+            if isinstance(message, NoPacket):
+                raise message
             said = _checked(packet_of(message.content).header, registered)
         except (NoPacket, ValueError) as error:
             self._decline(node, registered, str(error))
@@ -159,6 +172,8 @@ class AcrossSites(Flower):
         name = said["name"]
         if self._nodes.get(name, node) != node and self._nodes[name] in self._online:
             self._decline(node, registered, "has the name of another site that is here")
+            self._declined.remove(node)
+            self._second[node] = self._nodes[name]
             return
         if name in self._said and any(
             said[k] != self._said[name][k] for k in ("num_examples", "image", "classes")
@@ -177,20 +192,27 @@ class AcrossSites(Flower):
 def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     """A site's word of itself, each entry of its type and within bounds. Raises: ValueError with the reason."""
     name, declines = said.get("name"), said.get("declines")
+    if declines is not None:
+        return {"name": registered, "declines": plain(declines)}
     # The name that its key is registered under is the hub's; the site's own word must not be another's name.
     if not isinstance(name, str) or (registered and name != registered):
         raise ValueError(f"says that it is {shown(name, 40)}, and its key is that of {shown(registered, 40)}")
-    if declines is not None:
-        return {"name": name, "declines": plain(declines)}
     count, image, classes = said.get("num_examples"), said.get("image"), said.get("classes")
     if type(count) is not int or not 0 < count < 2**40:
         raise ValueError("says of no number of images")
-    if not isinstance(image, list) or [type(n) for n in image] != [int, int] or image[1] not in (1, 3):
+    if (
+        not isinstance(image, list)
+        or [type(n) for n in image] != [int, int]
+        or image[1] not in (1, 3)
+        or not 0 < image[0] <= MOST_SIDE
+    ):
         raise ValueError("says of no shape of its images")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes[:MOST_CLASSES]):
         raise ValueError("says of no classes")
-    if len(classes) > MOST_CLASSES:
-        raise ValueError(f"says of more than {MOST_CLASSES:,} classes")
+    if len(classes) > MOST_CLASSES or sum(map(len, classes)) > MOST_LETTERS:
+        raise ValueError(
+            f"says of more than {MOST_CLASSES:,} classes, or {MOST_LETTERS:,} letters of their names"
+        )
     checked_names("classes", classes)  # they go into files, pages and terminals
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):

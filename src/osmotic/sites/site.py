@@ -10,7 +10,7 @@ import ssl
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from osmotic.engines.quiet import require
 from osmotic.errors import ConfigError, plain
 from osmotic.sites.flwr_command import program
 from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
+from osmotic.sites.folder import check as check_config
 from osmotic.sites.supervisor import Service, Supervisor
+from osmotic.sites.task import write_program
 from osmotic.storage.atomic import write_text
 
 CLOCK = (
@@ -37,20 +39,23 @@ def init(path: Path, name: str, data: str, hub: str, authority: Path | None, por
     from osmotic.sites import certificates
 
     path = Path(path).resolve()
+    kind, colon, place = data.partition(":")
+    if kind in ("npz", "folder") and colon:  # services start elsewhere than whoever types this
+        data = f"{kind}:{Path(place).resolve()}"
+    made = SiteConfig(name=name, data=data, hub=hub, port=port, plaintext=authority is None)
+    check_config(str(path / FILE), made)
     if path.exists() and any(path.iterdir()):
         raise ConfigError(str(path), None, "is not empty")
-    if authority is not None and not authority.is_file():
+    if authority is not None and not certificates.is_certificate(authority):
         raise ConfigError("--ca", str(authority), "must be the ca.crt of the hub's folder")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
     (path / "state").mkdir(mode=0o700)
     certificates.make_key(path / KEY)
     certificates.write_private(path / SECRET, secrets.token_hex(32).encode())
     if authority is not None:
         shutil.copyfile(authority, path / AUTHORITY)
-    kind, colon, place = data.partition(":")
-    if kind in ("npz", "folder") and colon:  # services start elsewhere than whoever types this
-        data = f"{kind}:{Path(place).resolve()}"
-    write_text(path / FILE, text(SiteConfig(name=name, data=data, hub=hub, port=port)))
+    write_text(path / FILE, text(made))
     return SiteFolder.read(path)
 
 
@@ -60,8 +65,8 @@ def services(site: SiteFolder) -> Supervisor:
     secret = ["--superexec-auth-secret-file", str(path / SECRET)]
     node = [program("flower-supernode"), "--superlink", config.hub, "--port", str(config.port), *secret]
     node += ["--isolation", "process", "--node-config", f'site="{path}"']
-    if (path / AUTHORITY).is_file():
-        node += ["--root-certificates", str(path / AUTHORITY)]
+    if (authority := site.authority) is not None:
+        node += ["--root-certificates", str(authority)]
         node += ["--auth-supernode-private-key", str(path / KEY)]
     else:
         node += ["--insecure"]
@@ -75,7 +80,12 @@ def services(site: SiteFolder) -> Supervisor:
     ]
     hint = "is its key registered? osmotic hub add-site does it; after a kill the hub lets it in again within a minute"
     made = [Service("supernode", node, hint=hint), Service("superexec", executor)]
-    return Supervisor(made, path / "logs", {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"})
+    return Supervisor(
+        made,
+        path / "logs",
+        {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"},
+        write_program(path / "bin"),
+    )
 
 
 @dataclass(frozen=True)
@@ -155,9 +165,8 @@ def _device(site: SiteFolder) -> str:
 
 
 def _certificate(site: SiteFolder) -> str:
-    file = site.path / AUTHORITY
-    if not file.is_file():
-        return "none: the hub is spoken to without encryption"
+    if (file := site.authority) is None:
+        return "none, as plaintext = true says: no encryption, and anybody can be the hub"
     from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate(file.read_bytes())
@@ -171,11 +180,8 @@ def _certificate(site: SiteFolder) -> str:
 def _hub(site: SiteFolder) -> str:
     """Whether the hub answers under its certificate, and whether the clocks agree."""
     host, _, port = site.config.hub.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError("hub", site.config.hub, "must be HOST:PORT")
-    file = site.path / AUTHORITY
     connection: HTTPConnection
-    if file.is_file():
+    if (file := site.authority) is not None:
         context = ssl.create_default_context(cafile=str(file))
         connection = HTTPSConnection(host, int(port), timeout=10, context=context)
     else:
@@ -187,7 +193,7 @@ def _hub(site: SiteFolder) -> str:
     except ssl.SSLCertVerificationError as error:
         rule = f"has another certificate than this site's ca.crt stands for ({plain(error.verify_message)})"
         raise ConfigError("hub", site.config.hub, rule) from None
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         rule = f"does not answer ({plain(error)}): is osmotic hub start running there, and the port open?"
         raise ConfigError("hub", site.config.hub, rule) from None
     finally:

@@ -50,12 +50,20 @@ class Supervisor:
         services: in the order in which they start.
         logs: folder of NAME.log.
         environment: beside this process's own.
+        programs: the one folder in which services find programs to start; None is this Python's, then all others.
     """
 
-    def __init__(self, services: Sequence[Service], logs: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        logs: Path,
+        environment: Mapping[str, str],
+        programs: Path | None = None,
+    ) -> None:
         self.services, self.logs = list(services), logs
-        # Programs of this environment start each other by name.
+        # Programs of Flower start each other by name.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        path = path if programs is None else str(programs)
         self.environment = {**os.environ, **QUIET, "PATH": path, **environment}
         self._over = threading.Event()
 
@@ -106,6 +114,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 start_new_session=True,  # Ctrl-C is this process's to pass on
+                umask=0o077,  # states and databases are their owner's alone
                 preexec_fn=end_with_parent,
             )
 
