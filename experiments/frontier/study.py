@@ -118,11 +118,12 @@ LATE: dict[str, dict[str, Setting]] = {
     },
     "iid": {"learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20))},
 }
-# Of the confirming cell: from the main cell's best, at fewer bits.
+# Of the confirming cell: from the main cell's best, at fewer bits. fp32 with kept moments tells what is the optimiser's.
 CONFIRMED: dict[str, Setting] = {
     "fp32": (60, {}),
-    "learned-0.15-r20": (20, learned(0.15, 0.05, 7)),
-    "learned-0.3-r12": (12, learned(0.3, 0.1, 5)),
+    "learned-0.15-r20-kept": (20, KEPT | learned(0.15, 0.05, 7)),
+    "learned-0.3-r12-kept": (12, KEPT | learned(0.3, 0.1, 5)),
+    "fp32-kept": (60, KEPT),
 }
 
 
