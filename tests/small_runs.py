@@ -72,6 +72,9 @@ class NoScore:
     def score_global(self, weights: Any, server_round: int) -> dict[str, Any]:
         return {}
 
+    def sums_wanted(self) -> None:
+        return None
+
     def wanted(self, client: Any) -> dict[str, Any]:
         return {"samples": 40, "labels": [0] * 40 if self.conditional else None, "seed": 1, "guidance": 1.0}
 

@@ -365,6 +365,37 @@ def split(
     _say({"files": [str(p) for p in paths]}, json, "\n".join(map(str, paths)))
 
 
+@app.command()
+def encoder(
+    config: ConfigArg = None,
+    preset: PresetOpt = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006
+    out: Annotated[Path, typer.Option("--out", help="The file.")] = Path("encoder.safetensors"),
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Train a feature network on images that anybody may have, for the scores of runs whose images may not move."""
+    cfg = _load(config, preset, data, sets, plugin)
+    from osmotic.data import sources
+    from osmotic.metrics import encoder_file
+
+    made = encoder_file.write(out, sources.load(cfg.data))
+    accuracy = (
+        "" if made.test_accuracy is None else f", {made.test_accuracy:.1%} of held-out images told right"
+    )
+    _say(
+        {
+            "file": str(out),
+            "name": made.name,
+            "sha256": made.sha256,
+            "encoder_accuracy": made.test_accuracy,
+        },
+        json,
+        f'{out}: {made.name}{accuracy}\nuse     score.encoder = "file:{out.resolve()}"\nsites   encoders = ["{made.sha256}"] in the policy of each',
+    )
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"osmotic {__version__}")

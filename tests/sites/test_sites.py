@@ -558,11 +558,6 @@ def test_a_mistake_in_the_sites_file_is_told_without_its_path(folders: list[Path
     assert answer.header["failure"] == ["raised", "ConfigError"] and answer.header["run"] == "a"
 
 
-def test_a_rule_that_names_a_path_of_the_site_stays_there(desk: SiteDesk, tmp_path: Path) -> None:
-    told = desk.hello(spec_of(score__encoder="inception")).header["declines"]
-    assert told.startswith("cannot take part: score.encoder") and "/" not in told
-
-
 def test_a_run_is_held_to_what_it_was_when_it_began(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,7 +215,10 @@ class ScoreConfig:
     )
     sampler: str = key("dpm-solver++", "sampler")
     steps: int = key(20, "sampler steps", 1, 10_000)
-    encoder: Literal["classifier", "inception-v3", "dinov2"] = key("classifier", "feature network")
+    encoder: str = key(
+        "classifier",
+        "feature network: classifier (of the run's own images), inception-v3, dinov2, or file:PATH of one that osmotic encoder made",
+    )
     metrics: tuple[str, ...] = key((), "further metrics by name, of those that a plugin registered")
     guidance: float | Literal["auto"] = key(
         "auto",

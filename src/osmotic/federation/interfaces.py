@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from osmotic.federation.feature_sums import Sums, Wanted
 from osmotic.protocol.messages import Answer, Client, Phase, Sent
 from osmotic.tensors import Tensors
 
@@ -14,6 +15,10 @@ from osmotic.tensors import Tensors
 # encoder, images that it has looked at.
 Work = Literal["train", "draw", "encoder", "score"]
 Stage = Literal["before", "after"]  # personal models: without the last average of shared parts, or with it
+
+
+class Unscored(RuntimeError):
+    """A score cannot be taken, for a reason that ends nothing: the round has counted, and the run says why and goes on."""
 
 
 class Engine(Protocol):
@@ -79,6 +84,15 @@ class Scorer(Protocol):
 
     def score_global(self, weights: Mapping[str, np.ndarray], server_round: int) -> dict[str, Any]:
         """Quality of the global model, name -> float32 [...], by the names of the summary."""
+
+    def sums_wanted(self) -> Wanted | None:
+        """What sites are to tell of their images before a score; None where the images are here."""
+
+    def sums_missing(self) -> list[Client]:
+        """Which of them have not been asked yet."""
+
+    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
+        """What they told, by name, and what is wrong with what others did."""
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to draw, in JSON: how many samples, labels [samples], seed and guidance."""

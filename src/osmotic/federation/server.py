@@ -23,12 +23,12 @@ import numpy as np
 from osmotic.config.schema import to_dict
 from osmotic.diffusion.sampler import NotFinite
 from osmotic.errors import ConfigError, RunStopped
-from osmotic.federation import bookkeeping, extension, ledger, own_models
+from osmotic.federation import bookkeeping, extension, feature_sums, ledger, own_models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Outcome, Tally
 from osmotic.federation.client import keeps_state
 from osmotic.federation.exchange import Exchange
-from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer
+from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer, Unscored
 from osmotic.federation.interrupts import Interrupts
 from osmotic.federation.journal import Journal
 from osmotic.federation.lab import ServerLab
@@ -267,7 +267,7 @@ class Server:
         elif score_due(self.config, self.phases, state.step - 1):
             try:
                 quality, latest = self._score(phase)
-            except NotFinite as error:
+            except (NotFinite, Unscored) as error:
                 # The round has counted, and later ones may mend what this one broke: the run goes on, and says it.
                 unscored, latest = str(error), None
                 warnings.warn(
@@ -333,6 +333,8 @@ class Server:
         """Scores the models that there are after this phase: (for the metrics line, for the summary)."""
         state, own_phase = self.state, phase.name not in (TRAIN, MERGE)
         assert self.scorer is not None
+        if (wanted := self.scorer.sums_wanted()) is not None and (asked := self.scorer.sums_missing()):
+            self.scorer.take_sums(*feature_sums.gather(self._ask, asked, wanted, phase))
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
             latest = quality

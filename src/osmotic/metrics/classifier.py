@@ -47,26 +47,60 @@ def get(
         cache, threads, device, stepped: as `encoder.get`.
     Raises: ValueError without training images.
     """
-    if len(dataset.train.images) == 0:
-        raise ValueError("train.images must hold at least one image to train an encoder on")
-    path = _cached(dataset, threads)
-    trained = _read(path) if cache else None
-    if trained is None:
-        trained = _train(dataset, threads, stepped)
-        if cache:
-            _write(path, trained)
+    found = trained(dataset, cache, threads, stepped)
     shape = dataset.train.images.shape[1:]  # [H, W, C]
-    # The stem alone: a path would carry the user's folders into summaries and reports.
-    label = re.sub(r"[^a-z0-9]+", "-", Path(dataset.name).stem.lower()).strip("-") or "images"
     rotations = dataset.train.labels is None
-    network, head = _load(trained)
+    network, head = _load(found)
     return Encoder(
-        name=f"classifier-{label}-{max(shape[:2])}" + ("-rotations" if rotations else ""),
-        sha256=trained.sha256,
-        test_accuracy=trained.test_accuracy,
+        name=label(dataset),
+        sha256=found.sha256,
+        test_accuracy=found.test_accuracy,
         network=network,
         head=None if rotations else head,  # four rotations are no classes of the data
         prepare=lambda images: _prepare(images, shape[-1]),
+        batch_size=_BATCH,
+        threads=threads,
+        device=device,
+    )
+
+
+def trained(
+    dataset: Dataset, cache: bool, threads: int, stepped: Callable[[], object] = lambda: None
+) -> Trained:
+    """The weights of `get`'s network; arguments and errors as there."""
+    if len(dataset.train.images) == 0:
+        raise ValueError("train.images must hold at least one image to train an encoder on")
+    path = _cached(dataset, threads)
+    found = _read(path) if cache else None
+    if found is None:
+        found = _train(dataset, threads, stepped)
+        if cache:
+            _write(path, found)
+    return found
+
+
+def label(dataset: Dataset) -> str:
+    """What scores by the classifier of this data set are labelled with."""
+    # The stem alone: a path would carry the user's folders into summaries and reports.
+    stem = re.sub(r"[^a-z0-9]+", "-", Path(dataset.name).stem.lower()).strip("-") or "images"
+    rotations = "-rotations" if dataset.train.labels is None else ""
+    return f"classifier-{stem}-{max(dataset.train.images.shape[1:3])}{rotations}"
+
+
+def elsewhere(found: Trained, name: str, threads: int, device: str) -> Encoder:
+    """A classifier that was trained on other images, as it is: its classes are not those of the images it is shown.
+
+    Args:
+        name: what scores are labelled with.
+        threads, device: as `encoder.get`.
+    """
+    return Encoder(
+        name=name,
+        sha256=found.sha256,
+        test_accuracy=found.test_accuracy,
+        network=_load(found)[0],
+        head=None,
+        prepare=lambda images: _prepare(images, found.channels, found.side),
         batch_size=_BATCH,
         threads=threads,
         device=device,
@@ -124,8 +158,16 @@ def build(channels: int, num_outputs: int, side: int) -> tuple[nn.Sequential, nn
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """What the cache holds: enough to build the network again, and to see that nothing was altered."""
+class Trained:
+    """Enough to build the network again, and to see that nothing was altered.
+
+    Args:
+        channels: of the images, 1 or 3.
+        num_outputs: classes, or the 4 rotations.
+        side: of the images in pixels, 1 to 64.
+        test_accuracy: as `Encoder`.
+        weights: name -> float32 [...], of the network and its head.
+    """
 
     channels: int
     num_outputs: int
@@ -142,12 +184,12 @@ class _Trained:
         return weights_sha256(self.architecture, self.weights)
 
 
-def _prepare(images: np.ndarray, channels: int) -> Tensor:
-    """[B, H, W, C] as [B, C, S, S] in [-1, 1], square, at most 64 pixels wide."""
+def _prepare(images: np.ndarray, channels: int, side: int | None = None) -> Tensor:
+    """[B, H, W, C] as [B, C, S, S] in [-1, 1], square, of this side; None takes the images' own, at most 64 pixels."""
     if images.shape[-1] != channels:
         raise ValueError(f"images must have {channels} channels like the training split, got {images.shape}")
     x = to_unit(images)
-    side = _side(images)
+    side = side or _side(images)
     if x.shape[2:] != (side, side):
         x = functional.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
     return (2.0 * x - 1.0).contiguous(memory_format=torch.channels_last)  # as the network; bits depend on it
@@ -163,7 +205,7 @@ def _schedule(num_images: int) -> tuple[int, int, int]:
     return int(np.clip(round(240_000 / num_images), 3, 24)), batch_size, num_images // batch_size
 
 
-def _train(dataset: Dataset, threads: int, stepped: Callable[[], object]) -> _Trained:
+def _train(dataset: Dataset, threads: int, stepped: Callable[[], object]) -> Trained:
     """Cross entropy, AdamW, one-cycle learning rate (arXiv:1708.07120), a few passes; one generator."""
     images, labels = dataset.train.images, dataset.train.labels
     side, channels = _side(images), images.shape[-1]
@@ -198,7 +240,7 @@ def _train(dataset: Dataset, threads: int, stepped: Callable[[], object]) -> _Tr
     weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
     # Only a counter of steps, never read at this momentum, and no float.
     kept = {name: value.contiguous() for name, value in weights.items() if value.is_floating_point()}
-    return _Trained(channels, num_outputs, side, accuracy, kept)
+    return Trained(channels, num_outputs, side, accuracy, kept)
 
 
 def _rotated(x: Tensor, quarters: Tensor) -> Tensor:
@@ -228,7 +270,7 @@ def _accuracy(model: nn.Module, test: Split, rotations: bool) -> float | None:
     return right / asked
 
 
-def _load(trained: _Trained) -> tuple[nn.Sequential, nn.Linear]:
+def _load(trained: Trained) -> tuple[nn.Sequential, nn.Linear]:
     """The trained network and head, in evaluation mode."""
     network, head = build(trained.channels, trained.num_outputs, trained.side)
     for module, prefix in ((network, "network."), (head, "head.")):
@@ -260,7 +302,7 @@ def _cache_key(dataset: Dataset, threads: int) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, trained: _Trained) -> None:
+def _write(path: Path, trained: Trained) -> None:
     """Weights first, then the JSON that vouches for them; what cannot be written is only warned of."""
     from safetensors.torch import save
 
@@ -274,7 +316,7 @@ def _write(path: Path, trained: _Trained) -> None:
         warnings.warn(f"{path.parent}: the encoder could not be cached ({error})", stacklevel=4)
 
 
-def _read(path: Path) -> _Trained | None:
+def _read(path: Path) -> Trained | None:
     """The cached encoder; None if there is none, or, with a warning, if its files are damaged."""
     from safetensors.torch import load
 
@@ -284,7 +326,7 @@ def _read(path: Path) -> _Trained | None:
     try:
         facts = json.loads(path.with_suffix(".json").read_bytes())
         weights = load(path.read_bytes())
-        trained = _Trained(
+        trained = Trained(
             facts["channels"], facts["num_outputs"], facts["side"], facts["test_accuracy"], weights
         )
         if trained.sha256 != facts["sha256"]:

@@ -238,6 +238,11 @@ def score_conditions(run: Run) -> str:
     )
     if (scale := q.get("guidance")) is not None:
         parts.append(f"guidance {scale:g}")  # it can turn the order of two methods around
+    if (told := q.get("reference_sites")) is not None:
+        images = formatting.plural(q.get("reference_images") or 0, "image")
+        parts.append(
+            f"against sums of features of {len(told)} of {formatting.plural(run.summary.get('num_clients') or 0, 'site')}, {images}"
+        )
     return " · ".join(parts)
 
 

@@ -35,6 +35,7 @@ from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
 from osmotic.runs.scoring import Scoring
+from osmotic.runs.site_scoring import SiteScoring
 from osmotic.runs.sites import Sites, make_site
 from osmotic.runs.study import Study, describe_partition, make_deterministic, prepare
 from osmotic.runs.summary import write_summary
@@ -193,7 +194,7 @@ def described(study: Study, server: Server) -> Start:
         num_classes=spec.num_classes,
         num_clients=len(study.holdings),
         rounds=config.training.rounds,
-        samples=0 if study.at_sites else int(config.score.samples),
+        samples=0 if study.at_sites and config.score.encoder == "classifier" else int(config.score.samples),
         every=int(config.score.every),
         estimate=estimate,
         quicker=lambda estimate: quicker.quicker(study, *estimate.todo(), enough=LONG),
@@ -221,7 +222,7 @@ def make_server(
     """The server with its engine, clients and scorer, which is None where images are at sites; the nursery's workers serve the clients, where there is one."""
     initial, contract = study.blueprint.initial(), contract_hash(study.blueprint.contract())
     make_worker, stop = worker_factory(study, initial, contract, observer.worked)
-    scoring = None if study.at_sites else Scoring(study, run, observer.worked)
+    scoring = make_scoring(study, run, observer)
     stores = run.path / "clients"
     clients = [h.client for h in study.holdings]
     engine: Engine
@@ -245,6 +246,13 @@ def make_server(
         observer=observer,
     )
     return server, scoring
+
+
+def make_scoring(study: Study, run: RunDir, observer: Observer) -> Scoring | None:
+    """The run's scorer; None where images are at sites and the encoder would have to be trained on them."""
+    if not study.at_sites:
+        return Scoring(study, run, observer.worked)
+    return None if study.config.score.encoder == "classifier" else SiteScoring(study, run, observer.worked)
 
 
 def on_flower(study: Study, initial: Flat, contract: str, stores: Path, observer: Observer) -> Engine:

@@ -15,7 +15,7 @@ from osmotic.codecs import EXACT
 from osmotic.config.schema import Config
 from osmotic.data.dataset import Dataset
 from osmotic.engines import WHERE
-from osmotic.federation import own_models
+from osmotic.federation import feature_sums, own_models
 from osmotic.methods import Method
 from osmotic.pieces import Chain, Piece
 from osmotic.protocol.disclosure import FROM_SITE, METRICS, TO_SITE
@@ -103,6 +103,8 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
     if any(labelled & set(e.from_site["parts"]) for e in exchanges):
         reveals["labels"] = CLASSES
     reveals |= {f"piece {name}": piece.reveals for name, piece in chain.pieces.items() if piece.left}
+    if config.score.encoder != "classifier":
+        reveals["feature sums, across sites whose policy allows them"] = feature_sums.REVEALS
     return {
         "preset": config.preset,
         "method": config.method.name,

@@ -20,6 +20,7 @@ from osmotic.config.schema import PIECE_SECTIONS, Config, build, flatten
 from osmotic.config.toml import read_toml
 from osmotic.errors import ConfigError
 from osmotic.methods import METHODS
+from osmotic.metrics import weights
 from osmotic.pieces import PIECES
 from osmotic.runs.rules import check
 
@@ -179,7 +180,10 @@ def received(tables: Mapping[str, Any], source: str) -> Config:
         "track.backends": [],
     }
     config = build(given)
-    check(config)
+    # Its files are those of another machine: whoever is asked for features here looks for its own.
+    weights.check_name(config.score.encoder)
+    score = dataclasses.replace(config.score, encoder="classifier")
+    check(dataclasses.replace(config, score=score))
     return _filled(config)
 
 

@@ -49,10 +49,9 @@ def check(config: Config, own_data: bool = False) -> None:
     partition.validate_name(config.data.partition)
     trackers.check(config.track.backends)
     # Now, and not when the first round is scored: hours may lie between.
-    if config.score.encoder != "classifier":
-        from osmotic.metrics import weights
+    from osmotic.metrics import weights
 
-        weights.require(config.score.encoder)
+    weights.require(config.score.encoder)
 
 
 def _names(config: Config) -> None:

@@ -16,6 +16,7 @@ from osmotic.data.dataset import Dataset, Split
 from osmotic.data.gather import gather
 from osmotic.data.strata import apportion
 from osmotic.diffusion import compatibility
+from osmotic.federation.feature_sums import Sums, Wanted
 from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics import federated
@@ -140,6 +141,17 @@ class Scoring:
             for h in self.study.holdings
         ]
         return {**quality, **federated.aggregate(per_client), "after": None, "per_client": per_client}
+
+    def sums_wanted(self) -> Wanted | None:
+        """Nothing: the images are here."""
+        return None
+
+    def sums_missing(self) -> list[Client]:
+        """Nobody."""
+        return []
+
+    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
+        """Nobody is asked."""
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to sample, in JSON: samples, labels [samples], seed, guidance.

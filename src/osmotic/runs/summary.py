@@ -124,8 +124,9 @@ QUALITY = (
 )
 
 
-# Own metrics; scores of clients' own models beside a global one; these models as one that draws from each.
-MORE = ("metrics", "personal", "mixture")
+# Own metrics; scores of clients' own models beside a global one; these models as one that draws from each; whose images a
+# score across sites is against.
+MORE = ("metrics", "personal", "mixture", "reference_sites", "reference_images")
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, str] | None = None) -> str:

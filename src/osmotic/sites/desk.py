@@ -19,12 +19,17 @@ import numpy as np
 import torch
 
 from osmotic import seeds
+from osmotic.codecs import described
 from osmotic.config.schema import FREE, Config, flatten, to_dict
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset
 from osmotic.errors import ConfigError, plain
+from osmotic.federation import feature_sums
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
+from osmotic.federation.feature_sums import Sums
+from osmotic.metrics import encoder as encoders
+from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional
@@ -170,10 +175,38 @@ class SiteDesk:
         worker = Worker(
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
-        answer = worker.serve(site, packet)
+        if packet.header.get("action") == feature_sums.ACTION:
+            answer = self._sums(spec, packet, dataset, labels, rows)
+        else:
+            answer = worker.serve(site, packet)
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
+
+    def _sums(
+        self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray
+    ) -> Packet:
+        """Sums of this site's images' features, by the feature network whose hash the hub tells and the policy allows."""
+        score = spec.config.get("score")
+        name = str(score.get("encoder") if isinstance(score, Mapping) else None)
+        if name.startswith(PREFIX):
+            name = f"{PREFIX}{self.folder.encoder}"
+        try:
+            if name == "classifier":
+                raise ConfigError("score.encoder", name, "would be trained on this site's images alone")
+            encoder = encoders.get(dataset, name)
+        except ConfigError as error:
+            log.warning("no sums of features: %s", error)
+            raise Declined("does not have the feature network of these scores") from None
+        if encoder.sha256 != packet.header["control"]["encoder"]:
+            raise Declined("has another feature network than these scores ask for")
+        features = encoder.features(dataset.train.images[rows])
+        if (reason := self.folder.config.policy.too_few(*features.shape)) is not None:
+            raise Declined(reason)
+        told = Sums.of(features, None if labels is None else labels[rows], len(spec.classes or ()))
+        address = {k: packet.header.get(k) for k in ADDRESS} | {"client": self.name}
+        header = address | {"num_examples": len(rows), "metrics": {}}
+        return Packet(header, (described.encode(told.tensors()),))
 
     def _hold_to(
         self, file: Path, config: Config, classes: tuple[str, ...], dataset: Dataset, rows: np.ndarray

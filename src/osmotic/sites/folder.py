@@ -25,6 +25,9 @@ class SiteConfig:
     data: str = key("", "its images: npz:PATH, folder:PATH, hf:NAME; read in place, never sent")
     hub: str = key("", "HOST:PORT of the hub")
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    encoder: str = key(
+        "", "path of a file of osmotic encoder: the feature network of the scores of runs that name one"
+    )
     port: int = key(9094, "on this machine alone, between the site's own processes", 1, 65535)
     plaintext: bool = key(
         False, "true: no encryption, and the hub does not prove who it is; for trials on one machine"
@@ -68,6 +71,11 @@ class SiteFolder:
         if not (file := self.path / AUTHORITY).is_file():
             raise ConfigError(str(file), None, "is not there: get it from the hub again")
         return file
+
+    @property
+    def encoder(self) -> Path | None:
+        """The file of the feature network for scores; a relative path is one from the site's folder."""
+        return self.path / self.config.encoder if self.config.encoder else None
 
     def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""

@@ -9,6 +9,7 @@ from typing import Any
 from osmotic import pieces
 from osmotic.config.keys import key
 from osmotic.config.schema import Config
+from osmotic.federation import feature_sums
 from osmotic.methods import METHODS
 from osmotic.protocol.participation import asked
 
@@ -27,6 +28,10 @@ class Policy:
         False, "a model trained on this site's images alone may leave it; it can be made to repeat them"
     )
     synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
+    encoders: tuple[str, ...] = key(
+        (),
+        "hashes of feature networks whose sums over this site's images may leave, for scores; osmotic encoder tells the hash",
+    )
     most_passes: float = key(
         100.0,
         "passes over the images in one task, at most: time, and many make a change like a model of one's own",
@@ -60,6 +65,8 @@ class Policy:
         count = asked(config.training.fraction_train, config.data.clients)
         if count < self.least_clients:
             return f"policy.least_clients asks for {self.least_clients} clients in a round, and this run has {count}"
+        if action == feature_sums.ACTION and _encoder(header) not in self.encoders:
+            return "policy.encoders does not have the feature network of these scores"
         made = chain.values()
         if not self.own_model and (action == "model" or any(piece.holds_models for piece in made)):
             return "policy.own_model does not let a model of this site's own leave"
@@ -74,8 +81,21 @@ class Policy:
             return "policy.synthetic_images does not let images drawn from this site's own model leave"
         return None
 
+    @staticmethod
+    def too_few(images: int, width: int) -> str | None:
+        """Why sums over so few images do not leave; None if they may.
+
+        With fewer images than features, sums of products show in which directions the images lie, which is close to them.
+        """
+        return f"has {images} images, and sums of {width} features need {width}" if images < width else None
+
     def too_large(self, num_bytes: int) -> str | None:
         """Why an answer of so many bytes does not leave; None if it may."""
         if self.most_megabytes and num_bytes > self.most_megabytes * 1e6:
             return f"policy.most_megabytes = {self.most_megabytes:g}: the answer has {num_bytes / 1e6:.2f} MB"
         return None
+
+
+def _encoder(header: Mapping[str, Any]) -> Any:
+    control = header.get("control")
+    return control.get("encoder") if isinstance(control, Mapping) else None

@@ -116,6 +116,7 @@ def check(path: Path) -> Iterator[Line]:
         ("keys", _keys),
         ("images", _images),
         ("device", _device),
+        ("scores", _scores),
         ("certificate", _certificate),
         ("hub", _hub),
     )
@@ -162,6 +163,21 @@ def _device(site: SiteFolder) -> str:
     from osmotic.runs.study import choose_device
 
     return f"trains on {choose_device(site.config.device)}"
+
+
+def _scores(site: SiteFolder) -> str:
+    allowed = site.config.policy.encoders
+    if not allowed:
+        return "sums of features do not leave: runs are scored without this site"
+    if site.encoder is None:
+        return f"{len(allowed)} feature networks are allowed"
+    from osmotic.metrics import encoder_file
+
+    found = encoder_file.read(site.encoder)
+    if found.sha256 not in allowed:
+        rule = f"does not have the hash of {site.encoder.name}, which is {found.sha256}"
+        raise ConfigError("policy.encoders", list(allowed), rule)
+    return f"sums of features by {found.name} may leave"
 
 
 def _certificate(site: SiteFolder) -> str:

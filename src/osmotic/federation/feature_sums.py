@@ -1,0 +1,144 @@
+"""Scores of images that do not move: every site is asked for sums of its images' features, which add up to those of all.
+
+FD needs a mean and a covariance, and these follow from sums (arXiv 1706.08500, eq. 6); the union's are exact. A task beside the
+phases, as drawing for a score is, so a policy may refuse it, and its bytes stand in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from osmotic.errors import plain
+from osmotic.metrics.frechet import FeatureStatistics
+from osmotic.protocol.messages import Client, Phase, Reply, Spec, Task
+from osmotic.tensors import Tensors
+
+ACTION = "feature-sums"
+# What the server learns from them, for a site that decides whether to join.
+REVEALS = (
+    "sums of features, and of their products, over all images of one site: they tell how its images are spread as the feature network "
+    "sees them, and how many of each class there are; of single images the less, the more there are"
+)
+Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Mapping[str, np.ndarray] | None], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What sites are asked for.
+
+    Args:
+        encoder: hash of the feature network.
+        width: features of an image, D.
+        num_classes: of the run; 0 where no classes are told.
+    """
+
+    encoder: str
+    width: int
+    num_classes: int
+
+    def specs(self) -> dict[str, Spec]:
+        """What must come back: sums float64 [D], products float64 [D (D + 1) / 2], images of each class int64 [num_classes]."""
+        found = {
+            "features/sum": Spec((self.width,), "float64", max_abs=np.inf),
+            "features/products": Spec((self.width * (self.width + 1) // 2,), "float64", max_abs=np.inf),
+        }
+        if self.num_classes:
+            found["features/classes"] = Spec((self.num_classes,), "int64")
+        return found
+
+    def task(self, client: Client) -> Task:
+        """The task of one site."""
+        return Task(client, ACTION, control={"encoder": self.encoder}, expects=self.specs())
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of one site, or of several.
+
+    Args:
+        statistics: of its images' features.
+        classes: images of each class, int64 [num_classes]; None where no classes are told.
+    """
+
+    statistics: FeatureStatistics
+    classes: np.ndarray | None
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray | None, num_classes: int) -> Sums:
+        """Sums of images with these features [N, D] and labels int64 [N]."""
+        counts = np.bincount(labels, minlength=num_classes) if labels is not None and num_classes else None
+        return cls(FeatureStatistics.of(features), counts)
+
+    def tensors(self) -> Tensors:
+        """As they travel; of the products, which are symmetric, one half."""
+        upper = np.triu_indices(len(self.statistics.sum))
+        found = {"features/sum": self.statistics.sum, "features/products": self.statistics.outer[upper]}
+        if self.classes is not None:
+            found["features/classes"] = self.classes.astype(np.int64)
+        return found
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, np.ndarray], count: int) -> Sums:
+        """Sums of `count` images as a site sent them, in the shapes of `Wanted.specs`.
+
+        Raises: ValueError for what no images can have: negative variances, other numbers of images than `count`.
+        """
+        total, width = tensors["features/sum"].astype(np.float64), len(tensors["features/sum"])
+        outer = np.zeros((width, width))
+        outer[np.triu_indices(width)] = tensors["features/products"]
+        outer += np.triu(outer, 1).T
+        statistics = FeatureStatistics(count, total, outer)
+        # n sum x^2 >= (sum x)^2 for every feature, but for rounding.
+        squares = count * np.diag(outer)
+        if np.any(squares < np.square(total) * (1 - 1e-9) - 1e-9):
+            raise ValueError("sums of features that no images have: a variance below 0")
+        classes = tensors.get("features/classes")
+        if classes is not None and (classes.min(initial=0) < 0 or int(classes.sum()) != count):
+            raise ValueError("sums of features whose classes do not add up to its images")
+        return cls(statistics, None if classes is None else classes.copy())
+
+
+def gather(
+    ask: Ask, clients: Sequence[Client], wanted: Wanted, phase: Phase
+) -> tuple[dict[str, Sums], dict[str, str]]:
+    """(sums of those who gave them, by name; why those that answered with nonsense do not count, by name).
+
+    Args:
+        clients: whom to ask.
+        phase: that is being scored.
+    """
+    found: dict[str, Sums] = {}
+    wrong: dict[str, str] = {}
+
+    def keep(reply: Reply) -> None:
+        name = reply.task.client.name
+        try:
+            found[name] = Sums.read(reply.tensors, reply.weight)
+        except ValueError as error:
+            wrong[name] = plain(error)
+
+    asking = Phase("score", phase.server_round, totals=False, everybody=True)
+    ask(asking, [wanted.task(client) for client in clients], keep, None)
+    return found, wrong
+
+
+def together(sums: Mapping[str, Sums]) -> Sums:
+    """Those of all, in the order of the names: float sums hang on it in their last bits."""
+    first, *rest = (sums[name] for name in sorted(sums))
+    statistics, classes = first.statistics, first.classes
+    for one in rest:
+        statistics = statistics + one.statistics
+        classes = None if classes is None or one.classes is None else classes + one.classes
+    return Sums(statistics, classes)
+
+
+def described(sums: Mapping[str, Sums]) -> dict[str, Any]:
+    """How many sites and images stand behind a score, for the summary."""
+    return {
+        "reference_sites": sorted(sums),
+        "reference_images": sum(one.statistics.count for one in sums.values()),
+    }

@@ -1,0 +1,144 @@
+"""Scores of a run whose images are at their sites: the union's FD from sums that these send, and no image moves.
+
+KID, precision and recall need images side by side and stay null; so do held-out scores and floors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from osmotic.data.strata import apportion
+from osmotic.diffusion import compatibility
+from osmotic.errors import plain
+from osmotic.federation import feature_sums
+from osmotic.federation.feature_sums import Sums, Wanted
+from osmotic.federation.interfaces import Stage, Unscored, Work
+from osmotic.metrics import federated
+from osmotic.metrics.frechet import frechet_to
+from osmotic.protocol.messages import Client
+from osmotic.runs import grids
+from osmotic.runs.scoring import NOT_WITHOUT_GLOBAL_MODEL, Scoring
+from osmotic.runs.study import Study
+from osmotic.storage.folder import RunDir
+
+log = logging.getLogger("osmotic.score")
+
+
+class SiteScoring(Scoring):
+    """Draws as `Scoring` does, and compares with what sites have told; arguments as there."""
+
+    def __init__(
+        self,
+        study: Study,
+        run: RunDir | None,
+        worked: Callable[[Work, float], object] = lambda work, amount: None,
+    ) -> None:
+        super().__init__(study, run, worked)
+        self._sums: dict[str, Sums] = {}
+        self._silent: set[str] = set()  # who did not tell: asked once by each process of a server
+
+    def sums_wanted(self) -> Wanted:
+        """What sites are asked before a score; the same at every score, as their images are."""
+        spec = self.study.spec
+        blank = np.zeros((1, *self.study.dataset.train.images.shape[1:]), np.uint8)
+        return Wanted(self.encoder.sha256, self.encoder.features(blank).shape[1], spec.num_classes)
+
+    def sums_missing(self) -> list[Client]:
+        """Whom to ask: who has not told yet, and has not declined."""
+        known = self._sums.keys() | self._silent
+        return [h.client for h in self.study.holdings if h.client.name not in known]
+
+    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
+        """What sites told, and what is wrong with what others did."""
+        for name, reason in sorted(wrong.items()):
+            log.warning("%s is left out of the scores: %s", plain(name), reason)
+        self._sums |= found
+        self._silent |= {client.name for client in self.sums_missing()}
+
+    @property
+    def _known(self) -> Sums:
+        """Those of all sites that told. Raises: Unscored where none did."""
+        if not self._sums:
+            raise Unscored("no site lets sums of its images' features leave: policy.encoders")
+        return feature_sums.together(self._sums)
+
+    def labels(self) -> np.ndarray | None:
+        """Labels of the pool, int64 [samples], in the proportions of the sites that told; None where none are told."""
+        if self.study.spec.num_classes == 0:
+            return None
+        counts = self._known.classes
+        return None if counts is None else apportion(counts, self.samples)
+
+    def score_global(self, weights: Mapping[str, np.ndarray], server_round: int) -> dict[str, Any]:
+        """FD of the global model, name -> float32 [...], to the union of the sites' images and to each site's own."""
+        union, labels = self._known, self.labels()
+        images, nfe = self.draw(weights, labels, self.samples)
+        self.save_grid(images, labels, f"round-{server_round:04d}")
+        made = self.encoder.features(images)
+        fd = frechet_to(union.statistics, made)
+        entries = [self._entry(client, made, labels, fd, "after") for client in self._clients()]
+        empty = dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)
+        found = {**self._described(nfe), **empty, "fd": fd, **feature_sums.described(self._sums)}
+        if union.classes is not None:
+            found["class_histogram_data"] = union.classes.tolist()
+        return {**found, **federated.aggregate(entries), "after": None, "per_client": entries}
+
+    def score_personal(
+        self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
+    ) -> dict[str, Any]:
+        """FD of what each site's own model drew, uint8 [samples, H, W, C], to the union and to the site's own images."""
+        union, labels = self._known, self.labels()
+        nfe = compatibility.nfe(self.study.config.score.steps, self.study.blueprint.guidance)
+        entries = []
+        for client in self._clients():
+            if client.name in pools:
+                made = self.encoder.features(pools[client.name])
+                entries.append(self._entry(client, made, labels, frechet_to(union.statistics, made), stage))
+                self.save_grid(pools[client.name], labels, f"round-{server_round:04d}-{client.name}")
+        found = {**self._described(nfe), **dict.fromkeys(NOT_WITHOUT_GLOBAL_MODEL)}
+        found |= feature_sums.described(self._sums)
+        return {
+            **found,
+            **federated.aggregate(entries),
+            "after": None,
+            "mixture": None,
+            "per_client": entries,
+        }
+
+    def _clients(self) -> list[Client]:
+        return [h.client for h in self.study.holdings]
+
+    def _entry(
+        self, client: Client, made: np.ndarray, labels: np.ndarray | None, fd_all: float, stage: Stage
+    ) -> dict[str, Any]:
+        """One site's entry of `summary.quality.per_client`, as `federated.OwnYardstick` gives it."""
+        own, fd_own, rows = self._sums.get(client.name), None, np.arange(len(made))
+        if own is not None:
+            if labels is not None and own.classes is not None:
+                rows = federated.matching(labels, np.repeat(np.arange(len(own.classes)), own.classes))
+            if min(own.statistics.count, len(rows)) >= federated.MIN_OWN:
+                fd_own = frechet_to(own.statistics, made[rows])
+        return {
+            "client_id": client.client_id,
+            "name": client.name,
+            "num_examples": client.num_examples,
+            "stage": stage,
+            "fd_all": fd_all,
+            "fd_own": fd_own,
+            "kid_all": None,
+            "kid_own": None,
+            "fd_own_floor": None,
+            "own_images": 0 if own is None else own.statistics.count,
+            "own_samples": len(rows) if own is not None else 0,
+            "held_out": None,
+            "near_copies": None,
+        }
+
+    def save_grid(self, images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
+        """PNG grid of drawn images, uint8 [N, H, W, C]; of real ones there are none here."""
+        if self.run is not None:
+            grids.save_grid(self.run, images, labels, list(self.study.dataset.class_names), name)
