@@ -215,7 +215,7 @@ def is_conditional(run: Run) -> bool:
 def partition_phrase(run: Run) -> str:
     """How the images were spread, such as `split evenly at random`."""
     if at_sites(run):
-        return "which stayed where they were"
+        return "kept where they were"
     name = str(run.setting("data.partition", ""))
     if name.startswith("by:"):
         return f"split by the column {name[3:]}"
