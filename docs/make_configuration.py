@@ -81,7 +81,7 @@ A whole number is taken where a number is asked for, not the other way round.
 | `holdout`, `quorum_weight`, `label_dropout`, `dropout`, `feedback_decay`, `density`, `share` | shares |
 | `bits`, `chunk` | of `learned` bits per weight, of `sparse` bits of a value; weights |
 | `steps`, `timesteps` | sampler steps, schedule steps |
-| `max_abs_update` | in units of the weights |
+| `max_abs_update`, `max_update_norm` | in units of the weights |
 | `threads`, `workers` | a count; the bits of a result depend on `threads`, never on `workers` |
 
 In the tables, `(a, b]` leaves out a and holds b.

@@ -172,6 +172,36 @@ def test_a_spec_with_a_range_of_its_own_has_that_one_and_the_others_the_configur
         assert caught.value.kind == "range"
 
 
+def test_a_change_of_a_larger_norm_than_allowed_is_refused_and_extras_are_no_part_of_it() -> None:
+    from osmotic.flat import Flat, FlatLayout
+
+    training = TrainingConfig(batch_size=4, local_epochs=2.0, max_update_norm=5.0)
+    task = Task(
+        CLIENT, "train", returns=("bottleneck", "decoder"), expects={"piece/far": Spec((2,), max_abs=1e3)}
+    )
+    expected = Gate(LAYOUT, PART_NAMES, training).expect(task)
+    far = np.full(2, 900, np.float32)
+    bias, weight = np.array([3, 0, 0], np.float32), np.zeros((2, 5), np.float32)
+    weight[1, 4] = 4.0
+    good = {"model/mid_block.bias": bias, "model/conv_out.weight": weight, "piece/far": far}
+    assert expected.check(good, 10) == 10, "3, 4, 5: just so much"
+    weight[0, 0] = 0.1
+    with pytest.raises(Refused, match=r"the change has norm 5\.001, above 5") as caught:
+        expected.check(good, 10)
+    assert caught.value.kind == "range"
+    # As a whole buffer, too, which is looked at in one pass.
+    task = Task(CLIENT, "train", returns=("bottleneck", "decoder"))
+    layout = FlatLayout(LAYOUT, PART_NAMES).of_parts(task.returns).named("model/")
+    whole = Flat.of(layout, {n: good[n] for n in ("model/mid_block.bias", "model/conv_out.weight")})
+    with pytest.raises(Refused, match="the change has norm"):
+        Gate(LAYOUT, PART_NAMES, training).expect(task).check(whole, 10)
+    assert (
+        Gate(LAYOUT, PART_NAMES, TRAINING)
+        .expect(task)
+        .check(Flat.of(layout, {n: np.ones_like(t) for n, t in whole.items()}), 10)
+    ), "off by default"
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(None, 6), (0.5, 2), (5.0, 15)])
 def test_no_more_work_may_be_claimed_than_the_task_is(epochs: float | None, steps: int) -> None:
     # 10 images in batches of 4 are 3 steps a pass; the configuration says 2 passes.

@@ -35,7 +35,8 @@ deadline_seconds = 300
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     names = ["client-000", "client-001", "client-002"]
-    made = Federation(tmp_path_factory.mktemp("federation"), CONFIG, names)
+    policy = [("synthetic_images = false", "synthetic_images = true")]
+    made = Federation(tmp_path_factory.mktemp("federation"), CONFIG, names, policy)
     with made.started():
         yield made
         known = {pid for process in made.processes.values() for pid in descendants(process.pid)}
@@ -61,6 +62,35 @@ def test_sites_end_in_the_weights_of_the_simulation(federation: Federation) -> N
     traffic = json.loads(listed.stdout)["runs"][0]["network-traffic"]
     for ours, theirs in (("bytes_up", "inbound-bytes"), ("bytes_down", "outbound-bytes")):
         assert abs(found[ours] - traffic[theirs]) < 0.02 * found[ours], "Flower's own counters agree"
+
+
+# Of each paper a preset's rules, and a combination of pieces that no paper has.
+RULES = {
+    "feddiffuse": ("method.name=usplit",),
+    "feddm": ("codec.up=int8", "codec.error_feedback=true", "codec.first_contact=seed"),
+    "fedddpm": (
+        "server.pieces=correction",
+        "server.correction.size=0.5",
+        "server.correction.local_epochs=1",
+        "server.correction.drop_outliers=0.0",
+    ),
+    "combination": ('local.pieces=["scaffold", "prox"]', "server.pieces=adam", "codec.up=sparse"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_study_has_the_same_weights_on_all_three_engines(federation: Federation, name: str) -> None:
+    sets = ("score.every=0", "score.samples=20", *RULES[name])
+    threads = federation.simulated(name, *sets)
+    flower = federation.simulated(f"{name}-flower", *sets, "engine.name=flower")
+    run = federation.run(name, *sets)
+    told, _ = run.communicate()
+    assert run.returncode == 0, told
+    sites = federation.summary(name)
+    assert [one["engine"] for one in (flower, sites)] == ["flower", "sites"]
+    for one in (flower, sites):
+        assert one["weights_sha256"] == threads["weights_sha256"] and one["failures"] == []
+        assert (one["bytes_up"], one["bytes_down"]) == (threads["bytes_up"], threads["bytes_down"])
 
 
 def test_a_run_that_fails_has_an_exit_code_and_a_reason(federation: Federation) -> None:

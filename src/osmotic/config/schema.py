@@ -137,6 +137,9 @@ class TrainingConfig:
     max_abs_update: float = key(
         8.0, "largest change of one weight in a round; more is refused as `range`", 1e-6, 1e6
     )
+    max_update_norm: float = key(
+        0.0, "largest Euclidean norm of a client's change in a round; more is refused as `range`; 0 is off", 0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

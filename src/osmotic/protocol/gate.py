@@ -5,6 +5,7 @@ One `Expectation` serves the gate, the ledger (weights conveyed) and `osmotic pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,7 @@ class Expectation:
         max_abs: largest |value| of a float whose Spec names no range of its own.
         most_steps, most_images: the work a reply may claim.
         layout: where all that is coded lies, if it is nothing but parts of the network.
+        max_norm: largest Euclidean norm of all changes together; 0 sets none.
     """
 
     changes: Mapping[str, Spec]
@@ -53,6 +55,7 @@ class Expectation:
     most_steps: int
     most_images: int
     layout: FlatLayout | None = None
+    max_norm: float = 0.0
 
     @cached_property
     def tensors(self) -> Mapping[str, Spec]:
@@ -93,6 +96,15 @@ class Expectation:
             num_examples: the weight the reply claims.
         Raises: Refused with kind "bad" (keys, dtype, shape, weight, not finite) or "range".
         """
+        weight = self._check(tensors, num_examples)
+        if self.max_norm and self.changes:
+            squares = (_squares(tensors[name]) for name in self.changes)
+            if (norm := math.sqrt(sum(squares))) > self.max_norm:
+                raise Refused("range", f"the change has norm {norm:.4g}, above {self.max_norm:g}")
+        return weight
+
+    def _check(self, tensors: Mapping[str, np.ndarray], num_examples: object) -> int:
+        """All but the norm."""
         if (
             isinstance(num_examples, bool)
             or not isinstance(num_examples, int)
@@ -144,6 +156,12 @@ class Expectation:
 def wanted(specs: Mapping[str, Spec]) -> Wanted:
     """What must come back, as a codec takes it: name -> (dtype, shape)."""
     return {name: (spec.dtype, spec.shape) for name, spec in specs.items()}
+
+
+def _squares(values: np.ndarray) -> float:
+    """Sum of squares, in float64."""
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
 
 
 def _within(buffer: np.ndarray, most: float) -> bool:
@@ -210,4 +228,5 @@ class Gate:
             steps,
             steps * training.batch_size,
             None if coded_too else layout,
+            training.max_update_norm,
         )
