@@ -204,6 +204,10 @@ class Silent:
         """No images are wanted."""
         return {}
 
+    def sums_wanted(self) -> None:
+        """Nobody is asked: nothing is measured."""
+        return None
+
     def score_personal(
         self, pools: Mapping[str, np.ndarray], stage: str, server_round: int
     ) -> dict[str, Any]:

@@ -81,6 +81,7 @@ COMMANDS = [
     "leaves",
     "look",
     "split",
+    "encoder",
 ]
 
 
@@ -302,6 +303,27 @@ def test_only_score_keys_can_change_after_training(osm: Command):
     is_refused(osm("evaluate", "done", "--set", "training.rounds=3"), "training.rounds=3", "[score]")
     is_refused(osm("evaluate", "done", "--set", "score.step=3"), "score.step = 3", "score.steps")
     is_refused(osm("evaluate", "done", "--ema", "3"), "--ema = 3.0", "0 or one of")
+
+
+def test_an_encoder_is_one_file_that_runs_can_be_scored_by(osm: Command) -> None:
+    few = ("--set", "data.max_images=200", "--set", "data.clients=2")
+    done = osm("encoder", "--data", "digits", *few, "--out", "network.safetensors", "--json")
+    told = json.loads(done.out)
+    assert done.code == 0 and told["name"] == "classifier-digits-8" and len(told["sha256"]) == 64
+    small = ("--set", "training.rounds=1", "--set", "score.samples=20", "--set", "score.steps=2")
+    named = ("--set", "score.encoder=file:network.safetensors")
+    assert osm("run", "--data", "digits", *few, *small, *named, "--out", "scored").code == 0
+    quality = json.loads((osm.folder / "scored/summary.json").read_text())["quality"]
+    assert quality["encoder_sha256"] == told["sha256"] and quality["fd"] > 0
+    (osm.folder / "network.safetensors").write_bytes(b"none")
+    is_refused(
+        osm("run", "--data", "digits", *few, *small, *named, "--out", "o"),
+        "score.encoder",
+        "holds no encoder",
+    )
+    is_refused(
+        osm("run", "--set", "score.encoder=inceptionv3", "--out", "o"), "score.encoder", "inception-v3"
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "split"])

@@ -103,8 +103,16 @@ def test_a_strided_or_big_endian_array_is_sent_as_its_values() -> None:
     assert described.encode({"w": values.astype(">f4")}) == expected
 
 
+def test_sums_travel_in_float64() -> None:
+    sums = {"features/sum": np.array([1e300, -1 / 3])}
+    found = described.decode(described.encode(sums), {"features/sum": ("float64", (2,))})
+    assert found["features/sum"].dtype == np.float64 and np.array_equal(
+        found["features/sum"], sums["features/sum"]
+    )
+
+
 def test_a_dtype_that_cannot_be_sent_is_refused_by_name() -> None:
-    for dtype in ("float64", "object", "complex64", "<U3"):
+    for dtype in ("uint64", "object", "complex64", "<U3"):
         with pytest.raises(ValueError, match=r"w: dtype .* cannot be sent"):
             described.encode({"w": np.zeros(2).astype(dtype)})
 

@@ -49,7 +49,7 @@ OTHERS = {
     "engines/envelope.py",  # a packet's header, as it is
     "runs/workplace.py",  # between processes of one run
     *("codecs/base.py", "codecs/described.py", "engines/shared.py", "flat.py", "protocol/messages.py", "federation/downlink.py", "federation/uplink.py", "storage/store.py"),
-    *("models/class_conditional_pipeline.py", "models/pipeline.py", "metrics/classifier.py", "report/narrative.py"),
+    *("models/class_conditional_pipeline.py", "models/pipeline.py", "metrics/classifier.py", "metrics/encoder_file.py", "report/narrative.py"),
     "report/groups.py",  # a key of a table in memory
 }  # fmt: skip
 

@@ -29,6 +29,8 @@ from osmotic.federation.interfaces import Engine, Observer, Work
 from osmotic.federation.server import Server
 from osmotic.federation.team import Team
 from osmotic.flat import Flat
+from osmotic.metrics import encoder as encoders
+from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import contract_hash
 from osmotic.runs import apart, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
@@ -63,6 +65,7 @@ def start(
         nursery: of workers that are processes; None where clients are threads.
     """
     study = _studied(config, dataset, read)
+    _refuse_encoder(study)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -98,6 +101,7 @@ def resume(
         extension.check(before, config, method, pieces.make(config))
         begun = strict_json.read_table(run.partition) if run.partition.exists() else {}
         study = _studied(config, dataset, read, begun.get("clients", ()))
+        _refuse_encoder(study)
         if not run.partition.exists():  # stopped between the two files
             write_text(run.partition, strict_json.dumps(describe_partition(study)))
         refuse_other_images(run, study)
@@ -134,6 +138,12 @@ def _studied(
         )
     study: Study = lent.study_of(lent.grid, config, names)
     return study
+
+
+def _refuse_encoder(study: Study) -> None:
+    """Raises ConfigError for a file that holds no feature network for these images: now, and not at the first score."""
+    if (name := study.config.score.encoder).startswith(PREFIX):
+        encoders.get(study.dataset, name)
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
