@@ -475,3 +475,24 @@ def test_images_of_another_shape_than_the_runs_never_reach_the_scores(make_serve
     assert (failure["client_id"], failure["kind"]) == (1, "bad")
     assert failure["reason"].isprintable() and len(failure["reason"]) <= 200
     assert reason is None or re.search(re.escape(reason).replace(r"\|", "|"), failure["reason"])
+
+
+def test_a_client_whose_change_is_too_long_is_refused_and_the_run_is_one_without_it(
+    make_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from osmotic.federation.client import Worker
+
+    result = Worker.result
+
+    def long(self: Worker, begun: Any, loss: float, seen: int) -> Any:
+        found = result(self, begun, loss, seen)
+        if begun.opened.step.client.client_id == 1:
+            for change in found.coded.values():
+                change *= 20.0
+        return found
+
+    monkeypatch.setattr(Worker, "result", long)
+    server = make_server("training.rounds=1", "training.max_update_norm=50", "training.max_abs_update=1000")
+    server.run()
+    [failure] = server.state.failures
+    assert (failure["client_id"], failure["kind"]) == (1, "range") and "above 50" in failure["reason"]

@@ -85,6 +85,14 @@ def test_one_whose_server_dies_before_it_begins_is_handed_over_whole(
     assert hub.submitted == [True] * follow.TRIES
 
 
+def test_the_name_of_a_run_that_never_began_is_free_again(tmp_path: Path) -> None:
+    for begun in (False, True):
+        (out := tmp_path / f"run-{begun}").mkdir()
+        acts = [(["osmotic: error: 2 of 3 sites are here"], 0 if begun else -1, DEAD, False)]
+        assert follow.run(PlayedHub(out, acts), Config(), out, quiet=True) == 1  # type: ignore[arg-type]
+        assert out.exists() == begun
+
+
 def test_one_that_says_why_is_not_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         "INFO : noise",

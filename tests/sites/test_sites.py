@@ -284,13 +284,17 @@ def test_sites_with_images_of_several_shapes_are_refused(folders: list[Path], tm
         ({"image": [0, 1]}, "no shape"),
         ({"image": [-8, 1]}, "no shape"),
         ({"image": [1025, 1]}, "no shape"),
+        ({"encoders": None}, "no feature networks"),
+        ({"encoders": ["x"]}, "no feature networks"),
+        ({"encoders": [7]}, "no feature networks"),
+        ({"encoders": ["0" * 64] * 101}, "too many"),
         ({"version": "0.0.1"}, "has osmotic '0.0.1', and the hub"),
     ],
 )
 def test_who_lies_of_himself_does_not_take_part(said: dict[str, Any], reason: str) -> None:
     import importlib.metadata
 
-    good = {"name": "client-000", "num_examples": 5, "image": [8, 1], "classes": ["a"]}
+    good = {"name": "client-000", "num_examples": 5, "image": [8, 1], "classes": ["a"], "encoders": []}
     good["version"] = importlib.metadata.version("osmotic")
     assert roster._checked(good, "client-000")["num_examples"] == 5
     with pytest.raises(ValueError, match=reason.replace("(", r"\(")):
@@ -664,6 +668,11 @@ def test_what_a_site_runs_into_names_no_path(desk: SiteDesk) -> None:
             "policy.least_client = 2: unknown key (nearest valid key: policy.least_clients)",
         ),
         ("own_model = false", 'own_model = "no"', "policy.own_model = 'no': must be true or false"),
+        (
+            "encoders = []",
+            'encoders = ["abc"]',
+            "policy.encoders = 'abc': must be a hash, 64 hexadecimal digits",
+        ),
         ('device = "auto"', "device = 1", "device = 1: must be a text"),
         ('name = "client-000"', 'name = "a/b"', "name = 'a/b': must be 1 to 100 printable characters"),
         ('name = "client-000"', "name = ", "is not valid TOML"),
@@ -973,7 +982,7 @@ def test_what_dies_at_once_is_not_started_all_the_time(
 
 def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:
     answer = packet_of(records(desk.hello(spec_of()))).header
-    assert set(answer) == {"name", "version", "num_examples", "image", "classes", "torch"}
+    assert set(answer) == {"name", "version", "num_examples", "image", "classes", "encoders", "torch"}
     assert len(json.dumps(answer)) < 400
 
 
@@ -1031,3 +1040,16 @@ def test_a_mistake_in_the_hubs_file_is_one_line(tmp_path: Path) -> None:
     write_to.write_text(write_to.read_text() + "plain = true\n")
     with pytest.raises(ConfigError, match=r"hub\.toml: plain = True: unknown key .*plaintext"):
         hub.Hub.read(made.path)
+
+
+def test_a_runs_server_finds_the_feature_network_from_wherever_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hub.init(tmp_path / "hub", ["localhost"], 9092, "127.0.0.1", False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "network.safetensors").touch()
+    monkeypatch.setattr(hub, "ask", lambda *args, **more: {"run-id": "1"})
+    config = resolve.load(keys=KEYS | SITES | {"score.encoder": "file:network.safetensors"})
+    made.submit(config, made.fresh_run("one", True))
+    handed = resolve.load(made.path / "submitted/one.toml")
+    assert handed.score.encoder == f"file:{tmp_path / 'network.safetensors'}"

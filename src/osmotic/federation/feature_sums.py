@@ -6,6 +6,7 @@ phases, as drawing for a score is, so a policy may refuse it, and its bytes stan
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from osmotic.errors import plain
 from osmotic.metrics.frechet import FeatureStatistics
 from osmotic.protocol.messages import Client, Phase, Reply, Spec, Task
 from osmotic.tensors import Tensors
+
+log = logging.getLogger("osmotic.score")
 
 ACTION = "feature-sums"
 # What the server learns from them, for a site that decides whether to join.
@@ -34,11 +37,13 @@ class Wanted:
         encoder: hash of the feature network.
         width: features of an image, D.
         num_classes: of the run; 0 where no classes are told.
+        clients: whom to ask.
     """
 
     encoder: str
     width: int
     num_classes: int
+    clients: Sequence[Client] = ()
 
     def specs(self) -> dict[str, Spec]:
         """What must come back: sums float64 [D], products float64 [D (D + 1) / 2], images of each class int64 [num_classes]."""
@@ -102,28 +107,24 @@ class Sums:
         return cls(statistics, None if classes is None else classes.copy())
 
 
-def gather(
-    ask: Ask, clients: Sequence[Client], wanted: Wanted, phase: Phase
-) -> tuple[dict[str, Sums], dict[str, str]]:
-    """(sums of those who gave them, by name; why those that answered with nonsense do not count, by name).
+def gather(ask: Ask, wanted: Wanted, phase: Phase) -> dict[str, Sums]:
+    """Sums of those who gave them, by name; who answers with nonsense is left out, and the log says so.
 
     Args:
-        clients: whom to ask.
         phase: that is being scored.
     """
     found: dict[str, Sums] = {}
-    wrong: dict[str, str] = {}
 
     def keep(reply: Reply) -> None:
         name = reply.task.client.name
         try:
             found[name] = Sums.read(reply.tensors, reply.weight)
         except ValueError as error:
-            wrong[name] = plain(error)
+            log.warning("%s is left out of the scores: %s", plain(name), plain(error))
 
     asking = Phase("score", phase.server_round, totals=False, everybody=True)
-    ask(asking, [wanted.task(client) for client in clients], keep, None)
-    return found, wrong
+    ask(asking, [wanted.task(client) for client in wanted.clients], keep, None)
+    return found
 
 
 def together(sums: Mapping[str, Sums]) -> Sums:

@@ -86,13 +86,10 @@ class Scorer(Protocol):
         """Quality of the global model, name -> float32 [...], by the names of the summary."""
 
     def sums_wanted(self) -> Wanted | None:
-        """What sites are to tell of their images before a score; None where the images are here."""
+        """What sites are to tell of their images before a score, and which; None where the images are here."""
 
-    def sums_missing(self) -> list[Client]:
-        """Which of them have not been asked yet."""
-
-    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
-        """What they told, by name, and what is wrong with what others did."""
+    def take_sums(self, found: Mapping[str, Sums]) -> None:
+        """What they told, by name."""
 
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to draw, in JSON: how many samples, labels [samples], seed and guidance."""

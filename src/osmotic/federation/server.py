@@ -333,8 +333,9 @@ class Server:
         """Scores the models that there are after this phase: (for the metrics line, for the summary)."""
         state, own_phase = self.state, phase.name not in (TRAIN, MERGE)
         assert self.scorer is not None
-        if (wanted := self.scorer.sums_wanted()) is not None and (asked := self.scorer.sums_missing()):
-            self.scorer.take_sums(*feature_sums.gather(self._ask, asked, wanted, phase))
+        if (wanted := self.scorer.sums_wanted()) is not None:
+            # At every score, though images do not change: a run that goes on then has the ledger of an unbroken one.
+            self.scorer.take_sums(feature_sums.gather(self._ask, wanted, phase))
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
             latest = quality

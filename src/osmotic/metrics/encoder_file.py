@@ -28,10 +28,14 @@ def write(
 ) -> Encoder:
     """Trains the classifier of a data set, or takes it from the cache, and writes it into a file; returns what `read` gives.
 
-    Raises: ValueError without training images; OSError as the file system gives it.
+    Raises: ConfigError for the path of a folder, ValueError without training images; OSError as the file system gives it.
     """
     from safetensors.torch import save
 
+    # Before the training, which takes a while.
+    if path.is_dir():
+        raise ConfigError("--out", str(path), "is a folder: name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = classifier.trained(dataset, cache=True, threads=threads, stepped=stepped)
     facts = {
         "recipe": RECIPE,
@@ -42,7 +46,6 @@ def write(
         "test_accuracy": found.test_accuracy,
         "sha256": found.sha256,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, save(dict(found.weights), metadata={_ENTRY: json.dumps(facts)}))
     return read(path, threads=threads)
 

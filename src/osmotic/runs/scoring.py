@@ -146,11 +146,7 @@ class Scoring:
         """Nothing: the images are here."""
         return None
 
-    def sums_missing(self) -> list[Client]:
-        """Nobody."""
-        return []
-
-    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
+    def take_sums(self, found: Mapping[str, Sums]) -> None:
         """Nobody is asked."""
 
     def wanted(self, client: Client) -> Mapping[str, Any]:

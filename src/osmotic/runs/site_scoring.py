@@ -5,59 +5,43 @@ KID, precision and recall need images side by side and stay null; so do held-out
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from osmotic.data.strata import apportion
 from osmotic.diffusion import compatibility
-from osmotic.errors import plain
 from osmotic.federation import feature_sums
 from osmotic.federation.feature_sums import Sums, Wanted
-from osmotic.federation.interfaces import Stage, Unscored, Work
+from osmotic.federation.interfaces import Stage, Unscored
 from osmotic.metrics import federated
 from osmotic.metrics.frechet import frechet_to
 from osmotic.protocol.messages import Client
 from osmotic.runs import grids
 from osmotic.runs.scoring import NOT_WITHOUT_GLOBAL_MODEL, Scoring
-from osmotic.runs.study import Study
-from osmotic.storage.folder import RunDir
-
-log = logging.getLogger("osmotic.score")
 
 
 class SiteScoring(Scoring):
     """Draws as `Scoring` does, and compares with what sites have told; arguments as there."""
 
-    def __init__(
-        self,
-        study: Study,
-        run: RunDir | None,
-        worked: Callable[[Work, float], object] = lambda work, amount: None,
-    ) -> None:
-        super().__init__(study, run, worked)
-        self._sums: dict[str, Sums] = {}
-        self._silent: set[str] = set()  # who did not tell: asked once by each process of a server
+    _sums: Mapping[str, Sums] = {}  # of the sites that told before this score
 
     def sums_wanted(self) -> Wanted:
-        """What sites are asked before a score; the same at every score, as their images are."""
-        spec = self.study.spec
+        """What sites are asked, and which: those that have said of themselves that they may tell."""
+        width, encoder = self._width, self.encoder.sha256
+        asked = [client for client in self._clients() if encoder in self.study.tells.get(client.name, ())]
+        return Wanted(encoder, width, self.study.spec.num_classes, asked)
+
+    @cached_property
+    def _width(self) -> int:
         blank = np.zeros((1, *self.study.dataset.train.images.shape[1:]), np.uint8)
-        return Wanted(self.encoder.sha256, self.encoder.features(blank).shape[1], spec.num_classes)
+        return int(self.encoder.features(blank).shape[1])
 
-    def sums_missing(self) -> list[Client]:
-        """Whom to ask: who has not told yet, and has not declined."""
-        known = self._sums.keys() | self._silent
-        return [h.client for h in self.study.holdings if h.client.name not in known]
-
-    def take_sums(self, found: Mapping[str, Sums], wrong: Mapping[str, str]) -> None:
-        """What sites told, and what is wrong with what others did."""
-        for name, reason in sorted(wrong.items()):
-            log.warning("%s is left out of the scores: %s", plain(name), reason)
-        self._sums |= found
-        self._silent |= {client.name for client in self.sums_missing()}
+    def take_sums(self, found: Mapping[str, Sums]) -> None:
+        """What sites told before this score."""
+        self._sums = dict(found)
 
     @property
     def _known(self) -> Sums:

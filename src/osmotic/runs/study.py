@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Study:
     Args:
         sites: the engine whose clients hold the images at their own places; the data set is empty then, and holdings have
             sizes alone. None in a simulation.
+        tells: hashes of the feature networks by which a site may tell sums of its images' features, by its name.
     """
 
     blueprint: Blueprint
@@ -50,6 +51,7 @@ class Study:
     holdings: list[Holding]
     device: torch.device
     sites: Engine | None = None
+    tells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def at_sites(self) -> bool:

@@ -126,6 +126,7 @@ class SiteDesk:
                 "num_examples": len(rows),
                 "image": [side, channels],
                 "classes": list(dataset.class_names),
+                "encoders": list(self.folder.config.policy.encoders),
                 "torch": torch.__version__.partition("+")[0],
             }
         )
@@ -194,7 +195,7 @@ class SiteDesk:
         try:
             if name == "classifier":
                 raise ConfigError("score.encoder", name, "would be trained on this site's images alone")
-            encoder = encoders.get(dataset, name)
+            encoder = encoders.get(dataset, name, device=str(choose_device(self.folder.config.device)))
         except ConfigError as error:
             log.warning("no sums of features: %s", error)
             raise Declined("does not have the feature network of these scores") from None

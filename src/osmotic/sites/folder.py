@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,9 @@ def check(where: str, made: SiteConfig) -> None:
         raise ConfigError(f"{where}: name", made.name, str(error).partition(": ")[2]) from None
     if not made.data:
         raise ConfigError(f"{where}: data", "", "must be given")
+    for one in made.policy.encoders:
+        if not re.fullmatch("[0-9a-f]{64}", one):
+            raise ConfigError(f"{where}: policy.encoders", one, "must be a hash, 64 hexadecimal digits")
     host, _, port = made.hub.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"{where}: hub", made.hub, "must be HOST:PORT")

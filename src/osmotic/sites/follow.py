@@ -40,6 +40,8 @@ def run(hub: Hub, config: Config | None, out: Path, quiet: bool) -> int:
                 f"osmotic: {plain(reason or f'the run ended as {status}')}; {_hint(hub, out)}",
                 file=sys.stderr,
             )
+            with suppress(OSError):
+                out.rmdir()  # where nothing was begun: its name is free again
             return 1
         begun = (out / "config.toml").is_file()
         where = "goes on from the last checkpoint" if begun else "begins again"

@@ -10,7 +10,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from osmotic.config.keys import checked, nearest
 from osmotic.config.schema import Config
 from osmotic.config.toml import read_toml
 from osmotic.errors import ConfigError
+from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import Client
 from osmotic.sites.flwr_command import ask, environment, program
 from osmotic.sites.supervisor import Service, Supervisor
@@ -161,7 +162,7 @@ class Hub:
         if config is None:
             told["resume"] = str(out)
         else:
-            write_text(file := submitted / f"{out.name}.toml", toml.to_toml(config))
+            write_text(file := submitted / f"{out.name}.toml", toml.to_toml(_from_anywhere(config)))
             told |= {"config": str(file), "out": str(out)}
         import tomli_w
 
@@ -213,6 +214,14 @@ class Hub:
             if str(one.get("run-id")) == run:
                 return str(one.get("status", ""))
         return ""
+
+
+def _from_anywhere(config: Config) -> Config:
+    """With the whole path of the scores' feature network: a run's server starts elsewhere than whoever types this."""
+    if not (name := config.score.encoder).startswith(PREFIX):
+        return config
+    whole = f"{PREFIX}{Path(name.removeprefix(PREFIX)).resolve()}"
+    return replace(config, score=replace(config.score, encoder=whole))
 
 
 APP = """[build-system]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ SOURCE = "sites"  # in the place of a `data.source`
 LOOK = 1.0  # seconds between two looks at who is online
 ANSWERED = 300.0  # seconds that a site may take to read its images and say who it is
 SETTLED = 20.0  # seconds for a site that is being asked, once there are as many as there are to be
-MOST_CLASSES, MOST_LETTERS, MOST_SIDE = 10_000, 100_000, 1024
+MOST_CLASSES, MOST_LETTERS, MOST_SIDE, MOST_ENCODERS = 10_000, 100_000, 1024, 100
 
 
 class AcrossSites(Flower):
@@ -217,7 +218,20 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):
         raise ValueError(f"has osmotic {shown(version, 20)}, and the hub {metadata.version('osmotic')}")
-    return {"name": name, "num_examples": count, "image": (image[0], image[1]), "classes": classes}
+    encoders = said.get("encoders")
+    if not isinstance(encoders, list) or len(encoders) > MOST_ENCODERS or not all(map(_is_hash, encoders)):
+        raise ValueError("says of no feature networks, or of too many")
+    return {
+        "name": name,
+        "num_examples": count,
+        "image": (image[0], image[1]),
+        "classes": classes,
+        "encoders": encoders,
+    }
+
+
+def _is_hash(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def say(line: str) -> None:
@@ -256,8 +270,9 @@ def across_sites(
     nobody = np.zeros(0, np.int64)
     empty = Split(nothing, np.zeros(0, np.int64) if classes else None)
     holdings = [Holding(client, nobody, nobody) for client in roster]
+    tells = {name: tuple(one["encoders"]) for name, one in said.items()}
     dataset = Dataset("images at their sites", empty, empty, tuple(classes))
-    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine)
+    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine, tells)
 
 
 def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:
