@@ -22,7 +22,7 @@ from osmotic.errors import plain
 from osmotic.tensors import Tensors
 
 MAGIC = b"OSD1"
-EXACT = (*DTYPES, "float64")  # sums of squares are differences of large numbers, so these travel whole
+SENT = (*DTYPES, "float64")  # sums of squares are differences of large numbers, so these travel whole
 HEAD = struct.Struct("<4sQI")
 # Most that a header may hold and claim where nobody has said what it must: bytes, axes, elements per axis and in all,
 # an axis of 0 left out, as numpy does. It is a stranger's text.
@@ -31,7 +31,7 @@ MAX_AXES, MAX_AXIS, MAX_SIZE = 32, 2**31, 2**48
 
 
 def encode(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The packet of these tensors, name -> array [...] of a dtype of EXACT, in sorted order of names.
+    """The packet of these tensors, name -> array [...] of a dtype of SENT, in sorted order of names.
 
     Raises: ValueError for another dtype.
     """
@@ -74,8 +74,8 @@ def decode(data: bytes | memoryview, wanted: Wanted | None = None) -> Tensors:
 
 
 def _entry(name: str, dtype: str, shape: Sequence[int]) -> Entry:
-    if dtype not in EXACT:
-        raise ValueError(f"{name}: dtype {dtype} cannot be sent; use one of {', '.join(EXACT)}")
+    if dtype not in SENT:
+        raise ValueError(f"{name}: dtype {dtype} cannot be sent; use one of {', '.join(SENT)}")
     return Entry(name, dtype, tuple(int(n) for n in shape), "raw")
 
 
@@ -130,7 +130,7 @@ def _checked(name: object, dtype: object, shape: object) -> Entry:
     """One row of a header. Raises: TypeError or ValueError for what is no row of ours."""
     if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
         raise TypeError
-    if dtype not in EXACT or len(shape) > MAX_AXES:
+    if dtype not in SENT or len(shape) > MAX_AXES:
         raise ValueError
     if not all(type(n) is int and 0 <= n < MAX_AXIS for n in shape):
         raise ValueError
