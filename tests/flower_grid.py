@@ -6,11 +6,14 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from osmotic.engines import envelope
 
 # What befalls a message: its node's partition and the message -> replies in the place of the node's own; None: its own.
 Fate = Callable[[int, Message], list[Message] | None]
@@ -120,3 +123,35 @@ def in_place_of_flower(monkeypatch: pytest.MonkeyPatch) -> type[Runtime]:
     monkeypatch.setattr(Runtime, "fate", staticmethod(lambda place, message: None), raising=False)
     monkeypatch.setattr(flower, "Runtime", Runtime)
     return Runtime
+
+
+def hostile() -> dict[str, RecordDict]:
+    """Records that hold no packet, by what is wrong with them."""
+    header, none = ConfigRecord({"header": "{}"}), ArrayRecord(array_dict={})
+    blob = Array("uint8", (3,), envelope.BYTES, b"abc")
+
+    def both(told: Any = header, arrays: Any = none, **more: Any) -> RecordDict:
+        return RecordDict({envelope.HEADER: told, envelope.BLOBS: arrays, **more})
+
+    def blobs(**found: Array) -> RecordDict:
+        return both(arrays=ArrayRecord(array_dict={name.removeprefix("b"): a for name, a in found.items()}))
+
+    return {
+        "nothing": RecordDict(),
+        "no header": RecordDict({envelope.BLOBS: none}),
+        "no blobs": RecordDict({envelope.HEADER: header}),
+        "records in each other's places": both(none, header),
+        "a third record": both(more=ConfigRecord()),
+        "a header that is no text": both(ConfigRecord({"header": b"{}"})),
+        "a header without end": both(ConfigRecord({"header": " " * (envelope.MAX_HEADER + 1)})),
+        "no JSON": both(ConfigRecord({"header": "{"})),
+        "a JSON list": both(ConfigRecord({"header": "[]"})),
+        "brackets in brackets": both(ConfigRecord({"header": "[" * 100_000})),
+        "a number of many digits": both(ConfigRecord({"header": '{"n": ' + "9" * 5_000 + "}"})),
+        "blobs of other names": blobs(b1=blob),
+        "too many blobs": both(
+            arrays=ArrayRecord(array_dict={str(i): blob for i in range(envelope.MAX_BLOBS + 1)})
+        ),
+        "a pickle": blobs(b0=Array("uint8", (3,), "pickle", b"abc")),
+        "numpy's own format": blobs(b0=Array(np.zeros(3))),
+    }

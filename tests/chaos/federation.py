@@ -46,7 +46,7 @@ class Federation:
         self.env = {**os.environ, "OMP_NUM_THREADS": "1"}
         (folder / "run.toml").write_text(config)
         self.call("split", folder / "run.toml", "--out", folder / "parts")
-        port = free_port()
+        self.port = port = free_port()  # the hub's
         self.call("hub", "init", folder / "hub", "--port", port)
         for name in self.names:
             data, hub = f"npz:{folder / 'parts' / name}.npz", f"localhost:{port}"

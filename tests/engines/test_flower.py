@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 flwr = pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'osmotic[flower]'")
 
-from flower_grid import Runtime, failed, in_place_of_flower  # noqa: E402
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict  # noqa: E402
+from flower_grid import Runtime, failed, hostile, in_place_of_flower  # noqa: E402
+from flwr.app import Message, RecordDict  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
 from process_tree import alive, command, descendants  # noqa: E402
 
-from osmotic.engines import envelope, flower  # noqa: E402
+from osmotic.engines import flower  # noqa: E402
 from osmotic.engines.envelope import NoPacket, packet_of, records  # noqa: E402
 from osmotic.errors import ConfigError, RunStopped  # noqa: E402
 from osmotic.protocol.messages import Packet  # noqa: E402
@@ -353,37 +353,6 @@ def test_a_packet_comes_out_as_it_went_in(header: dict[str, Any], blobs: list[by
 def test_numbers_of_numpy_and_views_travel() -> None:
     found = packet_of(records(Packet({"n": np.int64(3), "x": np.float32(0.5)}, (memoryview(b"abc"),))))
     assert found == Packet({"n": 3, "x": 0.5}, (b"abc",))
-
-
-def hostile() -> dict[str, RecordDict]:
-    header, none = ConfigRecord({"header": "{}"}), ArrayRecord(array_dict={})
-    blob = Array("uint8", (3,), envelope.BYTES, b"abc")
-
-    def both(told: Any = header, arrays: Any = none, **more: Any) -> RecordDict:
-        return RecordDict({envelope.HEADER: told, envelope.BLOBS: arrays, **more})
-
-    def blobs(**found: Array) -> RecordDict:
-        return both(arrays=ArrayRecord(array_dict={name.removeprefix("b"): a for name, a in found.items()}))
-
-    return {
-        "nothing": RecordDict(),
-        "no header": RecordDict({envelope.BLOBS: none}),
-        "no blobs": RecordDict({envelope.HEADER: header}),
-        "records in each other's places": both(none, header),
-        "a third record": both(more=ConfigRecord()),
-        "a header that is no text": both(ConfigRecord({"header": b"{}"})),
-        "a header without end": both(ConfigRecord({"header": " " * (envelope.MAX_HEADER + 1)})),
-        "no JSON": both(ConfigRecord({"header": "{"})),
-        "a JSON list": both(ConfigRecord({"header": "[]"})),
-        "brackets in brackets": both(ConfigRecord({"header": "[" * 100_000})),
-        "a number of many digits": both(ConfigRecord({"header": '{"n": ' + "9" * 5_000 + "}"})),
-        "blobs of other names": blobs(b1=blob),
-        "too many blobs": both(
-            arrays=ArrayRecord(array_dict={str(i): blob for i in range(envelope.MAX_BLOBS + 1)})
-        ),
-        "a pickle": blobs(b0=Array("uint8", (3,), "pickle", b"abc")),
-        "numpy's own format": blobs(b0=Array(np.zeros(3))),
-    }
 
 
 @pytest.mark.parametrize("what", hostile())
