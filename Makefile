@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all chaos chaos-sites check format benchmark clean
+.PHONY: demo test test-all chaos chaos-sites chaos-nightly check format benchmark clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -37,9 +37,16 @@ test-all: check
 chaos: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
-# A hub and three sites with keys and TLS on this machine, each kind of process killed once, about 20 minutes.
+# A hub and three sites with keys and TLS on this machine: each kind of process killed once, links cut, about 20 minutes.
 chaos-sites: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.sites --kills 6
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.links --cuts 20
+
+# All of it and more of it, for some hours: every bad reply over real processes, a hundred kills, a hundred cuts.
+chaos-nightly: chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.wire
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.sites --kills 100 --seed 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.links --cuts 100 --seed 1
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,25 @@ class LocalGrid(Grid):
                 del self.waiting[number]
             found += replies
         return found
+
+
+class SitesGrid(LocalGrid):
+    """Nodes that are sites with folders, registered under their names."""
+
+    def __init__(self, folders: list[Path], registered: list[str] | None = None, **more: Any) -> None:
+        super().__init__(len(folders), **more)
+        names = registered or [folder.name for folder in folders]
+        self.online = set(self.partitions)
+        self.names = {node: names[place] for node, place in self.partitions.items()}
+        self.contexts = {
+            node: Context(1, node, {"site": str(folders[place])}, RecordDict(), {})
+            for node, place in self.partitions.items()
+        }
+
+    def get_nodes(self) -> Any:
+        from flwr.proto.node_pb2 import NodeInfo
+
+        return [NodeInfo(node_id=node, name=self.names[node]) for node in sorted(self.online)]
 
 
 def failed(message: Message, code: int) -> Message:

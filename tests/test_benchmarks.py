@@ -129,3 +129,13 @@ def test_clients_that_are_not_asked_cost_no_file_and_little_memory() -> None:
     assert min(row["round_seconds"] for row in (few, many)) > 0
     # 110 clients are told as quantiles, and need no more room for that than 20 rows.
     assert 0 < many["report_bytes"] < few["report_bytes"] + 10_000
+
+
+@pytest.mark.slow
+def test_all_engines_and_flowers_own_take_the_same_steps() -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
+    (row,) = quick("engines.py")["results"]
+    losses = row["losses"]
+    assert losses["flower"] == losses["inprocess"]
+    assert losses["flower_by_hand"] == pytest.approx(losses["inprocess"], abs=2e-5)
+    assert all(row["mib"][side] > 100 and row["first"][side] > 0 for side in losses)

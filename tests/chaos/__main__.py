@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from . import damage, deaths, disk, kills, packets, replies, runs, twice
+from . import damage, deaths, disk, kills, messages, packets, replies, runs, twice
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- figures: written by `make chaos` -->", "<!-- end of figures -->"
@@ -85,6 +85,15 @@ def all_kills(farm: runs.Farm, workers: int) -> list[Row]:
     return [("signals to the command", f"10 runs: {figures}", wrong)]
 
 
+def all_messages(farm: runs.Farm, workers: int) -> list[Row]:
+    """One row for all configurations."""
+    cases = messages.every(farm)
+    tried, wrong = messages.check(farm, cases, workers)
+    at_hub = sum(tried[way] for way in messages.HUB)
+    figures = f"{at_hub} deaths of the hub at a send or receive, {tried.total() - at_hub} of a site"
+    return [("messages between hub and sites", figures, wrong)]
+
+
 def everything(workers: int, total: int) -> int:
     """All kinds; writes the page and returns the exit code."""
     began, rows = time.monotonic(), list[tuple[Row, float]]()
@@ -95,6 +104,7 @@ def everything(workers: int, total: int) -> int:
         all_damage,
         all_disks,
         all_kills,
+        all_messages,
         all_deaths,
     ]
     with runs.farm() as farm:
@@ -134,6 +144,8 @@ def once(asked: argparse.Namespace) -> list[str]:
                 return deaths.outlive(farm, deaths.Death(asked.config, asked.point, asked.way))
             case "replies":
                 return replies.take(farm, asked.config, asked.kind)
+            case "messages":
+                return messages.outlive(farm, messages.Death(asked.config, asked.number, asked.way))
             case "twice" if asked.race is not None:
                 return twice.race(farm, asked.race)
             case "twice":
@@ -157,12 +169,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--packets", type=int, default=1_000_000, help="how many mutated packets")
     kinds = parser.add_subparsers(dest="kind_of", metavar="KIND")
-    for name in ("deaths", "packets", "replies", "twice", "disk", "damage", "kills"):
+    for name in ("deaths", "packets", "replies", "twice", "disk", "damage", "kills", "messages"):
         kind = kinds.add_parser(name)
-        kind.add_argument("--config", choices=list(runs.CONFIGS), default="fedavg")
+        kind.add_argument("--config", choices=[*runs.CONFIGS, *messages.CONFIGS], default="fedavg")
         kind.add_argument("--codec", choices=list(packets.CODECS), default="int8")
         kind.add_argument("--point", type=int, default=1, help="number of the point, from 1")
-        kind.add_argument("--way", choices=deaths.WAYS, default="die")
+        kind.add_argument("--way", choices=[*deaths.WAYS, *messages.WAYS], default="die")
         kind.add_argument("--number", type=int, default=0)
         kind.add_argument("--kind", help="name of the reply or the damage")
         kind.add_argument("--stopped", choices=damage.STOPPED, default="in round 3")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +99,26 @@ class Federation:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def tasks_by(self, name: str, module: str, **environment: str) -> None:
+        """From now until it is started again, a site's tasks are done by a module of these tests."""
+        program = self.folder / name / "bin/flwr-clientapp"
+        end = time.monotonic() + 60
+        while not program.exists():  # a site that starts writes the honest one
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        tests = Path(__file__).parents[1]
+        path = os.pathsep.join(filter(None, (str(tests.parent), str(tests), self.env.get("PYTHONPATH"))))
+        given = {"OSMOTIC_ANSWERS": str(self.folder / name / "answers"), "PYTHONPATH": path, **environment}
+        # By its path: a site's processes find one program, and no other.
+        words = [
+            shutil.which("env") or "env",
+            *(f"{key}={value}" for key, value in given.items()),
+            sys.executable,
+            "-m",
+            module,
+        ]
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
 
     def end(self, name: str) -> None:
         """Ends a hub or a site as Ctrl-C does."""

@@ -52,7 +52,7 @@ def main() -> int:
         expected = made.simulated("unbroken")["weights_sha256"]
         with made.started():
             for number in range(args.kills):
-                row = one(made, f"kill-{number}", kinds[number % len(kinds)], rng, expected)
+                row = killed_once(made, f"kill-{number}", kinds[number % len(kinds)], rng, expected)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     equal = sum(row["equal"] for row in rows)
@@ -60,10 +60,12 @@ def main() -> int:
     return 0 if equal == len(rows) else 1
 
 
-def one(made: Federation, name: str, kind: str, rng: random.Random, expected: str) -> dict[str, Any]:
+def killed_once(
+    made: Federation, name: str, kind: str, rng: random.Random, expected: str, *sets: str
+) -> dict[str, Any]:
     """One run in which one process of a kind is killed, a random time after its first round has begun."""
     begun = time.monotonic()
-    run = made.run(name)
+    run = made.run(name, *sets)
     lines = made.out(name) / "metrics.jsonl"
     while not lines.exists() and run.poll() is None:
         time.sleep(0.1)

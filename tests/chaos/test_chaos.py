@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import damage, deaths, disk, kills, packets, replies, runs, twice
+from . import damage, deaths, disk, kills, messages, packets, replies, runs, twice
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="files are found by /proc")
 
@@ -75,6 +75,18 @@ def test_damaged_files_are_never_taken_silently(farm: runs.Farm, kind: str) -> N
     counted, wrong = damage.check(farm, [damage.Case("udec", "before the model", kind, 0)])
     assert wrong == []
     assert counted.total() == 1
+
+
+def test_a_death_at_any_message_leaves_hub_and_sites_as_an_unbroken_run(farm: runs.Farm) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
+    cases = [d for d in messages.every(farm) if d.config == "quantised"]
+    assert len(cases) > 70
+    # One of each way, at messages of several rounds.
+    found = [
+        next(d for d in some(cases, 12)[place:] + cases if d.way == way)
+        for place, way in enumerate(messages.WAYS)
+    ]
+    assert messages.check(farm, found)[1] == []
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -39,13 +38,14 @@ UNSAYABLE = {
 }  # fmt: skip
 # What only a wire can do: no reply comes of it, so it costs the deadline.
 TRANSPORT = (
-    "late",
+    "twice",
     "of another message",
     "of another run",
     "of another node",
-    "announced, and never sent",
+    "late",
+    # After these its own SuperNode waits for the rest, and the site is not heard of any more.
     "other content than its hash",
-    "twice",
+    "announced, and never sent",
 )
 HARMLESS = {"twice"}  # the first reply is a good one; a second must not count
 
@@ -72,13 +72,12 @@ def lies() -> tuple[Lie, ...]:
     """All of them, in the order in which they are told."""
     from flower_grid import hostile
 
-    found = [Lie(name, transport=name) for name in TRANSPORT]
-    found += [Lie(f"records: {name}", records=lambda name=name: hostile()[name]) for name in hostile()]
+    found = [Lie(f"records: {name}", records=lambda name=name: hostile()[name]) for name in hostile()]
     found += [Lie("a bomb behind it", packet=_bomb)]
     for name, reply in replies.KINDS.items():
         if name not in UNSAYABLE:
             found.append(Lie(name, packet=_told(reply)))
-    return tuple(found)
+    return (*found, *(Lie(name, transport=name) for name in TRANSPORT))
 
 
 def _told(reply: replies.Reply) -> Callable[[Packet, FlatLayout, list[Packet]], Packet]:
@@ -156,9 +155,10 @@ def without(made: Federation, name: str, sets: Sequence[str]) -> dict[str, Any]:
         str(out),
         *(w for s in sets for w in ("--set", s)),
     ]
+    tests = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, *words],
-        env={**made.env, "PYTHONPATH": _path(made)},
+        env={**made.env, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), *sys.path])},
         capture_output=True,
         text=True,
     )
@@ -166,25 +166,11 @@ def without(made: Federation, name: str, sets: Sequence[str]) -> dict[str, Any]:
     return dict(json.loads((out / "summary.json").read_text()))
 
 
-def _path(made: Federation) -> str:
-    """Where these tests are found, and what they import."""
-    tests = Path(__file__).parents[1]
-    return os.pathsep.join(filter(None, (str(tests.parent), str(tests), made.env.get("PYTHONPATH"))))
-
-
 def corrupt(made: Federation) -> None:
     """From here on two of the sites lie: another program does their tasks."""
     (made.folder / "lies").mkdir()
     for place, name in enumerate(LIARS):
-        words = [sys.executable, "-m", "tests.chaos.lying_task"]
-        given = f"LIAR={place} LIES={shlex.quote(str(made.folder / 'lies'))}"
-        given += f" PYTHONPATH={shlex.quote(_path(made))}"
-        program = made.folder / name / "bin/flwr-clientapp"
-        end = time.monotonic() + 60
-        while not program.exists():  # a site that starts writes the honest one
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        program.write_text(f'#!/bin/sh\nexport {given}\nexec {shlex.join(words)} "$@"\n')
+        made.tasks_by(name, "tests.chaos.lying_task", LIAR=str(place), LIES=str(made.folder / "lies"))
 
 
 BITS = ("weights_sha256", "images_seen", "client_steps", "flops", "quality")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 flwr = pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'osmotic[flower]'")
 
-from flower_grid import Runtime, failed, hostile, in_place_of_flower  # noqa: E402
+from flower_grid import LocalGrid, Runtime, failed, hostile, in_place_of_flower  # noqa: E402
 from flwr.app import Message, RecordDict  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
 from process_tree import alive, command, descendants  # noqa: E402
@@ -325,6 +326,21 @@ def test_a_full_disk_under_the_clients_ends_the_run(
     monkeypatch.setattr(Store, "save", full)
     with pytest.raises(OSError, match="private state: No space left"):
         server.run()
+
+
+def test_nodes_that_are_registered_one_after_the_other_are_waited_for(
+    make_server: Callable[..., Any], runtime: type[Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count(1)
+    everybody = LocalGrid.get_node_ids
+    monkeypatch.setattr(LocalGrid, "get_node_ids", lambda self: everybody(self)[: next(looks)])
+    server = make_server("engine.name=flower", "training.rounds=1", name="flower")
+    server.run()
+    assert not server.state.failures and len(server.clients) > 1
+    monkeypatch.setattr(LocalGrid, "get_node_ids", lambda self: everybody(self)[:1])
+    monkeypatch.setattr(flower, "STARTED", 0.1)
+    with pytest.raises(RunStopped, match="has 1 clients in the place of"):
+        make_server("engine.name=flower", name="too-few").run()
 
 
 def test_nodes_that_do_not_say_who_they_are_end_the_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from process_tree import alive, descendants
-from tests.chaos.federation import Federation, free_port
+from tests.chaos.federation import KINDS, Federation, free_port
+from tests.chaos.sites import killed_once
 
 from osmotic.sites.flwr_command import environment, program
 
@@ -91,6 +93,54 @@ def test_one_study_has_the_same_weights_on_all_three_engines(federation: Federat
     for one in (flower, sites):
         assert one["weights_sha256"] == threads["weights_sha256"] and one["failures"] == []
         assert (one["bytes_up"], one["bytes_down"]) == (threads["bytes_up"], threads["bytes_down"])
+
+
+def test_a_task_that_dies_while_it_hands_over_its_answer_costs_nothing(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Flower's SuperNode would wait for the rest of that answer for ever."""
+    federation.tasks_by("client-001", "tests.chaos.dying_task", DIED=str(tmp_path / "died"))
+    sets = ("score.samples=20",)
+    expected = federation.simulated("handed", *sets)
+    run = federation.run("handed", *sets)
+    told, _ = run.communicate()
+    assert run.returncode == 0, told
+    assert (tmp_path / "died").exists()
+    found = federation.summary("handed")
+    assert found["weights_sha256"] == expected["weights_sha256"] and found["failures"] == []
+
+
+def test_a_site_whose_tasks_cannot_be_started_is_late_and_costs_the_others_nothing(
+    federation: Federation,
+) -> None:
+    """Flower has no word for it: the deadline is all that ends the wait."""
+    run = federation.run("unstarted", "score.samples=20", "engine.deadline_seconds=60")
+    lines = federation.out("unstarted") / "metrics.jsonl"
+    program = federation.folder / "client-002/bin/flwr-clientapp"
+    kept = program.read_text()
+    end = time.monotonic() + 300
+    try:
+        while not lines.exists():  # it says hello, and does not come to its first task
+            assert time.monotonic() < end and run.poll() is None
+            if (federation.out("unstarted") / "config.toml").exists():
+                program.write_text("#!/bin/sh\nexit 1\n")
+            time.sleep(0.1)
+    finally:
+        told, _ = run.communicate()
+        program.write_text(kept)
+    assert run.returncode == 0, told
+    failures = federation.summary("unstarted")["failures"]
+    assert {(f["client_id"], f["kind"]) for f in failures} <= {(2, "late"), (2, "lost")} and failures
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_dies_the_run_ends_unaided_in_the_weights_of_the_simulation(
+    federation: Federation, kind: str
+) -> None:
+    """SIGKILL, a random time into the run; with the processes of a real federation."""
+    expected = federation.simulated(f"kill-{kind}", "training.rounds=4")["weights_sha256"]
+    row = killed_once(federation, f"kill-{kind}", kind, random.Random(kind), expected, "training.rounds=4")
+    assert row["killed"] and row["code"] == 0 and row["equal"], row
 
 
 def test_a_run_that_fails_has_an_exit_code_and_a_reason(federation: Federation) -> None:

@@ -11,16 +11,21 @@ import pytest
 
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 
-from test_sites import KEYS, SITES, SitesGrid, folders, parts, quick, run, write  # noqa: F401
+from flower_grid import SitesGrid
+from test_sites import KEYS, SITES, folders, parts, quick, run, write  # noqa: F401
 
 import osmotic
+from osmotic.codecs import described
+from osmotic.config.schema import to_dict
 from osmotic.data import sources
 from osmotic.errors import ConfigError
 from osmotic.federation.feature_sums import Sums, Wanted, together
 from osmotic.metrics import encoder_file, federated
 from osmotic.metrics.frechet import frechet_to
+from osmotic.protocol.messages import Packet
 from osmotic.runs import resolve
 from osmotic.sites import site
+from osmotic.sites.desk import SiteDesk, Spec
 from osmotic.sites.folder import SiteFolder
 from osmotic.sites.policy import Policy
 
@@ -93,7 +98,10 @@ def test_scores_across_sites_are_those_of_all_images_together(
     for mine, its in zip(ours["per_client"], theirs["per_client"], strict=True):
         assert mine["fd_own"] == pytest.approx(its["fd_own"], rel=1e-6)
         assert (mine["own_images"], mine["own_samples"]) == (its["own_images"], its["own_samples"])
-        assert mine["kid_own"] is None
+        assert mine["kid_own"] == pytest.approx(its["kid_own"], rel=1e-6)
+        assert mine["kid_all"] is None
+    for way in ("mean", "weighted", "worst"):
+        assert ours[way]["kid_own"] == pytest.approx(theirs[way]["kid_own"], rel=1e-6)
 
 
 @pytest.mark.usefixtures("few")
@@ -115,7 +123,7 @@ def test_a_sites_own_score_is_that_of_its_own_images(
     ledger = [
         line for line in (Path(found.path) / "ledger.jsonl").read_text().splitlines() if '"score"' in line
     ]
-    assert len(ledger) == 2
+    assert len(ledger) == 4, "for its sums, and for KID to what was drawn"
 
 
 def test_where_no_site_tells_the_run_is_whole_and_says_why_it_has_no_score(
@@ -153,10 +161,6 @@ def test_a_site_looks_through_the_network_that_its_policy_names(
     network: tuple[Path, str],
     which: str,
 ) -> None:
-    from osmotic.config.schema import to_dict
-    from osmotic.protocol.messages import Packet
-    from osmotic.sites.desk import SiteDesk, Spec
-
     allow(folders[0], network)
     named = f"file:{network[0]}"
     if which == "no file":
@@ -180,6 +184,47 @@ def test_a_site_looks_through_the_network_that_its_policy_names(
     for control in (None, [], {}, {"encoder": ["x"]}, {"encoder": None}):
         answer = SiteDesk(SiteFolder.read(folders[0])).serve(spec, Packet(header | {"control": control}))
         assert "policy.encoders" in answer.header["failure"][1]
+
+
+def pool(made: Any) -> tuple[bytes, ...]:
+    return (described.encode({"features/made": made}),)
+
+
+BAD_POOLS: dict[str, tuple[bytes, ...]] = {
+    "nothing": (),
+    "no packet": (b"x" * 100,),
+    "another name": (described.encode({"features/other": np.zeros((3, 96), np.float32)}),),
+    "one image": pool(np.zeros((1, 96), np.float32)),
+    "another width": pool(np.zeros((3, 95), np.float32)),
+    "three axes": pool(np.zeros((3, 96, 1), np.float32)),
+    "float64": pool(np.zeros((3, 96))),
+    "nan": pool(np.full((3, 96), np.nan, np.float32)),
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("what", [*BAD_POOLS, "drawn images", "without leave"])
+def test_a_site_compares_its_images_with_features_alone(
+    folders: list[Path],  # noqa: F811
+    network: tuple[Path, str],
+    what: str,
+) -> None:
+    if what != "without leave":
+        allow(folders[0], network)
+    tables = to_dict(resolve.load(keys=KEYS | {"score.encoder": f"file:{network[0]}"}))
+    spec = Spec(tables, (8, 1), tuple("0123456789")).text()
+    header = {"action": "kernel-distance", "run": "a", "phase": "score", "server_round": 1, "returns": []}
+    drawn = np.random.default_rng(0).normal(size=(20, 96)).astype(np.float32)
+    packet = Packet(header | {"control": {"encoder": network[1]}}, BAD_POOLS.get(what, pool(drawn)))
+    answer = SiteDesk(SiteFolder.read(folders[0])).serve(spec, packet)
+    if what == "drawn images":
+        [blob] = answer.blobs
+        told = described.decode(blob)["features/kid"]
+        assert told.shape == (1,) and told.dtype == np.float64 and told[0] > 0
+        return
+    assert not answer.blobs and answer.header["failure"][0] == "refused"
+    reason = "policy.encoders" if what == "without leave" else "is sent "
+    assert answer.header["failure"][1].startswith(reason)
 
 
 LIES: dict[str, Callable[[dict[str, np.ndarray]], None]] = {

@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'osmotic[flower]'")
 
-from flower_grid import LocalGrid, failed
-from flwr.app import Context, Message, RecordDict
+from flower_grid import SitesGrid, failed
+from flwr.app import Message, RecordDict
 from process_tree import alive, descendants
 
 import osmotic
@@ -45,25 +45,6 @@ KEYS: dict[str, Any] = {
     "track.backends": [],
 }
 SITES = {"engine.name": "sites", "engine.deadline_seconds": 60}
-
-
-class SitesGrid(LocalGrid):
-    """Nodes that are sites with folders, registered under their names."""
-
-    def __init__(self, folders: list[Path], registered: list[str] | None = None, **more: Any) -> None:
-        super().__init__(len(folders), **more)
-        names = registered or [folder.name for folder in folders]
-        self.online = set(self.partitions)
-        self.names = {node: names[place] for node, place in self.partitions.items()}
-        self.contexts = {
-            node: Context(1, node, {"site": str(folders[place])}, RecordDict(), {})
-            for node, place in self.partitions.items()
-        }
-
-    def get_nodes(self) -> Any:
-        from flwr.proto.node_pb2 import NodeInfo
-
-        return [NodeInfo(node_id=node, name=self.names[node]) for node in sorted(self.online)]
 
 
 @pytest.fixture(scope="module")
@@ -787,14 +768,16 @@ def test_a_site_finds_one_program_and_no_other(folders: list[Path]) -> None:
     assert "--token" in done.stdout
 
 
-def test_a_task_runs_our_app_whatever_the_hub_has_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_runs_our_app_whatever_the_hub_has_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Flower's own functions, put aside where it looks for them."""
     from flwr.supernode.runtime import run_clientapp
 
     from osmotic.flower import client
     from osmotic.sites import task
 
-    names = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn")
+    names = ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn", "push_message")
     theirs = {name: getattr(run_clientapp, name) for name in names}
     source = inspect.getsource(run_clientapp.run_clientapp)
     for name in names:
@@ -802,6 +785,7 @@ def test_a_task_runs_our_app_whatever_the_hub_has_sent(monkeypatch: pytest.Monke
         assert f"{name}(" in source, "is called by the name that is put aside"
     begun: list[bool] = []
     monkeypatch.setattr(task, "flwr_clientapp", lambda: begun.append(True))
+    monkeypatch.setenv("OSMOTIC_ANSWERS", str(tmp_path))
     task.main()
     assert begun and all(getattr(run_clientapp, name) is not theirs[name] for name in names)
     assert run_clientapp.install_from_fab(b"no archive", skip_prompt=True) is None
@@ -978,6 +962,68 @@ def test_what_dies_at_once_is_not_started_all_the_time(
     supervised(f"open({str(tmp_path / 'starts')!r}, 'a').write('x')")
     time.sleep(4)
     assert 1 <= len((tmp_path / "starts").read_text()) <= 3
+
+
+def test_what_is_alive_and_stuck_is_started_anew(
+    supervised: Callable[[str], Supervisor], tmp_path: Path
+) -> None:
+    made = supervised("import time; time.sleep(600)")
+    first = until(lambda: made.services[0].process)
+    said = iter([True])
+    made.services[0].stuck = lambda: next(said, False)
+    until(lambda: (p := made.services[0].process) is not None and p is not first)
+    assert not alive(first.pid)
+
+
+def test_a_log_that_grows_too_long_is_turned_over(
+    supervised: Callable[[str], Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from osmotic.sites import supervisor
+
+    monkeypatch.setattr(supervisor, "MAX_LOG", 1000)
+    supervised("import time\nwhile True: print('x' * 99, flush=True); time.sleep(0.01)")
+    older = tmp_path / "logs/one.log.1"
+    until(older.exists)
+    first = older.stat().st_mtime_ns
+    until(lambda: older.stat().st_mtime_ns != first)
+    assert 1000 < older.stat().st_size < 100_000 and not older.read_bytes().strip(b"x\n")
+    assert sorted(p.name for p in older.parent.iterdir()) == ["one.log", "one.log.1"]
+
+
+HANDS_OVER = """
+import sys, time
+from pathlib import Path
+from osmotic.sites import task
+
+def push_message(client, message, context):
+    print("begun", flush=True)
+    if message == "is slow":
+        time.sleep(600)
+    if message == "cannot":
+        raise OSError("no")
+
+task._told(push_message, Path(sys.argv[1]))(None, sys.argv[2], None)
+"""
+
+
+def test_an_answer_that_is_broken_off_is_told_of_once(tmp_path: Path) -> None:
+    from osmotic.sites.task import broken_off
+
+    def handing_over(message: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", HANDS_OVER, str(tmp_path), message]
+        found = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert found.stdout is not None and found.stdout.readline() == "begun\n"
+        return found
+
+    handing_over("is quick").wait()
+    assert not broken_off(tmp_path) and not list(tmp_path.iterdir())
+    slow = handing_over("is slow")
+    assert not broken_off(tmp_path)
+    slow.kill()
+    slow.wait()
+    assert broken_off(tmp_path) and not broken_off(tmp_path)
+    handing_over("cannot").wait()
+    assert broken_off(tmp_path) and not list(tmp_path.iterdir())
 
 
 def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:

@@ -39,6 +39,7 @@ POLL = 0.02  # seconds between two looks for replies
 TRIES = 3  # times that a task may be lost, where no deadline says how long
 ENDED = 30.0  # seconds that its processes may take to end
 STARTED = 120.0  # seconds that Flower's simulation may take to begin
+SETTLED = 20.0  # seconds after which no further node of somebody else's simulation is waited for
 # flwr's ErrorCode as kinds of failure: what befell the message, and what the other side made of it.
 KINDS: Mapping[int, Kind] = {
     0: "lost",
@@ -89,7 +90,7 @@ class Lent:
     """The runtime that somebody else started, and ends."""
 
     def __init__(self, grid: Grid, nodes: int) -> None:
-        there = len(list(grid.get_node_ids()))
+        there = len(registered(grid, nodes, SETTLED))
         if there != nodes:
             rule = f"but Flower's simulation has {there}: --federation-config 'num-supernodes={nodes}'"
             raise ConfigError("data.clients", nodes, rule)
@@ -287,7 +288,8 @@ class Simulation(Flower):
     def nodes(self) -> Mapping[str, int]:
         """All clients' nodes: asked once for the partition of each."""
         if not self._nodes:
-            self._nodes = {self._clients[place].name: node for place, node in partitions(self.grid()).items()}
+            found = partitions(self.grid(), len(self._clients))
+            self._nodes = {self._clients[place].name: node for place, node in found.items()}
         return self._nodes
 
     def told(self) -> Mapping[str, str]:
@@ -312,9 +314,19 @@ class Simulation(Flower):
         return True
 
 
-def partitions(grid: Grid) -> dict[int, int]:
-    """The node of each partition, as the nodes say themselves. Raises: RunStopped if one does not."""
-    nodes = list(grid.get_node_ids())
+def registered(grid: Grid, count: int, seconds: float) -> list[int]:
+    """The grid's nodes, once there are so many, or after so many seconds: a simulation registers one after the other."""
+    end = time.monotonic() + seconds
+    while len(nodes := list(grid.get_node_ids())) < count and time.monotonic() < end:
+        time.sleep(POLL)
+    return nodes
+
+
+def partitions(grid: Grid, count: int) -> dict[int, int]:
+    """The node of each of `count` partitions, as the nodes say themselves. Raises: RunStopped if one does not, or is not there."""
+    nodes = registered(grid, count, STARTED)
+    if len(nodes) != count:
+        raise RunStopped(f"Flower's simulation has {len(nodes)} clients in the place of {count}")
     hello = records(Packet({}))
     asked = dict(zip(grid.push_messages([Message(hello, node, HELLO) for node in nodes]), nodes, strict=True))
     found: dict[int, int] = {}

@@ -1,7 +1,9 @@
 """Scores of images that do not move: every site is asked for sums of its images' features, which add up to those of all.
 
-FD needs a mean and a covariance, and these follow from sums (arXiv 1706.08500, eq. 6); the union's are exact. A task beside the
-phases, as drawing for a score is, so a policy may refuse it, and its bytes stand in the ledger.
+FD needs a mean and a covariance, and these follow from sums (arXiv 1706.08500, eq. 6); the union's are exact. KID is a mean of
+kernels of pairs, so a site is sent the drawn images' features, and tells the one figure (arXiv 1801.01401): its own is exact, the
+union's needs pairs of images of two sites, and is not had. Tasks beside the phases, as drawing for a score is, so a policy may
+refuse them, and their bytes stand in the ledger.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from osmotic.tensors import Tensors
 
 log = logging.getLogger("osmotic.score")
 
-ACTION = "feature-sums"
+ACTION, DISTANCE = "feature-sums", "kernel-distance"
+MADE, KID = "features/made", "features/kid"
+MOST_MADE = 100_000  # drawn images whose features a site takes
 # What the server learns from them, for a site that decides whether to join.
 REVEALS = (
     "sums of features, and of their products, over all images of one site: they tell how its images are spread as the feature network "
-    "sees them, and how many of each class there are; of single images the less, the more there are"
+    "sees them, and how many of each class there are; of single images the less, the more there are; and KID to features that the server names, one figure a score"
 )
 Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Mapping[str, np.ndarray] | None], None]
 
@@ -124,6 +128,33 @@ def gather(ask: Ask, wanted: Wanted, phase: Phase) -> dict[str, Sums]:
 
     asking = Phase("score", phase.server_round, totals=False, everybody=True)
     ask(asking, [wanted.task(client) for client in wanted.clients], keep, None)
+    return found
+
+
+def distances(
+    ask: Ask, encoder: str, made: Mapping[str, np.ndarray], clients: Sequence[Client], phase: Phase
+) -> dict[str, float]:
+    """KID of each site's own images to drawn ones, as the site says; who does not answer is left out.
+
+    Args:
+        encoder: hash of the feature network.
+        made: features of the images that a site is to compare its own with, float32 [M, D], by name; who is not in it is not asked.
+        clients: the sites.
+        phase: that is being scored.
+    """
+    found: dict[str, float] = {}
+
+    def keep(reply: Reply) -> None:
+        found[reply.task.client.name] = float(reply.tensors[KID][0])
+
+    expects = {KID: Spec((1,), "float64", max_abs=np.inf)}
+    tasks = [
+        Task(c, DISTANCE, control={"encoder": encoder}, extras={MADE: made[c.name]}, expects=expects)
+        for c in clients
+        if c.name in made
+    ]
+    if tasks:
+        ask(Phase("score", phase.server_round, totals=False, everybody=True), tasks, keep, None)
     return found
 
 

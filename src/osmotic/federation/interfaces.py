@@ -91,6 +91,12 @@ class Scorer(Protocol):
     def take_sums(self, found: Mapping[str, Sums]) -> None:
         """What they told, by name."""
 
+    def distances_wanted(self) -> Mapping[str, np.ndarray]:
+        """Features [M, D] that sites are to compare their own images with, after a score, by name; {} where the images are here."""
+
+    def with_distances(self, quality: dict[str, Any], found: Mapping[str, float]) -> dict[str, Any]:
+        """The last score, and beside it KID of those sites that told."""
+
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to draw, in JSON: how many samples, labels [samples], seed and guidance."""
 

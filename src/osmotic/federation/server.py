@@ -28,6 +28,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.bookkeeping import Outcome, Tally
 from osmotic.federation.client import keeps_state
 from osmotic.federation.exchange import Exchange
+from osmotic.federation.feature_sums import Wanted
 from osmotic.federation.interfaces import Engine, Observer, Scorer, Trainer, Unscored
 from osmotic.federation.interrupts import Interrupts
 from osmotic.federation.journal import Journal
@@ -338,7 +339,7 @@ class Server:
             self.scorer.take_sums(feature_sums.gather(self._ask, wanted, phase))
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
-            latest = quality
+            latest = quality = self._with_distances(quality, wanted, phase)
         else:
             quality = own_models.score(
                 self._ask,
@@ -350,7 +351,7 @@ class Server:
                 state.scored_weights(),
                 self.blueprint.image_shape,
             )
-            latest = quality
+            latest = quality = self._with_distances(quality, wanted, phase)
             if (
                 self.method.global_model
             ):  # a piece left every client a model of its own, beside the global one
@@ -359,6 +360,14 @@ class Server:
             elif phase.name == MERGE and state.last_quality is not None:
                 latest = self.scorer.with_after(state.last_quality, quality)
         return {k: v for k, v in quality.items() if k != "per_client"}, latest
+
+    def _with_distances(self, quality: dict[str, Any], wanted: Wanted | None, phase: Phase) -> dict[str, Any]:
+        """A score, and what only sites can add to it."""
+        assert self.scorer is not None
+        if wanted is None or not (made := self.scorer.distances_wanted()):
+            return quality
+        found = feature_sums.distances(self._ask, wanted.encoder, made, wanted.clients, phase)
+        return self.scorer.with_distances(quality, found)
 
     def personal_models(self, book: bool = True) -> dict[str, Tensors]:
         """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none.

@@ -149,6 +149,14 @@ class Scoring:
     def take_sums(self, found: Mapping[str, Sums]) -> None:
         """Nobody is asked."""
 
+    def distances_wanted(self) -> Mapping[str, np.ndarray]:
+        """None: the images are here."""
+        return {}
+
+    def with_distances(self, quality: dict[str, Any], found: Mapping[str, float]) -> dict[str, Any]:
+        """Nobody is asked."""
+        return quality
+
     def wanted(self, client: Client) -> Mapping[str, Any]:
         """What a client is told to sample, in JSON: samples, labels [samples], seed, guidance.
 

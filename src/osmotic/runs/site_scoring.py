@@ -1,6 +1,7 @@
 """Scores of a run whose images are at their sites: the union's FD from sums that these send, and no image moves.
 
-KID, precision and recall need images side by side and stay null; so do held-out scores and floors.
+KID to a site's own images is computed there, from the drawn images' features. KID to the union, precision and recall need
+images of all sites side by side and stay null; so do held-out scores and floors.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class SiteScoring(Scoring):
     """Draws as `Scoring` does, and compares with what sites have told; arguments as there."""
 
     _sums: Mapping[str, Sums] = {}  # of the sites that told before this score
+    _made: dict[
+        str, np.ndarray
+    ]  # features [M, D] of what was drawn in each site's own mix of classes, in the score under way
 
     def sums_wanted(self) -> Wanted:
         """What sites are asked, and which: those that have said of themselves that they may tell."""
@@ -41,7 +45,16 @@ class SiteScoring(Scoring):
 
     def take_sums(self, found: Mapping[str, Sums]) -> None:
         """What sites told before this score."""
-        self._sums = dict(found)
+        self._sums, self._made = dict(found), {}
+
+    def distances_wanted(self) -> Mapping[str, np.ndarray]:
+        """What was drawn for each site that has own scores, in its own mix of classes."""
+        return self._made
+
+    def with_distances(self, quality: dict[str, Any], found: Mapping[str, float]) -> dict[str, Any]:
+        """`kid_own` of those that told, in every place where it stands."""
+        entries = [{**e, "kid_own": found.get(e["name"])} for e in quality["per_client"]]
+        return {**quality, **federated.aggregate(entries), "per_client": entries}
 
     @property
     def _known(self) -> Sums:
@@ -106,6 +119,7 @@ class SiteScoring(Scoring):
                 rows = federated.matching(labels, np.repeat(np.arange(len(own.classes)), own.classes))
             if min(own.statistics.count, len(rows)) >= federated.MIN_OWN:
                 fd_own = frechet_to(own.statistics, made[rows])
+                self._made[client.name] = made[rows]
         return {
             "client_id": client.client_id,
             "name": client.name,

@@ -20,6 +20,7 @@ import torch
 
 from osmotic import seeds
 from osmotic.codecs import described
+from osmotic.codecs.base import BadPacket
 from osmotic.config.schema import FREE, Config, flatten, to_dict
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset
@@ -29,6 +30,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.feature_sums import Sums
 from osmotic.metrics import encoder as encoders
+from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
@@ -176,18 +178,35 @@ class SiteDesk:
         worker = Worker(
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
-        if packet.header.get("action") == feature_sums.ACTION:
-            answer = self._sums(spec, packet, dataset, labels, rows)
+        if packet.header.get("action") in (feature_sums.ACTION, feature_sums.DISTANCE):
+            answer = self._looked_at(spec, packet, dataset, labels, rows)
         else:
             answer = worker.serve(site, packet)
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
 
-    def _sums(
+    def _looked_at(
         self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray
     ) -> Packet:
-        """Sums of this site's images' features, by the feature network whose hash the hub tells and the policy allows."""
+        """What this site's images are by the feature network whose hash the hub tells and the policy allows: sums, or KID to drawn ones."""
+        features = self._features(spec, packet, dataset, rows)
+        if (reason := self.folder.config.policy.too_few(*features.shape)) is not None:
+            raise Declined(reason)
+        told: Mapping[str, np.ndarray]
+        if packet.header["action"] == feature_sums.DISTANCE:
+            told = {
+                feature_sums.KID: np.array([kernel_distance(features, _drawn(packet, features.shape[1]))])
+            }
+        else:
+            sums = Sums.of(features, None if labels is None else labels[rows], len(spec.classes or ()))
+            told = sums.tensors()
+        address = {k: packet.header.get(k) for k in ADDRESS} | {"client": self.name}
+        header = address | {"num_examples": len(rows), "metrics": {}}
+        return Packet(header, (described.encode(told),))
+
+    def _features(self, spec: Spec, packet: Packet, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+        """Features [N, D] of the images at these positions."""
         score = spec.config.get("score")
         name = str(score.get("encoder") if isinstance(score, Mapping) else None)
         if name.startswith(PREFIX):
@@ -201,13 +220,7 @@ class SiteDesk:
             raise Declined("does not have the feature network of these scores") from None
         if encoder.sha256 != packet.header["control"]["encoder"]:
             raise Declined("has another feature network than these scores ask for")
-        features = encoder.features(dataset.train.images[rows])
-        if (reason := self.folder.config.policy.too_few(*features.shape)) is not None:
-            raise Declined(reason)
-        told = Sums.of(features, None if labels is None else labels[rows], len(spec.classes or ()))
-        address = {k: packet.header.get(k) for k in ADDRESS} | {"client": self.name}
-        header = address | {"num_examples": len(rows), "metrics": {}}
-        return Packet(header, (described.encode(told.tensors()),))
+        return encoder.features(dataset.train.images[rows])
 
     def _hold_to(
         self, file: Path, config: Config, classes: tuple[str, ...], dataset: Dataset, rows: np.ndarray
@@ -267,6 +280,19 @@ class SiteDesk:
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _drawn(packet: Packet, width: int) -> np.ndarray:
+    """Features [M, width] of drawn images, as the hub sent them. Raises: Declined for anything else."""
+    try:
+        found = described.decode(packet.blobs[-1])[feature_sums.MADE]
+    except (BadPacket, KeyError, IndexError):
+        raise Declined("is sent no features to compare its images with") from None
+    if found.dtype != np.float32 or found.ndim != 2 or found.shape[1] != width:
+        raise Declined("is sent features of another form than its own")
+    if not 2 <= len(found) <= feature_sums.MOST_MADE or not np.isfinite(found).all():
+        raise Declined("is sent features that no images have")
+    return found
 
 
 def _renamed(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:

@@ -30,7 +30,7 @@ class Policy:
     synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
     encoders: tuple[str, ...] = key(
         (),
-        "hashes of feature networks whose sums over this site's images may leave, for scores; osmotic encoder tells the hash",
+        "hashes of feature networks whose sums over this site's images, and KID to drawn ones, may leave; osmotic encoder tells them",
     )
     most_passes: float = key(
         100.0,
@@ -65,7 +65,7 @@ class Policy:
         count = asked(config.training.fraction_train, config.data.clients)
         if count < self.least_clients:
             return f"policy.least_clients asks for {self.least_clients} clients in a round, and this run has {count}"
-        if action == feature_sums.ACTION and _encoder(header) not in self.encoders:
+        if action in (feature_sums.ACTION, feature_sums.DISTANCE) and _encoder(header) not in self.encoders:
             return "policy.encoders does not have the feature network of these scores"
         made = chain.values()
         if not self.own_model and (action == "model" or any(piece.holds_models for piece in made)):

@@ -20,7 +20,7 @@ from osmotic.sites.flwr_command import program
 from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
 from osmotic.sites.folder import check as check_config
 from osmotic.sites.supervisor import Service, Supervisor
-from osmotic.sites.task import write_program
+from osmotic.sites.task import ANSWERS, broken_off, write_program
 from osmotic.storage.atomic import write_text
 
 CLOCK = (
@@ -79,12 +79,18 @@ def services(site: SiteFolder) -> Supervisor:
         *secret,
     ]
     hint = "is its key registered? osmotic hub add-site does it; after a kill the hub lets it in again within a minute"
-    made = [Service("supernode", node, hint=hint), Service("superexec", executor)]
+    # Services are started after this: nobody is about to hand over an answer.
+    programs, answers = write_program(path / "bin"), path / ANSWERS
+    broken_off(answers)
+    made = [
+        Service("supernode", node, hint=hint, stuck=lambda: broken_off(answers)),
+        Service("superexec", executor),
+    ]
     return Supervisor(
         made,
         path / "logs",
         {"FLWR_HOME": str(path / "flower"), "OMP_NUM_THREADS": "1"},
-        write_program(path / "bin"),
+        programs,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,7 @@ FIRST_PAUSE, LONGEST_PAUSE = (
 )  # seconds before a process that died is started again; doubled each time
 LIVED = 60.0  # seconds after which it counts as having lived: the pause begins anew
 GRACE = 10.0  # seconds between asking a process to end and killing it
+MAX_LOG = 50 * 2**20  # bytes of a log before it is moved to NAME.log.1, in the place of the one before
 
 
 @dataclass
@@ -32,11 +34,13 @@ class Service:
         name: as its log file and messages call it.
         command: its words; the first is a program of this Python's environment.
         hint: what is told with its end: the likeliest cause.
+        stuck: whether it is alive and does nothing any more, so that it is to be killed and started again.
     """
 
     name: str
     command: Sequence[str]
     hint: str = ""
+    stuck: Callable[[], bool] = lambda: False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = FIRST_PAUSE
@@ -76,6 +80,7 @@ class Supervisor:
             while not self._over.is_set():
                 for service in self.services:
                     self._look_after(service)
+                    self._turn_over(self.logs / f"{service.name}.log")
                 self._over.wait(0.2)
         finally:
             for service in reversed(self.services):
@@ -89,7 +94,10 @@ class Supervisor:
         now = time.monotonic()
         if service.process is not None:
             if (code := service.process.poll()) is None:
-                return
+                if not service.stuck():
+                    return
+                service.process.kill()
+                code = service.process.wait()
             if now - service.started > LIVED:
                 service.pause = FIRST_PAUSE
             self._end_group(service.process)  # what it had started
@@ -102,6 +110,13 @@ class Supervisor:
             service.pause = min(2 * service.pause, LONGEST_PAUSE)
         if now >= service.due:
             service.process, service.started = self._start(service), now
+
+    @staticmethod
+    def _turn_over(log: Path) -> None:
+        """Empties a log that has grown too long. Its process has it open, and writes at its end wherever that is."""
+        if log.stat().st_size > MAX_LOG:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
     def _start(self, service: Service) -> subprocess.Popen[bytes]:
         self.logs.mkdir(parents=True, exist_ok=True)
