@@ -25,7 +25,7 @@ KINDS = {
     "superlink": ("flower-superlink", "hub"),
     "hub-superexec": ("flower-superexec", "hub"),
     "server": ("flwr-serverapp", "hub"),
-    "supernode": ("flower-supernode", "site"),
+    "supernode": ("osmotic.sites.node", "site"),
     "site-superexec": ("flower-superexec", "site"),
     "client": ("osmotic.sites.task", "site"),
 }

@@ -143,7 +143,7 @@ def cut_up(made: Federation, proxy: Proxy, cuts: int, seed: int) -> list[dict[st
         while not lines.exists() and run.poll() is None:
             time.sleep(0.1)
         while run.poll() is None and time.monotonic() - begun < PATIENCE:
-            time.sleep(rng.uniform(0, 8))
+            time.sleep(rng.uniform(0, 30))
             if run.poll() is None and done < cuts:
                 kinds.append(KINDS[done % len(KINDS)])
                 done += 1

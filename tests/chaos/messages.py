@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -60,8 +61,13 @@ def befall(sites: str, at: int, way: str, nodes: int, log: str | None) -> None:
     """In the child: it stands where Flower would have started it, and message `at` comes to grief."""
     from flower_grid import SitesGrid, failed
 
+    from osmotic import plugins
     from osmotic.engines import flower
     from osmotic.sites import roster
+
+    plugins.registered_here = lambda config: (
+        None
+    )  # the sites of a grid in this process find the small network, too
 
     class Counted(SitesGrid):
         """Counts messages by their answers' turn: pushed and pulled alike, each has one number."""
@@ -152,8 +158,7 @@ def all_left(folder: Path, sites: Path) -> dict[str, Any]:
 
 def _nameless(file: str) -> str:
     """A path without the name that a run gave itself, which is another each time."""
-    parts = file.split("/")
-    return "/".join("run" if len(part.partition(".")[0]) == 32 else part for part in parts)
+    return re.sub(r"(?<=/)[0-9a-f]{16}(?=[./])", "run", file)
 
 
 def unbroken(farm: Farm, config: str) -> tuple[dict[str, Any], list[str]]:

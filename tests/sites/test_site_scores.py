@@ -285,11 +285,9 @@ def test_a_site_that_is_late_for_one_score_is_asked_again_for_the_next(
     network: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from osmotic.sites.desk import SiteDesk
-
     for folder in folders:
         allow(folder, network)
-    sums, failed = SiteDesk._sums, []
+    sums, failed = SiteDesk._looked_at, []
 
     def once(self: SiteDesk, *args: Any) -> Any:
         if self.name == "client-001" and not failed:
@@ -297,7 +295,7 @@ def test_a_site_that_is_late_for_one_score_is_asked_again_for_the_next(
             raise OSError("a disk that is away for a moment")
         return sums(self, *args)
 
-    monkeypatch.setattr(SiteDesk, "_sums", once)
+    monkeypatch.setattr(SiteDesk, "_looked_at", once)
     found = run(SitesGrid(folders), tmp_path / "run", **SCORED, score__encoder=f"file:{network[0]}")
     told = [len(line["quality.reference_sites"]) for line in found.metrics]
     assert told == [2, 3] and len(found.summary["failures"]) == 1

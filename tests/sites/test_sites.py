@@ -755,7 +755,50 @@ def test_a_port_that_answers_with_anything_but_http_is_told_of(tmp_path: Path) -
     assert not line.good and "does not answer" in line.told
 
 
-# --- the program of a task ---
+# --- the programs of a site ---
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("raise OSError('no')", 1), ("raise SystemExit(305 % 256)", 49), ("pass", 0)]
+)
+def test_a_supernode_whose_work_has_ended_is_no_process_any_more(end: str, code: int) -> None:
+    program = f"""
+import threading, time
+from osmotic.sites import node
+def ended():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {end}
+node.flower_supernode = ended
+node.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    assert done.returncode == code and ("OSError: no" in done.stderr) == (code == 1)
+
+
+def test_a_link_that_is_cut_is_tried_again_and_a_false_certificate_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import httpx
+    from flwr.supercore.retry import http_retry
+
+    from osmotic.sites import node
+
+    cut = httpx.ConnectError(
+        "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)"
+    )
+    false = httpx.ConnectError(
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
+    )
+    refused = httpx.HTTPStatusError(
+        "no", request=httpx.Request("GET", "http://a"), response=httpx.Response(404)
+    )
+    gives_up = http_retry.make_simple_http_retry_invoker().should_giveup
+    assert gives_up is not None and [gives_up(e) for e in (cut, false, refused)] == [True, True, True], (
+        "flwr 1.41"
+    )
+    monkeypatch.setattr(http_retry, "RetryInvoker", node.Patient)
+    gives_up = http_retry.make_simple_http_retry_invoker().should_giveup
+    assert gives_up is not None and [gives_up(e) for e in (cut, false, refused)] == [False, True, True]
 
 
 def test_a_site_finds_one_program_and_no_other(folders: list[Path]) -> None:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import ssl
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -63,7 +64,8 @@ def services(site: SiteFolder) -> Supervisor:
     """Flower's SuperNode, and what starts a process of this site's for each task."""
     path, config = site.path, site.config
     secret = ["--superexec-auth-secret-file", str(path / SECRET)]
-    node = [program("flower-supernode"), "--superlink", config.hub, "--port", str(config.port), *secret]
+    node = [sys.executable, "-m", "osmotic.sites.node"]
+    node += ["--superlink", config.hub, "--port", str(config.port), *secret]
     node += ["--isolation", "process", "--node-config", f'site="{path}"']
     if (authority := site.authority) is not None:
         node += ["--root-certificates", str(authority)]
