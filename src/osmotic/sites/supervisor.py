@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -114,9 +115,12 @@ class Supervisor:
     @staticmethod
     def _turn_over(log: Path) -> None:
         """Empties a log that has grown too long. Its process has it open, and writes at its end wherever that is."""
-        if log.stat().st_size > MAX_LOG:
-            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-            os.truncate(log, 0)
+        with suppress(
+            OSError
+        ):  # somebody took it away, or the disk is full: no reason to end what it tells of
+            if log.stat().st_size > MAX_LOG:
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+                os.truncate(log, 0)
 
     def _start(self, service: Service) -> subprocess.Popen[bytes]:
         self.logs.mkdir(parents=True, exist_ok=True)
