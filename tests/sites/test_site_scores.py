@@ -50,6 +50,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def allow(folder: Path, network: tuple[Path, str]) -> None:
     write(folder, "encoders = []", f'encoders = ["{network[1]}"]')
     write(folder, 'encoder = ""', f'encoder = "{network[0]}"')
+    write(folder, "kernel_distances = false", "kernel_distances = true")
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -209,8 +210,9 @@ def test_a_site_compares_its_images_with_features_alone(
     network: tuple[Path, str],
     what: str,
 ) -> None:
-    if what != "without leave":
-        allow(folders[0], network)
+    allow(folders[0], network)
+    if what == "without leave":
+        write(folders[0], "kernel_distances = true", "kernel_distances = false")
     tables = to_dict(resolve.load(keys=KEYS | {"score.encoder": f"file:{network[0]}"}))
     spec = Spec(tables, (8, 1), tuple("0123456789")).text()
     header = {"action": "kernel-distance", "run": "a", "phase": "score", "server_round": 1, "returns": []}
@@ -223,7 +225,7 @@ def test_a_site_compares_its_images_with_features_alone(
         assert told.shape == (1,) and told.dtype == np.float64 and told[0] > 0
         return
     assert not answer.blobs and answer.header["failure"][0] == "refused"
-    reason = "policy.encoders" if what == "without leave" else "is sent "
+    reason = "policy.kernel_distances" if what == "without leave" else "is sent "
     assert answer.header["failure"][1].startswith(reason)
 
 

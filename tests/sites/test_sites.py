@@ -789,16 +789,22 @@ def test_a_link_that_is_cut_is_tried_again_and_a_false_certificate_is_not(
     false = httpx.ConnectError(
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
     )
+    no_tls = httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
     refused = httpx.HTTPStatusError(
         "no", request=httpx.Request("GET", "http://a"), response=httpx.Response(404)
     )
     gives_up = http_retry.make_simple_http_retry_invoker().should_giveup
-    assert gives_up is not None and [gives_up(e) for e in (cut, false, refused)] == [True, True, True], (
+    assert gives_up is not None and [gives_up(e) for e in (cut, false, no_tls, refused)] == [True] * 4, (
         "flwr 1.41"
     )
     monkeypatch.setattr(http_retry, "RetryInvoker", node.Patient)
     gives_up = http_retry.make_simple_http_retry_invoker().should_giveup
-    assert gives_up is not None and [gives_up(e) for e in (cut, false, refused)] == [False, True, True]
+    assert gives_up is not None and [gives_up(e) for e in (cut, false, no_tls, refused)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_site_finds_one_program_and_no_other(folders: list[Path]) -> None:
@@ -1013,7 +1019,7 @@ def test_what_is_alive_and_stuck_is_started_anew(
     made = supervised("import time; time.sleep(600)")
     first = until(lambda: made.services[0].process)
     said = iter([True])
-    made.services[0].stuck = lambda: next(said, False)
+    made.services[0].stuck = lambda since: next(said, False)
     until(lambda: (p := made.services[0].process) is not None and p is not first)
     assert not alive(first.pid)
 
@@ -1062,20 +1068,33 @@ def test_an_answer_that_is_broken_off_is_told_of_once(tmp_path: Path) -> None:
         assert found.stdout is not None and found.stdout.readline() == "begun\n"
         return found
 
+    begun = time.time() - 1
     handing_over("is quick").wait()
-    assert not broken_off(tmp_path) and not list(tmp_path.iterdir())
+    assert not broken_off(tmp_path, begun) and not list(tmp_path.iterdir())
     slow = handing_over("is slow")
-    assert not broken_off(tmp_path)
+    assert not broken_off(tmp_path, begun)
     slow.kill()
     slow.wait()
-    assert broken_off(tmp_path) and not broken_off(tmp_path)
+    assert broken_off(tmp_path, begun) and not broken_off(tmp_path, begun)
     handing_over("cannot").wait()
-    assert broken_off(tmp_path) and not list(tmp_path.iterdir())
+    assert broken_off(tmp_path, begun) and not list(tmp_path.iterdir())
+    handing_over("cannot").wait()
+    # It was meant for the SuperNode before this one.
+    assert not broken_off(tmp_path, time.time() + 1) and not list(tmp_path.iterdir())
 
 
 def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:
     answer = packet_of(records(desk.hello(spec_of()))).header
-    assert set(answer) == {"name", "version", "num_examples", "image", "classes", "encoders", "torch"}
+    assert set(answer) == {
+        "name",
+        "version",
+        "num_examples",
+        "image",
+        "classes",
+        "encoders",
+        "kernel_distances",
+        "torch",
+    }
     assert len(json.dumps(answer)) < 400
 
 

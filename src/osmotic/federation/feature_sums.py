@@ -1,8 +1,9 @@
 """Scores of images that do not move: every site is asked for sums of its images' features, which add up to those of all.
 
 FD needs a mean and a covariance, and these follow from sums (arXiv 1706.08500, eq. 6); the union's are exact. KID is a mean of
-kernels of pairs, so a site is sent the drawn images' features, and tells the one figure (arXiv 1801.01401): its own is exact, the
-union's needs pairs of images of two sites, and is not had. Tasks beside the phases, as drawing for a score is, so a policy may
+kernels of pairs, so a site that may is sent the drawn images' features, and tells the one figure (arXiv 1801.01401) that pooled
+scoring has for it; the union's needs pairs of images of two sites, and is not had. Each such figure is an equation in the features of
+the site's images, and who asks with features of his own choosing can solve them: it takes a leave of its own. Tasks beside the phases, as drawing for a score is, so a policy may
 refuse them, and their bytes stand in the ledger.
 """
 
@@ -28,7 +29,7 @@ MOST_MADE = 100_000  # drawn images whose features a site takes
 # What the server learns from them, for a site that decides whether to join.
 REVEALS = (
     "sums of features, and of their products, over all images of one site: they tell how its images are spread as the feature network "
-    "sees them, and how many of each class there are; of single images the less, the more there are; and KID to features that the server names, one figure a score"
+    "sees them, and how many of each class there are; of single images the less, the more there are; and, with a further leave, KID to features that the server names: from many such figures it can work out features of single images"
 )
 Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Mapping[str, np.ndarray] | None], None]
 

@@ -119,7 +119,8 @@ class SiteScoring(Scoring):
                 rows = federated.matching(labels, np.repeat(np.arange(len(own.classes)), own.classes))
             if min(own.statistics.count, len(rows)) >= federated.MIN_OWN:
                 fd_own = frechet_to(own.statistics, made[rows])
-                self._made[client.name] = made[rows]
+                if client.name in self.study.compares and len(rows) <= feature_sums.MOST_MADE:
+                    self._made[client.name] = made[rows]
         return {
             "client_id": client.client_id,
             "name": client.name,

@@ -44,6 +44,7 @@ class Study:
         sites: the engine whose clients hold the images at their own places; the data set is empty then, and holdings have
             sizes alone. None in a simulation.
         tells: hashes of the feature networks by which a site may tell sums of its images' features, by its name.
+        compares: names of the sites that may tell KID of their images, too.
     """
 
     blueprint: Blueprint
@@ -52,6 +53,7 @@ class Study:
     device: torch.device
     sites: Engine | None = None
     tells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    compares: frozenset[str] = frozenset()
 
     @property
     def at_sites(self) -> bool:

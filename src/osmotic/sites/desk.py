@@ -129,6 +129,7 @@ class SiteDesk:
                 "image": [side, channels],
                 "classes": list(dataset.class_names),
                 "encoders": list(self.folder.config.policy.encoders),
+                "kernel_distances": self.folder.config.policy.kernel_distances,
                 "torch": torch.__version__.partition("+")[0],
             }
         )

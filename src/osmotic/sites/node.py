@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -22,26 +23,41 @@ from flwr.supernode.cli import flower_supernode
 def main() -> None:
     """What `flower-supernode` does; never returns."""
     http_retry.RetryInvoker = Patient
-    code = 0
+    code = 1
     try:
         flower_supernode()
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        traceback.print_exc()
-        code = 1
+        with suppress(OSError):
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # a full disk, too, must not leave it alive
+            os._exit(code)
+
+
+# In OpenSSL's words: another certificate, no TLS at all, no version or cipher that both have.
+OBJECTIONS = (
+    "certificate",
+    "wrong version",
+    "wrong_version",
+    "alert",
+    "unsupported protocol",
+    "unsupported_protocol",
+)
 
 
 class Patient(RetryInvoker):
-    """Tries again after whatever befalls a link; only a certificate can be false for good."""
+    """Tries again after whatever befalls a link; only what TLS itself objects to is false for good."""
 
     def __init__(self, *args: Any, should_giveup: Callable[[Exception], bool], **more: Any) -> None:
         def gives_up(error: Exception) -> bool:
-            cut = isinstance(error, httpx.TransportError) and "certificate" not in str(error).lower()
+            told = str(error).lower()
+            cut = isinstance(error, httpx.TransportError) and not any(word in told for word in OBJECTIONS)
             return not cut and should_giveup(error)
 
         super().__init__(*args, should_giveup=gives_up, **more)

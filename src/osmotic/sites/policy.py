@@ -30,7 +30,11 @@ class Policy:
     synthetic_images: bool = key(False, "images drawn from this site's own model may leave it")
     encoders: tuple[str, ...] = key(
         (),
-        "hashes of feature networks whose sums over this site's images, and KID to drawn ones, may leave; osmotic encoder tells them",
+        "hashes of feature networks whose sums over this site's images may leave, for scores; osmotic encoder tells the hash",
+    )
+    kernel_distances: bool = key(
+        False,
+        "KID of this site's images to features that the hub names may leave, too; a hub that asks often enough learns features of single images",
     )
     most_passes: float = key(
         100.0,
@@ -67,6 +71,8 @@ class Policy:
             return f"policy.least_clients asks for {self.least_clients} clients in a round, and this run has {count}"
         if action in (feature_sums.ACTION, feature_sums.DISTANCE) and _encoder(header) not in self.encoders:
             return "policy.encoders does not have the feature network of these scores"
+        if action == feature_sums.DISTANCE and not self.kernel_distances:
+            return "policy.kernel_distances does not let KID of this site's images leave"
         made = chain.values()
         if not self.own_model and (action == "model" or any(piece.holds_models for piece in made)):
             return "policy.own_model does not let a model of this site's own leave"

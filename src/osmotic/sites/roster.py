@@ -227,6 +227,7 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
         "image": (image[0], image[1]),
         "classes": classes,
         "encoders": encoders,
+        "kernel_distances": said.get("kernel_distances") is True,
     }
 
 
@@ -272,7 +273,8 @@ def across_sites(
     holdings = [Holding(client, nobody, nobody) for client in roster]
     tells = {name: tuple(one["encoders"]) for name, one in said.items()}
     dataset = Dataset("images at their sites", empty, empty, tuple(classes))
-    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine, tells)
+    compares = frozenset(name for name, one in said.items() if one["kernel_distances"])
+    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine, tells, compares)
 
 
 def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:

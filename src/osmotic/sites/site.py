@@ -81,11 +81,9 @@ def services(site: SiteFolder) -> Supervisor:
         *secret,
     ]
     hint = "is its key registered? osmotic hub add-site does it; after a kill the hub lets it in again within a minute"
-    # Services are started after this: nobody is about to hand over an answer.
     programs, answers = write_program(path / "bin"), path / ANSWERS
-    broken_off(answers)
     made = [
-        Service("supernode", node, hint=hint, stuck=lambda: broken_off(answers)),
+        Service("supernode", node, hint=hint, stuck=lambda since: broken_off(answers, since)),
         Service("superexec", executor),
     ]
     return Supervisor(

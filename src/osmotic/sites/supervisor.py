@@ -24,7 +24,9 @@ FIRST_PAUSE, LONGEST_PAUSE = (
 )  # seconds before a process that died is started again; doubled each time
 LIVED = 60.0  # seconds after which it counts as having lived: the pause begins anew
 GRACE = 10.0  # seconds between asking a process to end and killing it
-MAX_LOG = 50 * 2**20  # bytes of a log before it is moved to NAME.log.1, in the place of the one before
+MAX_LOG = (
+    50 * 2**20
+)  # bytes of a log before it goes to NAME.log.1, in the place of the one before, but for lines of that moment
 
 
 @dataclass
@@ -35,15 +37,17 @@ class Service:
         name: as its log file and messages call it.
         command: its words; the first is a program of this Python's environment.
         hint: what is told with its end: the likeliest cause.
-        stuck: whether it is alive and does nothing any more, so that it is to be killed and started again.
+        stuck: given when it was started, in seconds since 1970, whether it is alive and does nothing any more, so that it is to be
+            killed and started again.
     """
 
     name: str
     command: Sequence[str]
     hint: str = ""
-    stuck: Callable[[], bool] = lambda: False
+    stuck: Callable[[float], bool] = lambda since: False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+    since: float = 0.0  # as `started`, by the clock of files
     pause: float = FIRST_PAUSE
     due: float = field(default=0.0)
 
@@ -95,7 +99,7 @@ class Supervisor:
         now = time.monotonic()
         if service.process is not None:
             if (code := service.process.poll()) is None:
-                if not service.stuck():
+                if not service.stuck(service.since):
                     return
                 service.process.kill()
                 code = service.process.wait()
@@ -110,16 +114,20 @@ class Supervisor:
             )
             service.pause = min(2 * service.pause, LONGEST_PAUSE)
         if now >= service.due:
+            service.since = time.time()
             service.process, service.started = self._start(service), now
 
     @staticmethod
     def _turn_over(log: Path) -> None:
         """Empties a log that has grown too long. Its process has it open, and writes at its end wherever that is."""
-        with suppress(
-            OSError
-        ):  # somebody took it away, or the disk is full: no reason to end what it tells of
+        # It may have been taken away, or the disk be full: no reason to end what it tells of.
+        with suppress(OSError):
             if log.stat().st_size > MAX_LOG:
-                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+                older = log.with_name(f"{log.name}.1")
+                try:
+                    shutil.copyfile(log, older)
+                except OSError:
+                    older.unlink(missing_ok=True)
                 os.truncate(log, 0)
 
     def _start(self, service: Service) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,22 @@ def write_program(folder: Path) -> Path:
     return folder
 
 
-def broken_off(answers: Path) -> bool:
+def broken_off(answers: Path, since: float) -> bool:
     """Whether a task's process died while it handed its answer over. True once for each such answer.
 
     Flower's SuperNode waits for the rest of it for ever, and does nothing else: it must be started anew.
+
+    Args:
+        answers: folder of those that are on their way.
+        since: when the SuperNode was started, in seconds since 1970: what is older was meant for the one before it.
     """
     found = False
     for file in answers.glob("*.answer"):
-        # Gone: it has just been handed over. Locked: it is being.
-        with suppress(FileNotFoundError, BlockingIOError), open(file, "rb") as opened:
+        # Gone: it has just been handed over. Locked: it is being. A file system without locks tells nothing.
+        with suppress(OSError), open(file, "r+b") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found |= file.stat().st_mtime >= since
             file.unlink()
-            found = True
     return found
 
 
@@ -76,11 +80,15 @@ def _told(push_message: Callable[..., None], answers: Path) -> Callable[..., Non
     def push(client: Any, message: Any, context: Any) -> None:
         file = answers / f"{os.getpid()}.answer"
         new = file.with_suffix(".new")
-        with open(new, "wb") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # the system lets go of it, however this process ends
-            new.rename(file)
+        with ExitStack() as held:
+            with suppress(
+                OSError
+            ):  # without locks or room on the disk the answer is handed over all the same
+                opened = held.enter_context(open(new, "wb"))
+                fcntl.flock(opened, fcntl.LOCK_EX)  # the system lets go of it, however this process ends
+                new.rename(file)
             push_message(client, message, context)
-            file.unlink()
+            file.unlink(missing_ok=True)
 
     return push
 
