@@ -281,6 +281,23 @@ def test_a_site_that_lies_costs_its_own_sums_alone(
 
 
 @pytest.mark.usefixtures("few")
+def test_a_site_without_leave_for_kernel_distances_is_not_asked_for_one(
+    folders: list[Path],  # noqa: F811
+    tmp_path: Path,
+    network: tuple[Path, str],
+) -> None:
+    for folder in folders[:2]:
+        allow(folder, network)
+    write(folders[0], "kernel_distances = true", "kernel_distances = false")
+    keys = SCORED | {"score__encoder": f"file:{network[0]}", "training__rounds": 1}
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    scores = {e["name"]: (e["fd_own"], e["kid_own"]) for e in found.summary["quality"]["per_client"]}
+    assert scores["client-000"][0] is not None and scores["client-000"][1] is None
+    assert None not in scores["client-001"] and scores["client-002"] == (None, None)
+    assert found.summary["failures"] == []
+
+
+@pytest.mark.usefixtures("few")
 def test_a_site_that_is_late_for_one_score_is_asked_again_for_the_next(
     folders: list[Path],  # noqa: F811
     tmp_path: Path,

@@ -1046,7 +1046,7 @@ def test_a_log_that_grows_too_long_is_turned_over(
 HANDS_OVER = """
 import sys, time
 from pathlib import Path
-from osmotic.sites import task
+from osmotic.sites import answers
 
 def push_message(client, message, context):
     print("begun", flush=True)
@@ -1055,12 +1055,12 @@ def push_message(client, message, context):
     if message == "cannot":
         raise OSError("no")
 
-task._told(push_message, Path(sys.argv[1]))(None, sys.argv[2], None)
+answers.marked(push_message, Path(sys.argv[1]))(None, sys.argv[2], None)
 """
 
 
 def test_an_answer_that_is_broken_off_is_told_of_once(tmp_path: Path) -> None:
-    from osmotic.sites.task import broken_off
+    from osmotic.sites.answers import broken_off
 
     def handing_over(message: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-c", HANDS_OVER, str(tmp_path), message]

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from osmotic.engines.quiet import require
 from osmotic.errors import ConfigError, plain
+from osmotic.sites.answers import FOLDER, broken_off
 from osmotic.sites.flwr_command import program
 from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
 from osmotic.sites.folder import check as check_config
 from osmotic.sites.supervisor import Service, Supervisor
-from osmotic.sites.task import ANSWERS, broken_off, write_program
+from osmotic.sites.task import write_program
 from osmotic.storage.atomic import write_text
 
 CLOCK = (
@@ -81,7 +82,7 @@ def services(site: SiteFolder) -> Supervisor:
         *secret,
     ]
     hint = "is its key registered? osmotic hub add-site does it; after a kill the hub lets it in again within a minute"
-    programs, answers = write_program(path / "bin"), path / ANSWERS
+    programs, answers = write_program(path / "bin"), path / FOLDER
     made = [
         Service("supernode", node, hint=hint, stuck=lambda since: broken_off(answers, since)),
         Service("superexec", executor),

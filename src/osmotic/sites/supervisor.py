@@ -24,9 +24,8 @@ FIRST_PAUSE, LONGEST_PAUSE = (
 )  # seconds before a process that died is started again; doubled each time
 LIVED = 60.0  # seconds after which it counts as having lived: the pause begins anew
 GRACE = 10.0  # seconds between asking a process to end and killing it
-MAX_LOG = (
-    50 * 2**20
-)  # bytes of a log before it goes to NAME.log.1, in the place of the one before, but for lines of that moment
+# Bytes of a log before it goes to NAME.log.1, in the place of the one before, but for lines of that moment.
+MAX_LOG = 50 * 2**20
 
 
 @dataclass
