@@ -170,13 +170,16 @@ def confirm() -> Cases:
         "data.dirichlet_alpha": 0.1,
         "model.network": "unet-8",
     }
-    return {
-        f"14x14-{name}-s{seed}": arguments(
-            "fedavg", seed, cell, of_images(12 * 60_000, rounds, cell, seed), keys
-        )
-        for seed in SEEDS[:2]
-        for name, (rounds, keys) in CONFIRMED.items()
-    }
+    # Whole pairs first: what they are paired with once more, fp32 with kept moments, comes after both seeds.
+    pairs = [name for name in CONFIRMED if name != "fp32-kept"]
+    found: Cases = {}
+    for names in (pairs, ["fp32-kept"]):
+        for seed in SEEDS[:2]:
+            for name in names:
+                rounds, keys = CONFIRMED[name]
+                images = of_images(12 * 60_000, rounds, cell, seed)
+                found[f"14x14-{name}-s{seed}"] = arguments("fedavg", seed, cell, images, keys)
+    return found
 
 
 def feddm() -> Cases:

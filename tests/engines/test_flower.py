@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,22 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'osmotic[fl
 
 from flower_grid import LocalGrid, Runtime, failed, hostile, in_place_of_flower  # noqa: E402
 from flwr.app import Message, RecordDict  # noqa: E402
+from flwr.app.message import remove_content_from_message  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
+from flwr.common.serde import message_to_proto  # noqa: E402
+from flwr.proto.message_pb2 import PullObjectResponse  # noqa: E402
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse  # noqa: E402
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree  # noqa: E402
+from flwr.supercore.run import Run  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from flwr.superlink.grid import http_grid  # noqa: E402
+from flwr.superlink.grid.http_grid import HttpGrid  # noqa: E402
 from process_tree import alive, command, descendants  # noqa: E402
 
 from osmotic.engines import flower  # noqa: E402
 from osmotic.engines.envelope import NoPacket, packet_of, records  # noqa: E402
 from osmotic.errors import ConfigError, RunStopped  # noqa: E402
-from osmotic.protocol.messages import Packet  # noqa: E402
+from osmotic.protocol.messages import Packet, Spec, Task  # noqa: E402
 from osmotic.runs import resolve  # noqa: E402
 from osmotic.storage.store import digest  # noqa: E402
 
@@ -385,6 +395,58 @@ def test_records_that_are_no_packet_are_a_failure_of_their_client(
     assert [(f["client_id"], f["kind"]) for f in server.state.failures] == [(0, "bad")]
 
 
+class Link:
+    """A SuperLink with one reply, in the place of the client of its API."""
+
+    def __init__(self, reply: Message) -> None:
+        self.reply, self.fetched, self.confirmed = reply, 0, False
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        self.objects = get_all_nested_objects(reply)
+
+    def PullMessages(self, request: Any) -> Any:
+        told = message_to_proto(remove_content_from_message(self.reply))
+        return PullAppMessagesResponse(
+            messages_list=[told], message_object_trees=[get_object_tree(self.reply)]
+        )
+
+    def PullObject(self, request: Any) -> Any:
+        content = self.objects[request.object_id].deflate()
+        self.fetched += len(content)
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    def ConfirmMessageReceived(self, request: Any) -> None:
+        self.confirmed = True
+
+
+@pytest.mark.parametrize("most_bytes", [None, 90_000_000, 20_000_000])
+def test_no_more_is_fetched_of_a_reply_than_an_honest_one_has(most_bytes: int | None) -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    asked = Message(records(Packet({})), 7, flower.WORK)
+    asked.metadata.__dict__["_message_id"] = "asked"
+    blobs = tuple(bytes([n]) * 4_000_000 for n in range(20))
+    link = Link(Message(records(Packet({"a": 1}, blobs)), reply_to=asked))
+    grid = HttpGrid(token="none")
+    grid.set_run(Run.create_empty(1))
+    grid._client = link  # type: ignore[assignment]
+    found = flower.pulled(grid, "asked", most_bytes)
+    if most_bytes == 20_000_000:
+        assert isinstance(found, NoPacket) and "larger than the 20,000,000 bytes" in str(found)
+        assert link.fetched < 40_000_000 and not link.confirmed
+    else:
+        assert isinstance(found, Message) and packet_of(found.content).blobs == blobs and link.confirmed
+
+
+def test_most_bytes_of_an_answer_follow_from_what_must_come_back(make_server: Callable[..., Any]) -> None:
+    server = make_server("training.rounds=1")
+    task = Task(server.engine.clients(1, 1)[0], "train", returns=("decoder",))
+    gate = server.exchange.gate
+    one = gate.expect(task).most_bytes
+    assert one is not None and one > 4 * gate.flat.of_parts(("decoder",)).size
+    more = gate.expect(replace(task, expects={"image/x": Spec((1000, 8, 8, 1), "uint8")})).most_bytes
+    assert more == one + 2 * 64_000
+    assert gate.expect(replace(task, expects={"image/x": Spec((None, 8), "uint8")})).most_bytes is None
+
+
 # --- what is asked of flwr, and what is refused before it is begun ---
 
 
@@ -398,6 +460,9 @@ def test_flwr_is_as_the_engine_takes_it() -> None:
     )
     from flwr.simulation import run_simulation
     from ray._private import worker
+
+    names = list(inspect.signature(http_grid.pull_objects).parameters)
+    assert names[:2] == ["object_ids", "pull_object_fn"]
 
     assert list(inspect.signature(worker.print_to_stdstream).parameters) == ["data", "ignore_prefix"]
     taken = list(inspect.signature(run_simulation).parameters)

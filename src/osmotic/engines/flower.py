@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import http_grid
 
 from osmotic.engines.envelope import NoPacket, beside, packet_of, records
 from osmotic.engines.quiet import QUIET
@@ -163,7 +164,10 @@ class Flower(ABC):
             came = False
             # One by one: a reply may be as large as a model, and one that cannot be read must not take others along.
             for number in list(out):
-                if number not in out or (message := pulled(self.grid(), number)) is None:
+                if (
+                    number not in out
+                    or (message := pulled(self.grid(), number, out[number].most_bytes)) is None
+                ):
                     continue
                 came, sent = True, out.pop(number)
                 if isinstance(message, NoPacket):
@@ -210,19 +214,52 @@ class Flower(ABC):
             yield Answer(sent, failure=Failure("late", f"not begun within {seconds:g} s"))
 
 
-def pulled(grid: Grid, number: str) -> Message | NoPacket | None:
+def pulled(grid: Grid, number: str, most_bytes: int | None = None) -> Message | NoPacket | None:
     """The reply to the message of this number; None where there is none yet, NoPacket for one that flwr cannot read.
 
+    Args:
+        most_bytes: no more of it is fetched; None sets no bound.
     Raises: httpx.HTTPError if the SuperLink cannot be reached.
     """
     try:
-        # A node that is gone answers as somebody else: the number of what was asked is all that counts.
-        found = [m for m in grid.pull_messages([number]) if m.metadata.reply_to_message_id == number]
+        with _bounded(most_bytes):
+            # A node that is gone answers as somebody else: the number of what was asked is all that counts.
+            found = [m for m in grid.pull_messages([number]) if m.metadata.reply_to_message_id == number]
     except httpx.HTTPError:
         raise
+    except TooLarge:
+        return NoPacket(f"is larger than the {most_bytes:,} bytes that an answer may have")
     except Exception as error:  # a reply is data from outside: whatever it breaks is its client's failure
         return NoPacket(f"cannot be read ({type(error).__name__})")
     return found[0] if found else None
+
+
+class TooLarge(Exception):
+    """A reply has more bytes than any honest one."""
+
+
+@contextmanager
+def _bounded(most_bytes: int | None) -> Iterator[None]:
+    """Inside the block a grid over HTTP fetches no more than so many bytes: Flower would put together whatever a node has sent."""
+    fetch, lock, fetched = http_grid.pull_objects, threading.Lock(), 0
+
+    def bounded(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> Any:
+        def one(object_id: str) -> bytes:
+            nonlocal fetched
+            content = pull_object_fn(object_id)
+            with lock:
+                fetched += len(content)
+            if most_bytes is not None and fetched > most_bytes:
+                raise TooLarge
+            return content
+
+        return fetch(object_ids, one, **more)
+
+    http_grid.pull_objects = bounded
+    try:
+        yield
+    finally:
+        http_grid.pull_objects = fetch
 
 
 def _answer(sent: Sent, message: Message) -> Answer:

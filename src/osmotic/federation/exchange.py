@@ -134,7 +134,7 @@ class Exchange:
             tally.asked[name], tally.expected[name] = task, self.gate.expect(task)
             packet = Packet(header, tuple(blobs))
             tally.posted[name] = packet.num_bytes
-            yield Sent(task, packet)
+            yield Sent(task, packet, tally.expected[name].most_bytes)
 
     def _images(self, tasks: Iterable[Task]) -> int:
         """Images that these tasks train on together, repeats counted: the clock of all averages over rounds."""

@@ -22,6 +22,8 @@ from osmotic.protocol.participation import batch_plan
 
 # Most figures beside a reply, and characters of a name: what a client says of its work is a line, not a load.
 MAX_METRICS, MAX_NAME = 64, 100
+# Of an answer beside its tensors: headers, tables and what a transport wraps round them.
+MAX_BESIDE = 2**24
 # A loss is a float32, so no honest figure is larger; means of figures within it stay finite in float64.
 MAX_FIGURE = float(np.finfo(np.float32).max)
 
@@ -82,6 +84,14 @@ class Expectation:
     def wanted_exact(self) -> Wanted:
         """`exact` as a codec takes it."""
         return wanted(self.exact)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """More bytes than any honest answer holds, whatever the codec; None where an axis is open."""
+        if any(None in spec.shape for spec in self.tensors.values()):
+            return None
+        plainly = sum(s.size * np.dtype(s.dtype).itemsize for s in self.tensors.values())
+        return 2 * plainly + MAX_BESIDE
 
     @property
     def weights(self) -> int:

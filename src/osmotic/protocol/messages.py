@@ -149,10 +149,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sent:
-    """A task on its way: what an engine is given. Transport and the deadline are the engine's."""
+    """A task on its way: what an engine is given. Transport and the deadline are the engine's.
+
+    `most_bytes` is more than any honest answer holds, for a transport that can stop reading; None sets no bound.
+    """
 
     task: Task
     packet: Packet
+    most_bytes: int | None = None
 
 
 @dataclass(frozen=True)

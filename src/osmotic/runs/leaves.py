@@ -53,10 +53,15 @@ class Exchanged:
     from_site: dict[str, Any]
     rounds: tuple[int, int] | None = None  # the first and the last
     asked: int = 0  # tasks of this kind over the run, all clients together
+    passes: float | None = (
+        None  # over the site's images in one of them, at most; null where nothing is trained
+    )
 
-    def add(self, number: int, bytes_down: int, bytes_up: int) -> None:
+    def add(self, number: int, bytes_down: int, bytes_up: int, passes: float | None) -> None:
         """One more exchange of this kind in round `number`."""
         self.asked += 1
+        if passes is not None:
+            self.passes = max(passes, self.passes or 0.0)
         for side, length in ((self.to_site, bytes_down), (self.from_site, bytes_up)):
             low, high = side["bytes"] or (length, length)
             side["bytes"] = [min(low, length), max(high, length)]
@@ -86,7 +91,9 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         )
         if kind not in kinds:
             kinds[kind] = Exchanged(phase.name, task.action, "", *_sides(task, cost, config))
-        kinds[kind].add(phase.server_round, cost.bytes_down, cost.bytes_up)
+        passes = config.training.local_epochs if task.local_epochs is None else task.local_epochs
+        trains = task.action == "train"
+        kinds[kind].add(phase.server_round, cost.bytes_down, cost.bytes_up, passes if trains else None)
     image = (shape.image_size, shape.image_size, shape.channels)
     exchanges = [*kinds.values(), *_own_models(config, method, chain, layout, part_names, clients, image)]
     used = codecs.of(config.codec, "down"), codecs.of(config.codec, "up")

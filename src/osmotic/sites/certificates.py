@@ -61,8 +61,24 @@ def make_server(folder: Path, hosts: Sequence[str]) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    write_private(folder / "server.key", _pem(key))
+    # In the place of earlier ones: whoever is reading the folder meanwhile finds a pair, if not always the same one twice.
+    fresh = folder / ".server.key"
+    fresh.unlink(missing_ok=True)
+    write_private(fresh, _pem(key))
+    os.replace(fresh, folder / "server.key")
     write_bytes(folder / "server.crt", certificate.public_bytes(PEM))
+
+
+def hosts_of(folder: Path) -> list[str]:
+    """Names and addresses of the server's certificate in the folder."""
+    certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def ends(file: Path) -> datetime.datetime:
+    """When a certificate ends, in UTC. Raises: ValueError for a file that is none."""
+    return x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
 
 
 def make_key(path: Path) -> None:

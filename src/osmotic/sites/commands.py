@@ -83,6 +83,31 @@ def site_check(directory: SiteArg, json: JsonOpt = False) -> None:
         raise typer.Exit(1)
 
 
+@site.command("allows")
+def site_allows(
+    directory: SiteArg,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="Configuration in TOML that a hub would run.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Named set of choices.")] = None,
+    sets: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key; repeatable.")] = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Say which tasks of a run this site's policy would let it do, before a hub asks."""
+    from osmotic import plugins
+    from osmotic.runs import resolve
+    from osmotic.sites import site as sites
+
+    plugins.load_installed()
+    lines = list(sites.allows(directory, resolve.load(config, preset=preset, sets=sets)))
+    if json:
+        print(strict_json.dumps({"tasks": [vars(line) for line in lines]}))
+    for line in () if json else lines:
+        print(f"{'ok' if line.good else 'no':4}{line.what:28}{plain(line.told, None)}")
+    if not all(line.good for line in lines):
+        raise typer.Exit(1)
+
+
 @site.command("start")
 def site_start(directory: SiteArg) -> None:
     """Take part until Ctrl-C; what dies is started again."""
@@ -136,8 +161,25 @@ def hub_start(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Fol
 
     made = hubs.Hub.read(directory)
     made.connect()
+    if (line := made.ending()) is not None:
+        print(f"osmotic: {line}", file=sys.stderr)
     print(f"osmotic: hub on {made.listen}:{made.port}; logs in {made.path / 'logs'}", file=sys.stderr)
     made.services().run()
+
+
+@hub.command("renew")
+def hub_renew(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the hub.")],
+    host: Annotated[
+        list[str], typer.Option("--host", help="Names by which sites reach the hub, if they are others now.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Make a new certificate of the server; sites go on trusting it, as its authority is the same."""
+    _needs_flower()
+    from osmotic.sites import hub as hubs
+
+    print(f"server.crt is valid until {hubs.Hub.read(directory).renew(host)}")
+    print("next    start osmotic hub start anew, and the proxy")
 
 
 @hub.command("add-site")
@@ -188,10 +230,12 @@ def hub_run(
 ) -> None:
     """Train at the sites, and follow it: the configuration of a simulation, with `data.clients` sites in the clients' place."""
     _needs_flower()
+    from osmotic import plugins
     from osmotic.runs import resolve
     from osmotic.sites import follow
     from osmotic.sites import hub as hubs
 
+    plugins.load_installed()  # own parts are packages, installed at the hub and at every site
     made = hubs.Hub.read(directory)
     cfg = resolve.load(config, preset=preset, sets=[*sets, "engine.name=sites"])
     folder = made.fresh_run(out or cfg.preset or cfg.method.name, named=out is not None)

@@ -167,6 +167,9 @@ class SiteDesk:
         device = choose_device(self.folder.config.device)
         if device.type == "cuda" and config.engine.deterministic:
             torch.use_deterministic_algorithms(True)
+        if (reason := self.folder.config.policy.too_full(self.folder.states()[1])) is not None:
+            log.warning("declined: %s; those of runs that are over may be deleted", reason)
+            raise Declined(reason)
         try:
             state = self.folder.state(packet.header.get("run"))
         except ValueError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,16 @@ class SiteFolder:
         if not (isinstance(run, str) and run.isascii() and run.isalnum() and 0 < len(run) <= 64):
             raise ValueError("a run's id is letters and digits")
         return self.path / "state" / run
+
+    def states(self) -> tuple[int, int]:
+        """Runs that have private states here, and the bytes of these."""
+        top = self.path / "state"
+        files = [Path(at, name) for at, _, names in os.walk(top) for name in names]
+        held = 0
+        for file in files:
+            with suppress(FileNotFoundError):  # another task's process clears up behind itself
+                held += file.lstat().st_size
+        return len({file.relative_to(top).parts[0].removesuffix(".json") for file in files}), held
 
 
 def check(where: str, made: SiteConfig) -> None:

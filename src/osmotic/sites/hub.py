@@ -5,6 +5,7 @@ A hub sees names, counts and what a run's rules let leave a site; it never sees 
 
 from __future__ import annotations
 
+import datetime
 import re
 import secrets
 import subprocess
@@ -18,7 +19,7 @@ from osmotic.config import toml
 from osmotic.config.keys import checked, nearest
 from osmotic.config.schema import Config
 from osmotic.config.toml import read_toml
-from osmotic.errors import ConfigError
+from osmotic.errors import ConfigError, plain
 from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import Client
 from osmotic.sites.flwr_command import ask, environment, program
@@ -30,6 +31,11 @@ FILE, DATABASE, SECRET, NAMES = "hub.toml", "state.db", "superexec.secret", "sit
 SUPERLINK = "hub"  # the name of the connection in Flower's own file
 STARTING = 60.0  # seconds that a hub may take to start, or to start again
 KEYS = {"port", "listen", "plaintext"}
+SOON = datetime.timedelta(days=60)  # before the end of a certificate it is told of
+ENDING = {
+    "server.crt": "osmotic hub renew makes a new one, which sites trust as they did the old",
+    "ca.crt": "a new hub, whose ca.crt goes to every site, must take over",
+}
 LARGEST_BODY = 16  # MB of one request; Flower cuts arrays into pieces of 5 MB
 
 
@@ -98,6 +104,41 @@ class Hub:
             self.home / "config.toml",
             f'[superlink]\ndefault = "{SUPERLINK}"\n\n[superlink.{SUPERLINK}]\n{address}{certificate}',
         )
+
+    def renew(self, hosts: Sequence[str] = ()) -> str:
+        """A new key and certificate of the server by the same authority, so that sites need nothing; returns until when.
+
+        Args:
+            hosts: names and addresses by which sites reach it; () keeps those of the old one.
+        Raises: ConfigError for a hub without certificates, or whose own are damaged.
+        """
+        from osmotic.sites import certificates
+
+        if self.plaintext:
+            raise ConfigError(str(self.path / FILE), None, "has plaintext = true: there is no certificate")
+        try:
+            known = [*hosts, "localhost", "127.0.0.1"] if hosts else certificates.hosts_of(self.path)
+            certificates.make_server(self.path, list(dict.fromkeys(known)))
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+        return f"{certificates.ends(self.path / 'server.crt'):%Y-%m-%d}"
+
+    def ending(self) -> str | None:
+        """A line about a certificate that ends soon; None while none does. Raises: ConfigError for one that is damaged."""
+        from osmotic.sites import certificates
+
+        if self.plaintext:
+            return None
+        try:
+            until = {name: certificates.ends(self.path / name) for name in ENDING}
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+        now = datetime.datetime.now(datetime.UTC)
+        soon = [name for name in ENDING if until[name] - now < SOON]
+        return f"{soon[0]} ends on {until[soon[0]]:%Y-%m-%d}: {ENDING[soon[0]]}" if soon else None
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        return ConfigError(str(self.path), None, f"its certificates cannot be read ({plain(error)})")
 
     def add_site(self, name: str, key: Path) -> None:
         """Lets the site with this public key connect, under this name. Raises: ConfigError, RunStopped."""

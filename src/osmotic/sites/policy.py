@@ -43,6 +43,9 @@ class Policy:
     )
     largest_side: int = key(256, "side in pixels that the images may be asked for", 1, 1024)
     most_megabytes: float = key(0.0, "bytes that leave in one answer, at most, in MB; 0 sets no bound", 0)
+    most_state_gigabytes: float = key(
+        20.0, "private states of all runs together, at most, in GB: a hub must not fill this site's disk", 0
+    )
 
     def objection(self, config: Config, header: Mapping[str, Any]) -> str | None:
         """Why a task of such a run is not done here; None if it may be. Names the key of the policy, and nothing else of the site.
@@ -99,6 +102,12 @@ class Policy:
         """Why an answer of so many bytes does not leave; None if it may."""
         if self.most_megabytes and num_bytes > self.most_megabytes * 1e6:
             return f"policy.most_megabytes = {self.most_megabytes:g}: the answer has {num_bytes / 1e6:.2f} MB"
+        return None
+
+    def too_full(self, num_bytes: int) -> str | None:
+        """Why no task is done while private states take so many bytes; None if one may be."""
+        if num_bytes > self.most_state_gigabytes * 1e9:
+            return f"policy.most_state_gigabytes = {self.most_state_gigabytes:g}: private states of earlier runs fill it"
         return None
 
 

@@ -22,6 +22,7 @@ from osmotic.engines.envelope import NoPacket, packet_of, records
 from osmotic.engines.flower import Flower
 from osmotic.errors import ConfigError, RunStopped, plain, shown
 from osmotic.federation.blueprint import Blueprint
+from osmotic.protocol.gate import MAX_BESIDE
 from osmotic.protocol.messages import Answer, Client, Packet, Sent
 from osmotic.runs.settle import settle
 from osmotic.runs.study import Holding, Study, choose_device, is_conditional
@@ -152,7 +153,7 @@ class AcrossSites(Flower):
                     if number:
                         self._asked[number] = (node, name, now)
         for number in list(self._asked):
-            if (message := flower.pulled(self._grid, number)) is not None:
+            if (message := flower.pulled(self._grid, number, MAX_BESIDE)) is not None:
                 node, name, _ = self._asked.pop(number)
                 self._hear(node, name, message)
         self._asked = {number: asked for number, asked in self._asked.items() if now - asked[2] < ANSWERED}

@@ -15,8 +15,12 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
+from osmotic.config.schema import Config, to_dict
 from osmotic.engines.quiet import require
 from osmotic.errors import ConfigError, plain
+from osmotic.report.formatting import plural, size
 from osmotic.sites.answers import FOLDER, broken_off
 from osmotic.sites.flwr_command import program
 from osmotic.sites.folder import AUTHORITY, FILE, KEY, SECRET, SiteConfig, SiteFolder, text
@@ -123,6 +127,7 @@ def check(path: Path) -> Iterator[Line]:
         ("keys", _keys),
         ("images", _images),
         ("device", _device),
+        ("states", _states),
         ("scores", _scores),
         ("certificate", _certificate),
         ("hub", _hub),
@@ -134,6 +139,34 @@ def check(path: Path) -> Iterator[Line]:
             yield Line(what, False, str(error))
         except (OSError, ValueError) as error:
             yield Line(what, False, plain(f"{type(error).__name__}: {error}"))
+
+
+def allows(path: Path, config: Config) -> Iterator[Line]:
+    """What this site's policy says of a run, before a hub asks: one line for each kind of task.
+
+    Raises: ConfigError for a folder that is no site's, or a configuration that cannot be with this site's images.
+    """
+    from osmotic.data import sources
+    from osmotic.data.dataset import Dataset, Split
+    from osmotic.runs import leaves, resolve
+
+    site = SiteFolder.read(path)
+    own = resolve.received(to_dict(config), site.config.data)
+    shape = sources.describe(own.data, keep_all=True)
+    side, names = shape.image_size, tuple(map(str, range(shape.num_classes)))
+    # As many as there are clients at least: tasks do not depend on how many images there are, and nothing is read.
+    count = max(shape.num_train, own.data.clients)
+    images = np.broadcast_to(np.uint8(0), (count, side, side, shape.channels))
+    split = Split(images, np.zeros(count, np.int64) if names else None)
+    told = leaves.leaves(own, Dataset(site.config.name, split, split, names))
+    for one in told["exchanges"]:
+        header = {
+            "action": one["action"],
+            "returns": one["from_site"]["parts"],
+            "local_epochs": one["passes"],
+        }
+        reason = site.config.policy.objection(own, header)
+        yield Line(one["when"], reason is None, reason or f"{leaves.side(one['from_site'])} may leave")
 
 
 def _programs(site: SiteFolder) -> str:
@@ -170,6 +203,14 @@ def _device(site: SiteFolder) -> str:
     from osmotic.runs.study import choose_device
 
     return f"trains on {choose_device(site.config.device)}"
+
+
+def _states(site: SiteFolder) -> str:
+    runs, held = site.states()
+    if (reason := site.config.policy.too_full(held)) is not None:
+        raise ConfigError(str(site.path / "state"), None, f"{reason}; delete those of runs that are over")
+    most = site.config.policy.most_state_gigabytes
+    return f"private states of {plural(runs, 'run')}, {size(held)} of at most {most:g} GB"
 
 
 def _scores(site: SiteFolder) -> str:
