@@ -74,7 +74,13 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
             "server.correction.redraw=1",
         ),
     ],
-    "after": [(), ("after.pieces=personalise",)],
+    "after": [
+        (),
+        ("after.pieces=personalise",),
+        ("after.pieces=personalise", "after.personalise.trains=decoder", "data.holdout=0.25"),
+        ("after.pieces=personalise", "after.personalise.trains=adapter", "after.personalise.rank=1"),
+        ("after.pieces=personalise", "after.personalise.when=rounds"),
+    ],
     "up": [
         (),
         ("codec.up=fp16",),
@@ -187,6 +193,7 @@ def outcome(server: Any) -> dict[str, Any]:
         "totals": vars(state.totals),
         "failures": state.failures,
         "counted": state.counted,
+        "own": {name: digest(own) for name, own in server.personal_models(book=False).items()},
         "ledger": server.run_dir.log("ledger").read_text(),
         "metrics": [{k: v for k, v in line.items() if k != "wall_seconds"} for line in metrics],
     }

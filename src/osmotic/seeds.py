@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 # Purposes are fixed numbers: a new one must never move the streams of the others.
-WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, HOLDOUT, PIECE, CODEC = 1, 2, 3, 4, 5, 6, 7, 8
+WEIGHTS, SAMPLING, TRAINING, IMAGES, METHOD, HOLDOUT, PIECE, CODEC, WATCHED = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 
 def word(name: str) -> int:

@@ -91,6 +91,12 @@ KINDS = {
         "server.correction.local_epochs=1",
         "server.correction.passes=1",
     ),
+    "fine-tuned while images held out are watched": (
+        "after.pieces=personalise",
+        "after.personalise.trains=adapter",
+        "data.holdout=0.3",
+        "training.rounds=1",
+    ),
 }
 
 

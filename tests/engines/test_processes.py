@@ -123,6 +123,12 @@ KINDS = {
         "score.every=1",
         "training.rounds=2",
     ),
+    "fine-tuned while images held out are watched": (
+        "after.pieces=personalise",
+        "after.personalise.epochs=3",
+        "data.holdout=0.3",
+        "training.rounds=1",
+    ),
 }
 
 
@@ -137,7 +143,7 @@ def test_any_number_of_processes_gives_the_bits_of_threads(make: Make, kind: str
         assert left(server) == left(expected)
         assert server.run_dir.log("ledger").read_text() == ledger
         assert 1 <= len(server.engine.hired) <= workers
-        if not server.method.global_model:
+        if not server.method.global_model or server.chain.personal:
             own, threads_own = server.personal_models(book=False), expected.personal_models(book=False)
             assert {n: digest(t) for n, t in own.items()} == {n: digest(t) for n, t in threads_own.items()}
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import SMALL, Silent
 
 from osmotic.errors import ConfigError
 from osmotic.models.parts import PARTS
+from osmotic.pieces import personalise
+from osmotic.pieces.low_rank import LowRank
+from osmotic.protocol.messages import Client
+from osmotic.protocol.view import Step
 from osmotic.runs import launch, resolve
 
 
@@ -71,3 +76,186 @@ def test_clients_keep_all_parts_after_it_and_none_before(make_server: Any) -> No
     names = {n for part in PARTS for n in server.part_names[part]}
     kept = {k.removeprefix("personal/") for k in site.store.load(2) if k.startswith("personal/")}
     assert kept == names
+
+
+# --- what may move ---
+
+PERSONAL = ("after.pieces=personalise", "training.rounds=1", "recipe.ema_half_lives=[1000.0]")
+
+
+@pytest.mark.parametrize("trains", ["all", "decoder", "adapter", "embedding"])
+def test_what_may_not_move_stays_as_it_is_published(make_server: Any, trains: str) -> None:
+    rank = 2
+    server = make_server(
+        *PERSONAL, f"after.personalise.trains={trains}", f"after.personalise.rank={rank}", "training.rounds=2"
+    )
+    server.run()
+    published, last = server.state.scored_weights(), server.state.weights
+    assert any(not np.array_equal(published[n], last[n]) for n in last), "an average over rounds"
+    for own in server.personal_models().values():
+        moved = {n for n, w in own.items() if not np.array_equal(w, published[n])}
+        if trains == "all":
+            assert len(moved) > 0.9 * len(own)
+        elif trains == "decoder":
+            assert moved and moved <= set(server.part_names["decoder"])
+        elif trains == "embedding":
+            assert moved == {"class_embedding.weight", "time_embedding.linear_2.bias"}
+            assert sum(own[n].size for n in moved) <= 2**14
+        else:
+            assert moved and all(own[n].ndim >= 2 for n in moved)
+            for n in moved:
+                change = (own[n].astype(np.float64) - published[n]).reshape(len(own[n]), -1)
+                assert np.linalg.matrix_rank(change, tol=1e-5 * np.linalg.norm(change)) <= rank, n
+
+
+def test_an_adapters_gradients_are_those_of_the_product() -> None:
+    """By autograd through W0 + B A, a step of Adam each; the layer's own gradient is zero after it."""
+    torch.manual_seed(0)
+    base = torch.randn(6, 5, 3, 3)
+    goal = torch.randn(6, 45)
+    layer = torch.nn.Parameter(base.clone())
+    training: Any = None
+    step = Step(
+        Client(0, "one", 1),
+        "personalise",
+        1,
+        0,
+        training,
+        1e-2,
+        (),
+        {},
+        received={"layer": base},
+        parameters={"layer": layer},
+    )
+    adapter = LowRank(step, 2, 7)
+    a, b = (f.clone().requires_grad_() for f in adapter.factors["layer"])
+    with torch.no_grad():
+        b += 0.1
+        adapter.factors["layer"][1].add_(0.1)
+    adapter.merge(step.parameters)
+    expected = torch.optim.Adam([a, b], lr=1e-2)
+    for _ in range(3):
+        ((layer.reshape(6, 45) - goal) ** 2).sum().backward()
+        adapter.step(step.parameters)
+        assert layer.grad is not None and not layer.grad.any()
+        adapter.merge(step.parameters)
+        expected.zero_grad()
+        ((base.reshape(6, 45) + b @ a - goal) ** 2).sum().backward()
+        expected.step()
+        torch.testing.assert_close(adapter.factors["layer"][0], a.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            layer.detach(), (base.reshape(6, 45) + b @ a).detach().view_as(layer), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_embedding_is_at_most_64_kb_and_a_network_without_one_is_told_of() -> None:
+    time, table = torch.zeros(256), torch.zeros(1001, 256)
+    names = {"class_embedding.weight": table, "time_embedding.linear_2.bias": time, "conv_in.bias": time}
+    assert personalise.embedding(names) == ["time_embedding.linear_2.bias"], "a thousand classes are too many"
+    with pytest.raises(ConfigError, match="has no embedding"):
+        personalise.embedding({"conv_in.bias": time})
+
+
+# --- when it is best ---
+
+
+def test_who_gets_worse_keeps_the_published_model(make_server: Any) -> None:
+    """A rate at which training destroys the model: with images held out every client keeps what it was sent, without them none does."""
+    keys = (
+        *PERSONAL,
+        "after.personalise.rate=100",
+        "training.learning_rate=0.01",
+        "after.personalise.epochs=2",
+    )
+    careless = make_server(*keys, name="careless")
+    careless.run()
+    published = careless.state.scored_weights()
+    assert not any(
+        np.array_equal(own[n], published[n])
+        for own in careless.personal_models().values()
+        for n in ("conv_in.weight",)
+    )
+    careful = make_server(*keys, "data.holdout=0.2", name="careful")
+    careful.run()
+    published = careful.state.scored_weights()
+    models = careful.personal_models()
+    assert len(models) == 3
+    for own in models.values():
+        assert all(np.array_equal(w, published[n]) for n, w in own.items())
+
+
+def test_the_pass_that_was_best_is_kept(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is watched is asked before the first step and after every pass, and the weights of the lowest are kept."""
+    told = iter([3.0, 2.0, 1.0, 5.0, 0.9])
+    seen: list[dict[str, np.ndarray]] = []
+    from osmotic.federation.client import Worker
+
+    def watch(self: Worker, client: str, images: Any) -> float:
+        seen.append({n: p.detach().numpy().copy() for n, p in self.named.items()})
+        return next(told)
+
+    monkeypatch.setattr(Worker, "_watch", watch)
+    server = make_server(*PERSONAL, "data.clients=1", "data.holdout=0.2", "after.personalise.epochs=3")
+    server.run()
+    [own] = server.personal_models().values()
+    assert len(seen) == 4
+    assert all(np.array_equal(w, seen[2][n]) for n, w in own.items())
+    assert any(not np.array_equal(seen[3][n], seen[2][n]) for n in own)
+
+
+def test_what_is_watched_is_not_scored_by(make_server: Any) -> None:
+    from osmotic.runs import study
+
+    plain = study.prepare(resolve.load(sets=[*SMALL, "data.holdout=0.3"]))
+    made = study.prepare(resolve.load(sets=[*SMALL, "data.holdout=0.3", "after.pieces=personalise"]))
+    for before, after in zip(plain.holdings, made.holdings, strict=True):
+        assert not len(before.watched) and len(after.watched) >= len(after.own_test) > 0
+        both = np.concatenate([after.watched, after.own_test])
+        assert sorted(both) == sorted(before.own_test) and np.array_equal(before.train, after.train)
+
+
+def test_a_look_is_the_same_each_time_and_moves_nothing(make_server: Any) -> None:
+    server = make_server("training.rounds=1", "after.pieces=personalise", "data.holdout=0.3")
+    site = next(iter(server.engine.sites.values()))
+    from osmotic.federation.client import Worker
+
+    worker = Worker(
+        server.blueprint,
+        server.blueprint.model(torch.device("cpu")),
+        server.blueprint.initial(),
+        server.contract,
+    )
+    assert site.watched is not None
+    before = torch.get_rng_state()
+    one = worker._watch("client-000", site.watched)
+    assert one == worker._watch("client-000", site.watched) > 0
+    assert one != worker._watch("client-001", site.watched), "noise of its own"
+    assert torch.equal(before, torch.get_rng_state()) and worker.model.training
+
+
+# --- during the rounds ---
+
+
+def test_the_last_rounds_own_training_can_be_kept_at_no_cost(make_server: Any) -> None:
+    plain = make_server("training.rounds=2", name="plain")
+    plain.run()
+    server = make_server(
+        "after.pieces=personalise", "after.personalise.when=rounds", "training.rounds=2", name="own"
+    )
+    server.run()
+    assert all(np.array_equal(w, server.state.weights[n]) for n, w in plain.state.weights.items())
+    assert vars(server.state.totals) == vars(plain.state.totals)
+    lines = server.run_dir.log("ledger").read_text().splitlines()
+    assert [line for line in lines if '"score"' not in line] == plain.run_dir.log(
+        "ledger"
+    ).read_text().splitlines()
+    models = server.personal_models(book=False)
+    assert len(models) == 3
+    mean = {n: np.mean([m[n] for m in models.values()], axis=0) for n in server.layout}
+    # Equal shares: the mean of what they kept is what the server averaged.
+    sizes = {c.name: c.num_examples for c in server.clients}
+    if len(set(sizes.values())) == 1:
+        assert all(np.allclose(mean[n], server.state.weights[n], atol=1e-5) for n in mean)
+    assert (
+        server.observer.lines[-1]["phase"] == "personalise" and server.observer.lines[-1]["num_counted"] == 0
+    )

@@ -44,14 +44,20 @@ log = logging.getLogger("osmotic.client")
 
 T = TypeVar("T")
 
+WATCHED = 512  # noisy images behind one look at what is watched, at least
+
 
 @dataclass
 class Site:
-    """What one client owns: who it is, its images [N, C, H, W] on the device, and its private store."""
+    """What one client owns: who it is, its images [N, C, H, W] on the device, and its private store.
+
+    `watched` are images that it holds out, for what training itself watches.
+    """
 
     client: Client
     images: Images
     store: Store
+    watched: Images | None = None
 
 
 @dataclass
@@ -271,6 +277,7 @@ class Worker:
             parameters=self.named,
             images=site.images,
             draw=self._draw,
+            watch=partial(self._watch, site.client.name, site.watched) if site.watched else None,
         )
         return Opened(site, header, state, step, up.in_round(step.server_round))
 
@@ -294,6 +301,21 @@ class Worker:
         """Images of the network as it stands, uint8 [samples, H, W, C], with the sampler and guidance of the scores."""
         given = labels if self.blueprint.spec.num_classes else None
         return self.blueprint.draw(self.model, given, samples, seed, drawn=partial(self.worked, "draw"))[0]
+
+    def _watch(self, client: str, images: Images) -> float:
+        """Mean denoising loss of the network as it stands, by noise that is the same each time."""
+        generator = torch.Generator().manual_seed(seeds.integer(self.config.seed, seeds.WATCHED, 0, client))
+        self.model.eval()
+        # A few images many times: their noise levels, and not they, are what makes a single look uncertain.
+        rows = torch.arange(max(WATCHED, len(images)), device=images.pixels.device) % len(images)
+        total = 0.0
+        with torch.no_grad():
+            for index in rows.split(self.config.training.batch_size):
+                x, y = images.batch(index, None)
+                loss = self.blueprint.process.loss(self.model, x, y, generator)
+                total += float(loss) * len(index)
+        self.model.train()
+        return total / len(rows)
 
     # --- the actions ---
 

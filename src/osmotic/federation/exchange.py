@@ -120,7 +120,7 @@ class Exchange:
                 "counted_round": state.counted.get(name),
                 "counted_state": state.state_hashes.get(name),
                 "durable_round": self._durable(name),
-                "learning_rate": learning_rate(self.config.training, phase.server_round),
+                "learning_rate": self._rate(phase, task),
                 "local_epochs": task.local_epochs,
                 "round_images": round_images,
                 "down": entries,
@@ -148,6 +148,12 @@ class Exchange:
             for t in tasks
             if t.action == "train"
         )
+
+    def _rate(self, phase: Phase, task: Task) -> float:
+        """The learning rate of a task."""
+        if task.learning_rate is not None:
+            return task.learning_rate
+        return learning_rate(self.config.training, phase.server_round)
 
     def _durable(self, name: str) -> int | None:
         """The round whose private state the client must not delete: that of the oldest checkpoint still on disk."""

@@ -154,7 +154,8 @@ class Server:
 
         # 3. Collect: every reply goes through the gate and is folded, then dropped.
         # Range and weight bound the sum before a reply is seen, so its scale depends on no reply.
-        total = Accumulator(sum(c.num_examples for c in chosen), self.config.training.max_abs_update)
+        images = max(1, sum(c.num_examples for c in chosen))  # 1 where nobody is asked, and nothing is summed
+        total = Accumulator(images, self.config.training.max_abs_update)
         gathered: dict[str, Any] = {}
 
         if self.chain.works_after:
@@ -166,7 +167,7 @@ class Server:
             self.chain.gather(view, gathered, reply)
             state.up.observe(reply.task.client.name, reply.tensors)
 
-        posted = self.exchange.post(phase, tasks, tally)
+        posted = self.exchange.post(phase, tasks, tally, state.scored_weights() if phase.published else None)
         journal = self.journal if self.chain.works_after else None
         vet = partial(self.chain.object_to, view, phase)
         self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
@@ -229,7 +230,9 @@ class Server:
             for part, names in self.part_names.items():
                 if not outcome.moved.isdisjoint(names):
                     state.changed[part] = phase.server_round
-            state.down.commit({n: tally.asked[n].send for n in tally.answers}, phase.server_round)
+            # What is published is not what later packets build on.
+            heard = {} if phase.published else {n: tally.asked[n].send for n in tally.answers}
+            state.down.commit(heard, phase.server_round)
             state.up.commit(tally.answers)
             for name in sorted(tally.answers):
                 state.counted[name] = phase.server_round

@@ -47,6 +47,7 @@ class Piece:
     # Tables as large as the network, for `osmotic plan`: what the server holds for it, and a client while it trains.
     server_copies: ClassVar[int] = 0
     client_copies: ClassVar[int] = 0
+    watches: ClassVar[bool] = False  # it asks `Step.watch`, for which half of `data.holdout` is set aside
 
     # --- how it is told ---
     title: ClassVar[str] = ""  # what it does, in a few words
@@ -143,12 +144,19 @@ class Piece:
         """
         return None
 
+    def trainable(self, step: Step) -> set[str] | None:
+        """Names of the parameters that may be trained in this step; None for all. What any piece freezes is frozen."""
+        return None
+
     def local_loss(self, step: Step, work: Any, loss: Tensor, model: nn.Module) -> Tensor:
         """The loss to minimise, given the diffusion loss of the batch: scalars [], with their graph."""
         return loss
 
     def after_backward(self, step: Step, work: Any) -> None:
         """Between backward pass and clipping: may change the gradients [...] of `step.parameters`."""
+
+    def stepped(self, step: Step, work: Any) -> None:
+        """After an optimiser step, which `step.taken` counts already: may change `step.parameters`."""
 
     def client_end(self, step: Step, work: Any, state: Tensors) -> tuple[Tensors, Tensors]:
         """After the last batch: (extras to return, as `extend` announced them; the private state to keep).

@@ -40,6 +40,11 @@ class Chain:
         return any(p.personal for p in self.pieces.values())
 
     @property
+    def watches(self) -> bool:
+        """Whether a piece watches held-out images while it trains."""
+        return any(p.watches for p in self.pieces.values())
+
+    @property
     def works_after(self) -> bool:
         """Whether a piece trains or draws on the server."""
         return any(type(p).after is not Piece.after for p in self.pieces.values())
@@ -72,7 +77,7 @@ class Chain:
             more = piece.extend(view, group(state, name), phase, task)
             instead = {
                 field: value
-                for field in ("send", "returns", "keep", "local_epochs")
+                for field in ("send", "returns", "keep", "local_epochs", "learning_rate")
                 if (value := getattr(more, field)) is not None
             }
             task = replace(
@@ -192,8 +197,11 @@ class LocalRule:
         self.work = {n: p.client_begin(self.steps[n], self.state[n]) for n, p in chain.pieces.items()}
 
     def trainable(self) -> set[str] | None:
-        """Names of the parameters to train; None for all."""
-        return self.method.trainable(self.step)
+        """Names of the parameters to train: those that neither the exchange nor a piece freezes; None for all."""
+        asked = [self.method.trainable(self.step)]
+        asked += [piece.trainable(self.steps[name]) for name, piece in self.pieces.items()]
+        limits = [names for names in asked if names is not None]
+        return set.intersection(*limits) if limits else None
 
     @property
     def bends_loss(self) -> bool:
@@ -215,6 +223,8 @@ class LocalRule:
         """One optimiser step was taken."""
         for step in (self.step, *self.steps.values()):
             step.taken += 1
+        for name, piece in self.pieces.items():
+            piece.stepped(self.steps[name], self.work[name])
 
     def close(
         self, made: Callable[[], Mapping[str, np.ndarray]]

@@ -1,34 +1,61 @@
-"""Personalise: after the rounds every client trains the model once more on its own images, and keeps the result.
+"""Personalise: a model for each client, beside the global one; both are kept, both are scored.
 
-The fine-tuning that summaries of FedDM (arXiv 2407.14730) describe, in its plain form: all weights, a fixed number of
-passes. Nothing comes back; the global model stays as it was, and both are scored.
+The fine-tuning that summaries of FedDM (arXiv 2407.14730) describe: after the rounds every client starts from the model as it
+is published and trains it on its own images. Which part of it may move is `trains`; where the client holds images out
+(`data.holdout`), half of them say after which pass it was best, and that one is kept, the published model itself included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
 
 from osmotic.config.keys import key
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
-from osmotic.pieces.base import Piece, Section
-from osmotic.protocol.messages import Phase, Task
-from osmotic.protocol.view import Extension, View
+from osmotic.pieces.base import Piece, PieceError, Section
+from osmotic.pieces.low_rank import LowRank
+from osmotic.protocol.messages import TRAIN, Phase, Task
+from osmotic.protocol.view import Extension, Step, View
 from osmotic.tensors import Tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PERSONALISE = "personalise"
+MOST_EMBEDDING = 2**14  # values of an embedding: 64 KB in float32
+
+
+@dataclass
+class Work:
+    """Fine-tuning under way.
+
+    Args:
+        pass_steps: optimiser steps of one pass over the images.
+        low_rank: the adapter, where that is what is trained.
+        best_loss, best: the lowest watched loss so far, and the weights that had it, name -> float32 [...] on the device.
+    """
+
+    pass_steps: int
+    low_rank: LowRank | None = None
+    best_loss: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Personalise(Piece):
-    """theta^k = the result of `epochs` passes over the images of k, from the weights after the last round."""
+    """theta^k = the best of `epochs` passes over the images of k, from the model as it is published after the last round."""
 
     section: ClassVar[Section] = "after"
     personal: ClassVar[bool] = True
-    client_copies: ClassVar[int] = 1
-    title: ClassVar[str] = "a model for each: every client fine-tunes the last weights on its own images"
+    stateless: ClassVar[bool] = True  # what it keeps is the client's own model, which is no piece's state
+    watches: ClassVar[bool] = True
+    client_copies: ClassVar[int] = 2
+    title: ClassVar[str] = "a model for each: every client fine-tunes the global one on its own images"
     paper: ClassVar[str] = "2407.14730"
     left: ClassVar[str] = (
         "images that the client's own model draws, for the scores, and at the end that model itself"
@@ -39,6 +66,16 @@ class Personalise(Piece):
     )
 
     epochs: float = key(2.0, "passes over a client's own images after the rounds", 0, 10_000, above=True)
+    trains: Literal["all", "decoder", "adapter", "embedding"] = key(
+        "all",
+        "what may move: all weights, the decoder, a low-rank adapter of all layers, or the embedding of class and time (at most 64 KB)",
+    )
+    rank: int = key(4, "rank of the adapter", 1, 1024)
+    rate: float = key(1.0, "learning rate, as a share of training.learning_rate", 0, 100, above=True)
+    when: Literal["after", "rounds"] = key(
+        "after",
+        "after: fine-tuned after the rounds; rounds: what the client's own training made in the last round that it took part in, at no cost",
+    )
 
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model."""
@@ -46,12 +83,88 @@ class Personalise(Piece):
             return "one trainer holds all images: there is nobody to personalise for"
         return None if method.global_model else "every client has a model of its own already"
 
+    # --- server half ---
+
     def phases(self, rounds: int) -> Iterator[Phase]:
         """One phase after the last round, for everybody; its traffic is not of the four totals."""
-        yield Phase(PERSONALISE, rounds + 1, totals=False, everybody=True)
+        after = self.when == "after"
+        yield Phase(PERSONALISE, rounds + 1, totals=False, everybody=True, asks=after, published=after)
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
         """Nothing is asked back, all parts stay with the client, and `epochs` take the place of its own."""
+        if phase.name == TRAIN and self.when == "rounds":
+            return Extension(keep=PARTS)
         if phase.name != PERSONALISE:
             return Extension()
-        return Extension(returns=(), keep=PARTS, local_epochs=self.epochs)
+        rate = self.rate * view.config.training.learning_rate
+        return Extension(returns=(), keep=PARTS, local_epochs=self.epochs, learning_rate=rate)
+
+    # --- client half ---
+
+    def trainable(self, step: Step) -> set[str] | None:
+        """As `trains` says."""
+        if step.phase != PERSONALISE or self.trains == "all":
+            return None
+        if self.trains == "decoder":
+            return set(step.part_names["decoder"])
+        if self.trains == "embedding":
+            return set(embedding(step.parameters))
+        return set(LowRank.of_layers(step.parameters, self.rank))
+
+    def client_begin(self, step: Step, state: Tensors) -> Work | None:
+        """The published model is the first that is looked at: who cannot do better keeps it."""
+        if step.phase != PERSONALISE:
+            return None
+        work = Work(math.ceil(len(step.images) / step.training.batch_size))
+        if self.trains == "adapter":
+            seed = int(step.rng(PERSONALISE).integers(2**62))
+            work.low_rank = LowRank(step, self.rank, seed)
+        self._look(step, work)
+        return work
+
+    def after_backward(self, step: Step, work: Work | None) -> None:
+        """An adapter takes its own step by the gradients of the layers, which stay as they are themselves."""
+        if work is not None and work.low_rank is not None:
+            work.low_rank.step(step.parameters)
+
+    def stepped(self, step: Step, work: Work | None) -> None:
+        """After every pass the held-out images are looked at."""
+        if work is None:
+            return
+        if work.low_rank is not None:
+            work.low_rank.merge(step.parameters)
+        if step.taken % work.pass_steps == 0:
+            self._look(step, work)
+
+    def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
+        """The best takes the place of the last; nothing is sent."""
+        if work is not None and work.best:
+            with torch.no_grad():
+                for name, parameter in step.parameters.items():
+                    parameter.copy_(work.best[name])
+        return {}, state
+
+    @staticmethod
+    def _look(step: Step, work: Work) -> None:
+        if step.watch is None:
+            return
+        if (loss := step.watch()) < work.best_loss:
+            work.best_loss = loss
+            work.best = {name: p.detach().clone() for name, p in step.parameters.items()}
+
+
+def embedding(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Names of the embedding of class and time among a network's parameters [...], together at most `MOST_EMBEDDING` values.
+
+    The last bias of the time embedding is a vector that is added to it at every step; the class embedding is a row a class.
+    Raises: PieceError for a network that has none.
+    """
+    found, values = [], 0
+    for name in sorted(parameters, key=lambda n: (n.startswith("class_embedding"), n)):
+        ours = name == "time_embedding.linear_2.bias" or name.startswith("class_embedding")
+        if ours and values + parameters[name].numel() <= MOST_EMBEDDING:
+            found.append(name)
+            values += parameters[name].numel()
+    if not found:
+        raise PieceError(PERSONALISE, "trains = 'embedding': this network has no embedding of class or time")
+    return found

@@ -59,12 +59,16 @@ class Phase:
         server_round: unique and ascending over a run: negative before the rounds, 1..R for rounds, above R after.
         totals: its traffic counts in the summary's four totals.
         everybody: all clients take part, whatever `training.fraction_train` says.
+        asks: whether clients are asked at all.
+        published: clients are sent the model as it is published, the average over rounds, and not the last weights.
     """
 
     name: str
     server_round: int
     totals: bool = True
     everybody: bool = False
+    asks: bool = True
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Task:
         returns: parts whose change is wanted back.
         keep: parts that stay on the client after this step; None is what the exchange always keeps.
         local_epochs: passes over the client's images; None is `training.local_epochs`.
+        learning_rate: None is that of the round.
         extras: further tensors [...] to send, exact, named "GROUP/NAME"; GROUP is a piece's name or "codec".
         expects: further tensors wanted back, by the same kind of name, with what the gate must see.
         control: small JSON values for the client half, by the same groups.
@@ -117,6 +122,7 @@ class Task:
     returns: tuple[str, ...] = ()
     keep: tuple[str, ...] | None = None
     local_epochs: float | None = None
+    learning_rate: float | None = None
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     expects: Mapping[str, Spec] = field(default_factory=dict)
     control: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,8 @@ from osmotic.protocol.messages import TRAIN, Client, Phase, Task
 
 def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
     """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
+    if not phase.asks:
+        return []
     count = asked(1.0 if phase.everybody else config.training.fraction_train, len(clients))
     rng = seeds.rng(config.seed, seeds.SAMPLING, phase.server_round)
     # Drawn by place in the sorted list, so the same names and seed give the same clients on every transport.

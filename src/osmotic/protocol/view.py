@@ -126,6 +126,8 @@ class Step:
             piece returns.
         taken: optimiser steps taken so far.
         draw: images of the network as it stands, uint8 [n, H, W, C], given labels int64 [n] or None, n, and a seed.
+        watch: mean denoising loss of the network as it stands on images of the client's that nobody trains on or scores by,
+            with the same noise each time; None where there are none.
     """
 
     client: Client
@@ -144,6 +146,7 @@ class Step:
     images: Any = None
     taken: int = 0
     draw: Callable[[np.ndarray | None, int, int], np.ndarray] | None = None
+    watch: Callable[[], float] | None = None
 
     def names(self, parts: Sequence[str]) -> list[str]:
         """Parameter names of these parts, part after part."""
@@ -162,7 +165,7 @@ class Extension:
         extras: tensors [...] to send, exact.
         expects: tensors wanted back, each with shape, dtype, wire format and range (`Spec`).
         control: small JSON values for the piece's client half.
-        send, returns, keep, local_epochs: take the place of the task's own; None leaves it.
+        send, returns, keep, local_epochs, learning_rate: take the place of the task's own; None leaves it.
     """
 
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -172,6 +175,7 @@ class Extension:
     returns: tuple[str, ...] | None = None
     keep: tuple[str, ...] | None = None
     local_epochs: float | None = None
+    learning_rate: float | None = None
 
 
 __all__ = ["Extension", "Lab", "Phase", "Step", "View"]

@@ -287,7 +287,9 @@ def in_process(
 
     def site_of(name: str) -> Site:
         h = holdings[name]
-        return make_site(study.blueprint, study.device, train.images, train.labels, h.client, h.train, stores)
+        return make_site(
+            study.blueprint, study.device, train.images, train.labels, h.client, h.train, stores, h.watched
+        )
 
     sites = Sites(site_of, list(holdings))
     clients = [h.client for h in study.holdings]

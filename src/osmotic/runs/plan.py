@@ -353,7 +353,7 @@ def replay(
                 f"codec/{n}": np.broadcast_to(np.dtype(d).type(0), s) for n, (d, s) in more.items()
             }
         for whole in asked:
-            unmoved = link.unmoved(whole.client.name, whole.send, changed)
+            unmoved = {} if phase.published else link.unmoved(whole.client.name, whole.send, changed)
             task = replace(whole, send=tuple(p for p in whole.send if p not in unmoved))
             sent[task.client.name] = task.send
             has = told.get(task.client.name, 0)
@@ -362,7 +362,12 @@ def replay(
                 learned[task.client.name] = link.version
             readable = {0, has} | ({link.version} if task.action == "train" else set())
             _, blobs = link.message(
-                task.client.name, task.send, phase.server_round, nothing, changed, readable
+                task.client.name,
+                task.send,
+                phase.server_round,
+                nothing,
+                None if phase.published else changed,
+                readable,
             )
             # Of a task's costs all but the down-link's packets follow from what kind of task it is.
             kind = (task.send, task.returns, tuple(task.extras), tuple(task.expects))
@@ -383,7 +388,7 @@ def replay(
             )
             yield phase, task, Cost(back_weights, sent_weights, back, down_bytes)
         # A plan is of a run in which nobody fails: whoever was asked has answered and counts.
-        link.commit(sent, phase.server_round)
+        link.commit({} if phase.published else sent, phase.server_round)
         told |= learned
         if phase.name == TRAIN:  # what comes back in a piece's own phase is for the piece, and moves nothing
             changed |= {part: phase.server_round for t in asked for part in t.returns}

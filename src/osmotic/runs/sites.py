@@ -23,6 +23,7 @@ def make_site(
     client: Client,
     rows: np.ndarray,
     stores: Path,
+    watched: np.ndarray | None = None,
 ) -> Site:
     """A client with its images on the device and a store of its own.
 
@@ -31,11 +32,15 @@ def make_site(
         labels: int64 [N], or None.
         rows: which of them are the client's, int64 [n].
         stores: folder of all clients' private states.
+        watched: those that it holds out for what training watches, int64 [m].
     """
     given = labels if blueprint.spec.num_classes else None
     flip = blueprint.config.data.flip
     held = Images.of(images, given, device, blueprint.space, rows=rows, flip=flip)
-    return Site(client, held, Store(stores / client.name))
+    store = Store(stores / client.name)
+    if watched is None or not len(watched):
+        return Site(client, held, store)
+    return Site(client, held, store, Images.of(images, given, device, blueprint.space, rows=watched))
 
 
 class Sites(Mapping[str, Site]):

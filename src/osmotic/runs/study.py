@@ -20,6 +20,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.interfaces import Engine
 from osmotic.methods import Method
 from osmotic.models import NetworkSpec
+from osmotic.pieces import Chain
 from osmotic.protocol.messages import Client
 from osmotic.runs.settle import settle
 
@@ -29,11 +30,18 @@ FAR = 1.25  # from it on a standard deviation is told to be another than the one
 
 @dataclass(frozen=True)
 class Holding:
-    """What one simulated client holds: positions in the training split, its own held-out part apart."""
+    """What one simulated client holds: positions in the training split, its own held-out part apart.
+
+    Args:
+        train: trained on.
+        own_test: held out, for scores.
+        watched: held out, for what training itself watches.
+    """
 
     client: Client
     train: np.ndarray
     own_test: np.ndarray
+    watched: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def prepare(
         )
     if config.model.target == "edm":
         _tell_spread(config.model.sigma_data, dataset)
-    holdings = _holdings(config, dataset, blueprint.method())
+    holdings = _holdings(config, dataset, blueprint.method(), blueprint.chain())
     return Study(blueprint, dataset, holdings, choose_device(config.engine.device))
 
 
@@ -132,15 +140,21 @@ def _tell_spread(sigma_data: float, dataset: Dataset) -> None:
         )
 
 
-def _holdings(config: Config, dataset: Dataset, method: Method) -> list[Holding]:
+def _holdings(config: Config, dataset: Dataset, method: Method, chain: Chain) -> list[Holding]:
     split = partition.divide(config.data, dataset.train)
     if method.pools_data:
         union = np.sort(np.concatenate([train for train, _ in split]))
         own = np.sort(np.concatenate([own for _, own in split]))
         return [Holding(Client(0, "central", len(union)), union, own)]
     return [
-        Holding(Client(i, f"client-{i:03d}", len(train)), train, own) for i, (train, own) in enumerate(split)
+        Holding(Client(i, f"client-{i:03d}", len(train)), train, *set_aside(own, chain))
+        for i, (train, own) in enumerate(split)
     ]
+
+
+def set_aside(held_out: np.ndarray, chain: Chain) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out positions, int64 [n], as (those for scores, those that training watches): a score by what it watched would flatter it."""
+    return (held_out[1::2], held_out[::2]) if chain.watches else (held_out, held_out[:0])
 
 
 def choose_device(name: str) -> torch.device:
@@ -204,6 +218,7 @@ def describe_partition(study: Study) -> dict[str, Any]:
         "counts": counts,
         "sizes": [h.client.num_examples for h in study.holdings],
         "holdout_sizes": [len(h.own_test) for h in study.holdings],
+        "watched_sizes": [len(h.watched) for h in study.holdings],
         "sha256": data_sha256(study),
         "test_sha256": _hash(study.dataset.test).hexdigest(),
     }

@@ -48,7 +48,10 @@ def tell(study: Study, initial: Flat, contract: str, stores: Path) -> tuple[dict
     Raises: Mapped; OSError if there is no room for the images.
     """
     images, labels, spec = study.dataset.train.images, study.dataset.train.labels, study.spec
-    arrays: dict[str, np.ndarray] = {"rows": np.concatenate([h.train for h in study.holdings])}
+    arrays: dict[str, np.ndarray] = {
+        "rows": np.concatenate([h.train for h in study.holdings]),
+        "watched": np.concatenate([h.watched for h in study.holdings]),
+    }
     files: Files = []
     mapped = None
     if isinstance(images, Nameless) and images.file is not None:
@@ -69,6 +72,7 @@ def tell(study: Study, initial: Flat, contract: str, stores: Path) -> tuple[dict
         "device": str(study.device),
         "contract": contract,
         "clients": [[h.client.name, h.client.num_examples] for h in study.holdings],
+        "watched": [len(h.watched) for h in study.holdings],
         "stores": str(stores.resolve()),
         "arrays": places,
         "size": slab.size,
@@ -125,12 +129,13 @@ class Workplace:
         initial = Flat(blueprint.flat, arrays["initial"])
         clients = {name: (i, Client(i, name, count)) for i, (name, count) in enumerate(setup["clients"])}
         ends = np.cumsum([count for _, count in setup["clients"]])
+        watched = np.split(arrays["watched"], np.cumsum(setup["watched"])[:-1])
         device, stores = torch.device(setup["device"]), Path(setup["stores"])
 
         def site_of(name: str) -> Site:
             place, client = clients[name]
             held = rows[ends[place] - client.num_examples : ends[place]]
-            return make_site(blueprint, device, images, labels, client, held, stores)
+            return make_site(blueprint, device, images, labels, client, held, stores, watched[place])
 
         def make_worker(stop: Any, worked: Any) -> Worker:
             model = blueprint.model(device)

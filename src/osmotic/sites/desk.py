@@ -23,7 +23,7 @@ from osmotic.codecs import described
 from osmotic.codecs.base import BadPacket
 from osmotic.config.schema import FREE, Config, flatten, to_dict
 from osmotic.data import partition, sources
-from osmotic.data.dataset import Dataset
+from osmotic.data.dataset import Dataset, Split
 from osmotic.errors import ConfigError, plain
 from osmotic.federation import feature_sums
 from osmotic.federation.blueprint import Blueprint
@@ -34,7 +34,7 @@ from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
-from osmotic.runs.study import choose_device, is_conditional
+from osmotic.runs.study import choose_device, is_conditional, set_aside
 from osmotic.sites.folder import SiteFolder
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
@@ -154,7 +154,7 @@ class SiteDesk:
         if spec.image is None or spec.classes is None:
             raise Declined("is told neither shape nor classes of the images")
         dataset = self._dataset(config)
-        rows, _ = self._rows(config, dataset)
+        rows, held_out = self._rows(config, dataset)
         side, channels = spec.image
         if dataset.train.images.shape[1:] != (side, side, channels):
             raise Declined("has images of another shape than the run")
@@ -178,7 +178,8 @@ class SiteDesk:
         images = Images.of(
             dataset.train.images, labels, device, blueprint.space, rows=rows, flip=config.data.flip
         )
-        site = Site(Client(0, self.name, len(rows)), images, Store(state))
+        watched = self._watched(spec, dataset, held_out, blueprint, device)
+        site = Site(Client(0, self.name, len(rows)), images, Store(state), watched)
         worker = Worker(
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
@@ -189,6 +190,17 @@ class SiteDesk:
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
+
+    def _watched(
+        self, spec: Spec, dataset: Dataset, held_out: np.ndarray, blueprint: Blueprint, device: torch.device
+    ) -> Images | None:
+        """Images that this site holds out for what training watches: of its own test split, where it has one; None where there are none."""
+        split = dataset.test if len(dataset.test) else dataset.train
+        _, rows = set_aside(np.arange(len(split)) if len(dataset.test) else held_out, blueprint.chain())
+        if not len(rows):
+            return None
+        labels = _renamed(dataset, spec.classes or (), split) if blueprint.spec.num_classes else None
+        return Images.of(split.images, labels, device, blueprint.space, rows=rows)
 
     def _looked_at(
         self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray
@@ -299,9 +311,9 @@ def _drawn(packet: Packet, width: int) -> np.ndarray:
     return found
 
 
-def _renamed(dataset: Dataset, classes: tuple[str, ...]) -> np.ndarray:
-    """The site's labels int64 [N] by the run's classes. Raises: Declined for a class that the run does not have."""
-    labels = dataset.train.labels
+def _renamed(dataset: Dataset, classes: tuple[str, ...], split: Split | None = None) -> np.ndarray:
+    """Labels int64 [N] of the site's training images, or of another split, by the run's classes. Raises: Declined for a class that the run does not have."""
+    labels = (split or dataset.train).labels
     if labels is None:
         raise Declined("has images without labels, and the run's have some")
     if unknown := [name for name in dataset.class_names if name not in classes]:

@@ -1,0 +1,74 @@
+"""Low-rank adapters of a network's layers (LoRA, arXiv 2106.09685), trained without changing the network's form.
+
+Every layer W [out, in, ...] stands for W0 + B A, with A [r, in ...] and B [out, r], B = 0 at first. By the chain rule the
+gradients are dL/dB = dL/dW A^T and dL/dA = B^T dL/dW, so the loop trains as ever: here its gradient of W is taken, A and B
+make a step, and W is written anew. The layers' own step is then one of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from osmotic.protocol.view import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LowRank:
+    """The adapter of one client's step.
+
+    Args:
+        step: whose `received` weights are W0.
+        rank: r.
+        seed: of A.
+    """
+
+    def __init__(self, step: Step, rank: int, seed: int) -> None:
+        names = self.of_layers(step.parameters, rank)
+        generator = torch.Generator().manual_seed(seed)
+        self.base = {name: step.received[name].detach().clone() for name in names}
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, weight in self.base.items():
+            out, inputs = weight.shape[0], weight[0].numel()
+            # As LoRA draws it: uniform within the bounds of a layer of this width.
+            first = (torch.rand(rank, inputs, generator=generator) * 2 - 1) / inputs**0.5
+            pair = first.to(weight.device), torch.zeros(out, rank, device=weight.device)
+            self.factors[name] = pair
+        every = [factor for pair in self.factors.values() for factor in pair]
+        self._optimizer = torch.optim.Adam(every, lr=step.learning_rate, fused=True)
+
+    @staticmethod
+    def of_layers(parameters: Mapping[str, Tensor], rank: int) -> list[str]:
+        """Names of the parameters [out, in, ...] that are wider than the rank both ways, embeddings apart, sorted."""
+        return sorted(
+            name
+            for name, weight in parameters.items()
+            if weight.ndim >= 2
+            and not name.startswith("class_embedding")
+            and min(weight.shape[0], weight[0].numel()) > rank
+        )
+
+    @property
+    def values(self) -> int:
+        """Numbers that it holds."""
+        return sum(a.numel() + b.numel() for a, b in self.factors.values())
+
+    def step(self, parameters: Mapping[str, Tensor]) -> None:
+        """One step of A and B by the gradients [...] of the layers, which are set to zero."""
+        for name, (a, b) in self.factors.items():
+            gradient = parameters[name].grad
+            assert gradient is not None
+            rows = gradient.reshape(len(gradient), -1)
+            a.grad, b.grad = b.T @ rows, rows @ a.T
+            gradient.zero_()
+        self._optimizer.step()
+
+    def merge(self, parameters: Mapping[str, Tensor]) -> None:
+        """Writes W0 + B A into the layers [...]."""
+        with torch.no_grad():
+            for name, (a, b) in self.factors.items():
+                parameters[name].copy_(self.base[name] + (b @ a).view(self.base[name].shape))
