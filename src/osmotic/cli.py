@@ -230,6 +230,27 @@ def evaluate(
 
 
 @app.command()
+def personalise(
+    directory: RunArg,
+    data: Annotated[str, typer.Option("--data", help="Images to train on: npz:PATH, folder:PATH, hf:NAME.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder of the model, which diffusers loads.")],
+    client: Annotated[
+        str | None, typer.Option("--client", help="Whose model to start from, where each has its own.")
+    ] = None,
+    sets: SetOpt = [],  # noqa: B006
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Fine-tune the model of the run in folder DIR on images of one's own, e.g. with --set after.personalise.trains=adapter."""
+    from osmotic.runs import joining
+    from osmotic.storage.folder import RunDir
+
+    _plug(plugin)
+    found = joining.personalise(RunDir.existing(directory), data, out, client, sets)
+    _say(found, json, joining.text(found))
+
+
+@app.command()
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")],
     out: Annotated[

@@ -194,7 +194,7 @@ def test_the_pass_that_was_best_is_kept(make_server: Any, monkeypatch: pytest.Mo
         seen.append({n: p.detach().numpy().copy() for n, p in self.named.items()})
         return next(told)
 
-    monkeypatch.setattr(Worker, "_watch", watch)
+    monkeypatch.setattr(Worker, "watch", watch)
     server = make_server(*PERSONAL, "data.clients=1", "data.holdout=0.2", "after.personalise.epochs=3")
     server.run()
     [own] = server.personal_models().values()
@@ -227,9 +227,9 @@ def test_a_look_is_the_same_each_time_and_moves_nothing(make_server: Any) -> Non
     )
     assert site.watched is not None
     before = torch.get_rng_state()
-    one = worker._watch("client-000", site.watched)
-    assert one == worker._watch("client-000", site.watched) > 0
-    assert one != worker._watch("client-001", site.watched), "noise of its own"
+    one = worker.watch("client-000", site.watched)
+    assert one == worker.watch("client-000", site.watched) > 0
+    assert one != worker.watch("client-001", site.watched), "noise of its own"
     assert torch.equal(before, torch.get_rng_state()) and worker.model.training
 
 

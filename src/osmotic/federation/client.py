@@ -277,7 +277,7 @@ class Worker:
             parameters=self.named,
             images=site.images,
             draw=self._draw,
-            watch=partial(self._watch, site.client.name, site.watched) if site.watched else None,
+            watch=partial(self.watch, site.client.name, site.watched) if site.watched else None,
         )
         return Opened(site, header, state, step, up.in_round(step.server_round))
 
@@ -302,7 +302,7 @@ class Worker:
         given = labels if self.blueprint.spec.num_classes else None
         return self.blueprint.draw(self.model, given, samples, seed, drawn=partial(self.worked, "draw"))[0]
 
-    def _watch(self, client: str, images: Images) -> float:
+    def watch(self, client: str, images: Images) -> float:
         """Mean denoising loss of the network as it stands, by noise that is the same each time."""
         generator = torch.Generator().manual_seed(seeds.integer(self.config.seed, seeds.WATCHED, 0, client))
         self.model.eval()

@@ -27,6 +27,7 @@ from osmotic.models import construct, pipeline
 from osmotic.runs import resolve
 from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
+from osmotic.tensors import Tensors
 
 MIXTURE = "mixture"  # in the place of a client's name: all clients' models as one
 INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an own network's
@@ -64,24 +65,40 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in INDEX)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A run's model as it lies on disk: what it says of its network, and its weights, name -> array [...]."""
+
+    described: Described
+    tensors: Tensors
+
+
+def weights(run: RunDir, client: str | None = None) -> Weights:
+    """The weights of a run's model; whether they are those of its network is for whoever puts them there.
+
+    Raises: ConfigError for a client that there is none of, or a file that cannot be read.
+    """
+    plugins.load_installed()  # the network may be of one
+    described = _described(model_folder(run, client))
+    try:
+        return Weights(described, load_file(described.weights))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(str(described.weights), None, f"cannot be read ({error})") from None
+
+
 def load(run: RunDir, client: str | None = None) -> Any:
     """The pipeline of a run's model, as diffusers would load it, made from this package's own classes.
 
     Raises: ConfigError for a client that there is none of, an own network that is not registered, or a folder that
         does not hold the weights of the run's network.
     """
-    plugins.load_installed()  # the network may be of one
-    folder = model_folder(run, client)
-    described = _described(folder)
+    found = weights(run, client)
+    described = found.described
     config = resolve.recorded(run.config)
     blueprint = Blueprint.of(config, described.image_size, described.channels, described.num_classes)
     spec = blueprint.spec
     try:
-        weights = load_file(described.weights)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(str(described.weights), None, f"cannot be read ({error})") from None
-    try:
-        model = construct.with_weights(spec, weights)
+        model = construct.with_weights(spec, found.tensors)
     except RuntimeError:
         raise ConfigError(
             str(described.weights), None, f"does not hold the weights of network {spec.name}"
