@@ -62,6 +62,22 @@ PRESETS: dict[str, Preset] = {
         exchanges="as fedavg, changes as codes of a learned network, both ways",
         paper="2407.14730",
     ),
+    "feddm-personal": Preset(
+        keys={"method.name": "fedavg", "after.pieces": ("personalise",)},
+        exchanges="as fedavg; after the rounds every client fine-tunes a model of its own",
+        paper="2407.14730",
+    ),
+    "feddm": Preset(
+        keys={
+            "method.name": "fedavg",
+            "codec.up": "learned",
+            "codec.down": "learned",
+            "codec.error_feedback": True,
+            "after.pieces": ("personalise",),
+        },
+        exchanges="as feddm-learned and feddm-personal together",
+        paper="2407.14730",
+    ),
     "fedprox": Preset(keys={"method.name": "fedavg", "local.pieces": ("prox",)}),
     "scaffold": Preset(keys={"method.name": "fedavg", "local.pieces": ("scaffold",)}),
     "fedavgm": Preset(keys={"method.name": "fedavg", "server.pieces": ("momentum",)}),
