@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named set of choices. `exchanges` (what travels, in a few words) and `paper` (arXiv id) are those of its exchange and pieces if empty."""
+    """A named set of choices. `exchanges` (what travels, in a few words) and `paper` (arXiv id) are those of its exchange and pieces if empty.
+
+    `needs` is a key that it cannot know, and that must be given.
+    """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     exchanges: str = ""
     paper: str = ""
+    needs: str = ""
 
 
 PRESETS: dict[str, Preset] = {
@@ -77,6 +81,17 @@ PRESETS: dict[str, Preset] = {
         },
         exchanges="as feddm-learned and feddm-personal together",
         paper="2407.14730",
+    ),
+    "feddm-latent": Preset(
+        keys={"method.name": "fedavg"},
+        exchanges="as fedavg, with a network that works in an autoencoder's latents",
+        paper="2407.14730",
+        needs="model.autoencoder",
+    ),
+    "autoencoder": Preset(
+        keys={"method.name": "fedavg", "model.network": "autoencoder", "score.every": 0},
+        exchanges="as fedavg; what is trained is the autoencoder of latent models",
+        paper="2112.10752",
     ),
     "fedprox": Preset(keys={"method.name": "fedavg", "local.pieces": ("prox",)}),
     "scaffold": Preset(keys={"method.name": "fedavg", "local.pieces": ("scaffold",)}),

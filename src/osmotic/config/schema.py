@@ -58,7 +58,11 @@ class DataConfig:
 class ModelConfig:
     """The network and the diffusion process."""
 
-    network: str = key("auto", "auto, unet-8, unet-28, unet-32 or convnext-unet")
+    network: str = key("auto", "auto, unet-8, unet-28, unet-32, convnext-unet or autoencoder")
+    autoencoder: str = key(
+        "",
+        "folder of an autoencoder (diffusers' AutoencoderKL), in whose latents the network works; empty works in pixels",
+    )
     conditional: bool | Literal["auto"] = key(
         "auto", "true, false, or auto: conditional where there are labels"
     )

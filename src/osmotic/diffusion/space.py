@@ -1,6 +1,6 @@
 """The space a network works in: what becomes of images before it sees them, and how its answers become images again.
 
-Pixels are the only one so far. A latent model brings a `Space` of its own, with the shape of its latents.
+Pixels stand here; latents of an autoencoder are in `latents.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ class Space(Protocol):
         Other bounds than (-1, 1) are refused by `sampler.Sampling`.
         """
 
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Images [N, h, w, c], uint8 or float32 in [0, 1], as they are kept while training lasts, [N, H, W, C]."""
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """Images, [N, c, h, w], uint8 or float in [0, 1], as what the network sees, [N, C, H, W], float32."""
+        """What `prepare` gave, [N, C, H, W], as what the network sees, float32."""
 
     def decode(self, values: Tensor) -> np.ndarray:
         """What the network drew, [N, C, H, W], as images, uint8 [N, h, w, c], on the CPU."""
@@ -51,6 +54,10 @@ class Pixels:
     shape: tuple[int, int, int]
 
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """The images themselves, [N, h, w, c]."""
+        return images
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Images in [-1, 1], float32, [N, C, H, W], in the memory layout of `pixels`, which stay as they are.

@@ -17,11 +17,14 @@ from osmotic import codecs, methods, models, pieces, seeds
 from osmotic.codecs import Codec
 from osmotic.config.schema import Config
 from osmotic.diffusion.process import Process
+from osmotic.diffusion.reconstruction import Reconstruction
 from osmotic.diffusion.sampler import Sampling
 from osmotic.diffusion.space import Pixels, Space
+from osmotic.errors import ConfigError
 from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
-from osmotic.models import norms
+from osmotic.models import autoencoder_file, norms
+from osmotic.models.autoencoder import Autoencoder
 from osmotic.models.dropout import make_seeded
 from osmotic.models.layout import Layout
 from osmotic.pieces import Chain
@@ -37,14 +40,17 @@ class Blueprint:
     Args:
         config: the run's configuration.
         spec: the network.
-        process: the diffusion process.
+        process: the diffusion process, or what stands in its place for an autoencoder.
         space: what the network works in.
+        image_size, channels: of the images.
     """
 
     config: Config
     spec: NetworkSpec
     process: Process
     space: Space
+    image_size: int
+    channels: int
 
     @classmethod
     def of(cls, config: Config, image_size: int, channels: int, num_classes: int) -> Blueprint:
@@ -52,14 +58,25 @@ class Blueprint:
 
         Raises: ConfigError for a size that the network cannot take.
         """
-        spec = models.resolve(config.model.network, image_size, channels, num_classes, config.recipe.dropout)
-        process = Process.from_config(config.model, config.recipe, num_classes, config.engine.precision)
-        return cls(config, spec, process, Pixels((channels, image_size, image_size)))
+        space = space_of(config, image_size, channels)
+        spec = network_of(config, image_size, channels, num_classes)
+        process: Process
+        if isinstance(spec.network, Autoencoder):
+            latent = spec.network.latent_shape(image_size)
+            process = Reconstruction(target="v", precision=config.engine.precision, latent=latent)
+        else:
+            process = Process.from_config(config.model, config.recipe, num_classes, config.engine.precision)
+        return cls(config, spec, process, space, image_size, channels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        return self.spec.image_size, self.spec.image_size, self.spec.channels
+        return self.image_size, self.image_size, self.channels
+
+    @property
+    def autoencoder(self) -> autoencoder_file.Described | None:
+        """In whose latents the network works; None in pixels."""
+        return getattr(self.space, "described", None)
 
     @cached_property
     def layout(self) -> Layout:
@@ -114,7 +131,7 @@ class Blueprint:
             "layout": self.flat.sha256,
             "norm_groups": models.norm_groups(self.spec),
             "process": self.process.contract(),
-            "image": [self.spec.image_size, self.spec.image_size, self.spec.channels],
+            "image": list(self.image_shape),
             "classes": self.spec.num_classes,
             "encoder": self.config.score.encoder,
             **self.space.contract(),
@@ -161,6 +178,8 @@ class Blueprint:
             drawn: as `Sampling.draw`.
         Raises: ValueError as `Sampling.draw`.
         """
+        if isinstance(self.process, Reconstruction):
+            return self.space.decode(self.process.images(model, samples, seed)), 1
         sampling = self.sampling(guidance)
         device = next(model.parameters()).device
         given = None if labels is None else torch.from_numpy(labels)
@@ -176,6 +195,8 @@ class Blueprint:
         drawn: Callable[[float], object] = lambda images: None,
     ) -> tuple[np.ndarray, int]:
         """As `draw`, uint8 [samples, H, W, C], by any number of replicas side by side: the same bits."""
+        if isinstance(self.process, Reconstruction):
+            return self.draw(networks[0], labels, samples, seed)
         sampling = self.sampling()
         images = sampling.draw_chunks(
             networks,
@@ -187,3 +208,38 @@ class Blueprint:
             drawn=drawn,
         )
         return self.space.decode(images), sampling.nfe
+
+
+def space_of(config: Config, image_size: int, channels: int) -> Space:
+    """What the network works in: pixels, or latents of `model.autoencoder`. Raises: ConfigError for one that these images do not fit."""
+    if not config.model.autoencoder:
+        return Pixels((channels, image_size, image_size))
+    from osmotic.diffusion.latents import Latents
+
+    found = autoencoder_file.describe(config.model.autoencoder)
+    if found.channels != channels:
+        kind = {1: "grey images", 3: "colour images"}
+        rule = f"takes {kind[found.channels]}, and these are {kind[channels]}: data.channels = {found.channels} converts them"
+        raise ConfigError("model.autoencoder", config.model.autoencoder, rule)
+    found.latent_shape(image_size)
+    device = config.engine.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Latents(found, image_size, device)
+
+
+def network_of(config: Config, image_size: int, channels: int, num_classes: int) -> NetworkSpec:
+    """The network for these images, or for their latents. Raises: ConfigError as `models.resolve` and `space_of`."""
+    name, dropout = config.model.network, config.recipe.dropout
+    if name in models.NETWORKS and isinstance(models.NETWORKS[name], Autoencoder):
+        return models.resolve(name, image_size, channels, 0, dropout)
+    if not config.model.autoencoder:
+        return models.resolve(name, image_size, channels, num_classes, dropout)
+    latent_channels, side, _ = space_of(config, image_size, channels).shape
+    try:
+        return models.resolve(name, side, latent_channels, num_classes, dropout)
+    except ConfigError as error:
+        if error.key != "data.image_size":
+            raise
+        rule = f"its latents have {side} pixels a side, and that {error.rule}"
+        raise ConfigError("data.image_size", image_size, rule) from None

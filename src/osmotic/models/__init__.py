@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from osmotic.errors import ConfigError
+from osmotic.models.autoencoder import Autoencoder
 from osmotic.models.convnext import ConvNeXtUNet
 from osmotic.models.layout import count
 from osmotic.models.own import OwnNetwork
@@ -52,6 +53,7 @@ _BUILT_IN: dict[str, Network] = {
         (("downsample_padding", 0), ("flip_sin_to_cos", False), ("freq_shift", 1), ("norm_eps", 1e-6)),
     ),
     "convnext-unet": ConvNeXtUNet(),
+    "autoencoder": Autoencoder((32, 64, 64), 1, 8),
 }
 NETWORKS.update(_BUILT_IN)
 PRESETS = NETWORKS  # its name until now

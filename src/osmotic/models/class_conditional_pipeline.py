@@ -1,4 +1,4 @@
-"""A diffusers pipeline for pixel-space models that may be told which class to draw.
+"""A diffusers pipeline for models, of pixels or of latents, that may be told which class to draw.
 
 This file travels with the saved model, so it needs torch and diffusers only. To use it:
 
@@ -29,9 +29,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_names: names of the classes by label, [] if they have none.
         default_steps: sampler steps where a call names none.
         default_guidance: guidance scale where a call names none.
+        vae: an `AutoencoderKL` whose latents the denoiser works in; None for pixels.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ("vae",)
 
     def __init__(
         self,
@@ -40,9 +42,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_names: list | None = None,
         default_steps: int = 20,
         default_guidance: float = 1.0,
+        vae: ModelMixin | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(
             class_names=list(class_names or ()),
             default_steps=default_steps,
@@ -102,6 +105,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             output = self._predict(seen, t, labels, 1.0 if asked is None else guidance)
             images = self.scheduler.step(output, t, images, **extra).prev_sample
 
+        if self.vae is not None:
+            images = self.vae.decode(images / self.vae.config.scaling_factor, return_dict=False)[0]
         # From [-1, 1], in which the model was trained.
         images = (images / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":

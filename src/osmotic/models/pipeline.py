@@ -29,6 +29,8 @@ from osmotic.storage.atomic import sync_folder, sync_tree
 if TYPE_CHECKING:
     from torch import nn
 
+    from osmotic.models.autoencoder_file import Described
+
 
 def save(
     folder: Path | str,
@@ -39,6 +41,7 @@ def save(
     *,
     steps: int = 20,
     guidance: float = 1.0,
+    autoencoder: Described | None = None,
 ) -> Path:
     """Writes the pipeline folder and returns its path; an older one there is replaced as a whole.
 
@@ -50,12 +53,15 @@ def save(
             `sigma_data`, `sigma_min` and `sigma_max`.
         class_names: names of the classes by label, or () if they have none.
         steps, guidance: defaults of our own pipeline; stock pipelines have their own.
+        autoencoder: in whose latents the network works; it is saved beside it.
     Raises: ValueError if the class names do not fit the network or the contract is unknown; RuntimeError if the
         weights do not fit the network; OSError as the file system gives it.
     """
     from diffusers import ModelMixin
     from safetensors import SafetensorError
 
+    from osmotic.models import autoencoder_file
+    from osmotic.models.autoencoder import Autoencoder
     from osmotic.models.construct import with_weights
 
     if class_names and len(class_names) != spec.num_classes:
@@ -66,7 +72,14 @@ def save(
         "default_steps": steps,
         "default_guidance": guidance,
     }
-    pipeline = assemble(spec, model, process_contract, defaults) if isinstance(model, ModelMixin) else None
+    vae = None if autoencoder is None else autoencoder_file.load(autoencoder)
+    pipeline: Any
+    if isinstance(spec.network, Autoencoder):
+        pipeline = model  # the folder is diffusers' own of an AutoencoderKL
+    elif isinstance(model, ModelMixin) or vae is not None:
+        pipeline = assemble(spec, model, process_contract, defaults, vae)
+    else:
+        pipeline = None
     folder = Path(folder).absolute()
     fresh, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (fresh, old):
@@ -89,11 +102,12 @@ def save(
     return folder
 
 
-def scheduler(process_contract: Mapping[str, Any], *, stock: bool) -> Any:
+def scheduler(process_contract: Mapping[str, Any], *, stock: bool, clip: bool = True) -> Any:
     """The diffusers scheduler that fits the training; all but EDM clip predicted images to [-1, 1] at every step.
 
     Args:
         process_contract: as in `save`.
+        clip: False for latents, which have no bounds.
         stock: DDIM, which the stock pipelines need, instead of DPM-Solver++ (2M), which needs fewer steps.
     Raises: ValueError for an unknown target or schedule.
     """
@@ -115,12 +129,16 @@ def scheduler(process_contract: Mapping[str, Any], *, stock: bool) -> Any:
     # A saved scheduler is asked for any number of steps, so it takes a rule and not the stops of `solvers.py`: steps of
     # equal log SNR (arXiv:2211.01095, app.), without which 20 steps would lose three quarters of a narrow variance.
     return DPMSolverMultistepScheduler(
-        **common, **PLAIN_CLIP, lambda_min_clipped=SMALLEST_LAMBDA, use_lu_lambdas=True
+        **common, **(PLAIN_CLIP if clip else {}), lambda_min_clipped=SMALLEST_LAMBDA, use_lu_lambdas=True
     )
 
 
 def assemble(
-    spec: NetworkSpec, model: nn.Module, process_contract: Mapping[str, Any], defaults: Mapping[str, Any]
+    spec: NetworkSpec,
+    model: nn.Module,
+    process_contract: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    vae: Any = None,
 ) -> Any:
     """The pipeline of a network in memory: a stock one for a diffusers model without classes, else our own.
 
@@ -128,6 +146,7 @@ def assemble(
         model: with the call of diffusers' U-Nets.
         process_contract: as in `save`.
         defaults: `class_names`, `default_steps` and `default_guidance` of our own pipeline.
+        vae: the autoencoder of a latent model.
     Raises: ValueError as `scheduler`.
     """
     from diffusers import DDIMPipeline, ModelMixin
@@ -135,6 +154,9 @@ def assemble(
     from osmotic.models.class_conditional_pipeline import ClassConditionalPipeline
 
     stock = not spec.num_classes and process_contract["target"] != "edm" and isinstance(model, ModelMixin)
+    if vae is not None:
+        made = scheduler(process_contract, stock=False, clip=False)
+        return ClassConditionalPipeline(unet=model, scheduler=made, vae=vae, **defaults)
     pieces = {"unet": model, "scheduler": scheduler(process_contract, stock=stock)}
     return DDIMPipeline(**pieces) if stock else ClassConditionalPipeline(**pieces, **defaults)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-
 from osmotic.protocol.view import Step
 
 if TYPE_CHECKING:
@@ -28,7 +26,9 @@ class LowRank:
     """
 
     def __init__(self, step: Step, rank: int, seed: int) -> None:
-        names = self.of_layers(step.parameters, rank)
+        import torch  # only where it trains: configurations are read without it
+
+        names = of_layers(step.parameters, rank)
         generator = torch.Generator().manual_seed(seed)
         self.base = {name: step.received[name].detach().clone() for name in names}
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -40,17 +40,6 @@ class LowRank:
             self.factors[name] = pair
         every = [factor for pair in self.factors.values() for factor in pair]
         self._optimizer = torch.optim.Adam(every, lr=step.learning_rate, fused=True)
-
-    @staticmethod
-    def of_layers(parameters: Mapping[str, Tensor], rank: int) -> list[str]:
-        """Names of the parameters [out, in, ...] that are wider than the rank both ways, embeddings apart, sorted."""
-        return sorted(
-            name
-            for name, weight in parameters.items()
-            if weight.ndim >= 2
-            and not name.startswith("class_embedding")
-            and min(weight.shape[0], weight[0].numel()) > rank
-        )
 
     @property
     def values(self) -> int:
@@ -69,6 +58,16 @@ class LowRank:
 
     def merge(self, parameters: Mapping[str, Tensor]) -> None:
         """Writes W0 + B A into the layers [...]."""
-        with torch.no_grad():
-            for name, (a, b) in self.factors.items():
-                parameters[name].copy_(self.base[name] + (b @ a).view(self.base[name].shape))
+        for name, (a, b) in self.factors.items():
+            parameters[name].data.copy_(self.base[name] + (b @ a).view(self.base[name].shape))
+
+
+def of_layers(parameters: Mapping[str, Tensor], rank: int) -> list[str]:
+    """Names of the parameters [out, in, ...] that are wider than the rank both ways, embeddings apart, sorted."""
+    return sorted(
+        name
+        for name, weight in parameters.items()
+        if weight.ndim >= 2
+        and not name.startswith("class_embedding")
+        and min(weight.shape[0], weight[0].numel()) > rank
+    )

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
 from osmotic.config.keys import key
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
 from osmotic.pieces.base import Piece, PieceError, Section
-from osmotic.pieces.low_rank import LowRank
+from osmotic.pieces.low_rank import LowRank, of_layers
 from osmotic.protocol.messages import TRAIN, Phase, Task
 from osmotic.protocol.view import Extension, Step, View
 from osmotic.tensors import Tensors
@@ -109,7 +107,7 @@ class Personalise(Piece):
             return set(step.part_names["decoder"])
         if self.trains == "embedding":
             return set(embedding(step.parameters))
-        return set(LowRank.of_layers(step.parameters, self.rank))
+        return set(of_layers(step.parameters, self.rank))
 
     def client_begin(self, step: Step, state: Tensors) -> Work | None:
         """The published model is the first that is looked at: who cannot do better keeps it."""
@@ -139,9 +137,8 @@ class Personalise(Piece):
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
         """The best takes the place of the last; nothing is sent."""
         if work is not None and work.best:
-            with torch.no_grad():
-                for name, parameter in step.parameters.items():
-                    parameter.copy_(work.best[name])
+            for name, parameter in step.parameters.items():
+                parameter.data.copy_(work.best[name])
         return {}, state
 
     @staticmethod

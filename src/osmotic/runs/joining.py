@@ -71,7 +71,11 @@ def personalise(
 
     def held(split: Split) -> Images:
         return Images.of(
-            split.images, split.labels, device, blueprint.space, flip=config.data.flip and split is train
+            blueprint.space.prepare(split.images),
+            split.labels,
+            device,
+            blueprint.space,
+            flip=config.data.flip and split is train,
         )
 
     shapes = {name: tuple(tensor.shape) for name, tensor in given.tensors.items()}
@@ -107,6 +111,7 @@ def personalise(
         names,
         steps=config.score.steps,
         guidance=blueprint.guidance,
+        autoencoder=blueprint.autoencoder,
     )
     return {
         "model": str(out),
@@ -150,6 +155,7 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
         "data.holdout": HOLDOUT,
         "data.image_size": described.image_size,
         "data.channels": described.channels,
+        "model.autoencoder": "" if described.autoencoder is None else str(described.autoencoder),
     }
     return resolve.load(keys, sets=sets)
 

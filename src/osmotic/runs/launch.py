@@ -198,8 +198,8 @@ def described(study: Study, server: Server) -> Start:
         device=str(study.device),
         network=spec.name,
         parameters=models.count(study.blueprint.layout),
-        image_size=spec.image_size,
-        channels=spec.channels,
+        image_size=study.blueprint.image_size,
+        channels=study.blueprint.channels,
         num_images=sum(h.client.num_examples for h in study.holdings),
         num_classes=spec.num_classes,
         num_clients=len(study.holdings),
@@ -288,7 +288,7 @@ def in_process(
     def site_of(name: str) -> Site:
         h = holdings[name]
         return make_site(
-            study.blueprint, study.device, train.images, train.labels, h.client, h.train, stores, h.watched
+            study.blueprint, study.device, study.prepared, train.labels, h.client, h.train, stores, h.watched
         )
 
     sites = Sites(site_of, list(holdings))
@@ -342,7 +342,13 @@ class ServerTrainer:
         given = labels if blueprint.spec.num_classes else None
         fit(
             worker.network,
-            Images.of(images, given, self.study.device, blueprint.space, flip=blueprint.config.data.flip),
+            Images.of(
+                blueprint.space.prepare(images),
+                given,
+                self.study.device,
+                blueprint.space,
+                flip=blueprint.config.data.flip,
+            ),
             dataclasses.replace(blueprint.process, cleanest=cleanest),
             dataclasses.replace(blueprint.config.training, batch_size=batch_size),
             steps=steps,

@@ -6,6 +6,7 @@ size formulas. No image is read, no network built, torch is not imported.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -202,7 +203,7 @@ def equal_shares(piece: str) -> str:
 
 Cast = tuple[
     Method, Chain, Mapping[str, tuple[int, ...]], Mapping[str, list[str]], list[Client], models.NetworkSpec
-]  # exchange, pieces, parameter -> shape, part -> parameters, clients, network
+]  # exchange, pieces, parameter -> shape, part -> parameters, clients, network with the images' own form
 
 
 def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Shape, Cast]:
@@ -216,7 +217,9 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     # Even shares, as who has which images is not known: packets are as long for any.
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     clients.sort(key=lambda client: client.name)
-    return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients, spec)
+    # What clients draw are images, whatever the network works in.
+    pictured = dataclasses.replace(spec, image_size=shape.image_size, channels=shape.channels)
+    return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients, pictured)
 
 
 # Null where nothing was timed: the network's speed cannot be known without running it.
@@ -255,6 +258,10 @@ def network(config: Config, dataset: Dataset | None = None) -> tuple[models.Netw
     if shape.num_classes == 0:
         refuse_label_partition(config.data.partition)
     check_clients(config.data, shape.num_train)
+    if config.model.autoencoder or config.model.network == "autoencoder":
+        from osmotic.federation.blueprint import network_of  # torch, without which other plans are quicker
+
+        return network_of(config, shape.image_size, shape.channels, num_classes), shape
     resolved = models.resolve(
         config.model.network, shape.image_size, shape.channels, num_classes, config.recipe.dropout
     )

@@ -38,18 +38,23 @@ def quicker(study: Study, phases: Sequence[Amounts], timed: Timed, enough: float
 
 def alternatives(study: Study) -> Iterator[tuple[str, Study]]:
     """Smaller networks for these images, then images of half the side."""
-    config, spec = study.config, study.spec
+    config, spec, side, channels = (
+        study.config,
+        study.spec,
+        study.blueprint.image_size,
+        study.blueprint.channels,
+    )
     later = NETWORKS[NETWORKS.index(spec.name) + 1 :] if spec.name in NETWORKS else ()
     for name in later:
         chosen = replace(config, model=replace(config.model, network=name))
         try:
-            blueprint = Blueprint.of(chosen, spec.image_size, spec.channels, spec.num_classes)
+            blueprint = Blueprint.of(chosen, side, channels, spec.num_classes)
         except ConfigError:
             continue  # it does not take images of this side
         yield f"--set model.network={name}", replace(study, blueprint=blueprint)
-    half = spec.image_size // 2
+    half = side // 2
     try:
-        blueprint = Blueprint.of(config, half, spec.channels, spec.num_classes)
+        blueprint = Blueprint.of(config, half, channels, spec.num_classes)
     except ConfigError:
         return
     train = study.dataset.train

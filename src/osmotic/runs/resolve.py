@@ -69,6 +69,8 @@ def load(
     # A preset of a plugin that is not loaded now: its run keeps its name, as long as it keeps what makes the bundle.
     kept = chosen not in PRESETS and chosen == origin and not overrides.keys() & set(BUNDLE)
     config = build({**merged, "preset": chosen if kept and chosen else _label(chosen, named, merged)})
+    if chosen in PRESETS and (needed := PRESETS[chosen].needs) and not merged.get(needed):
+        raise ConfigError(needed, "", f"must be given: preset {chosen} is of it")
     check(config, own_data)
     return _filled(config)
 

@@ -38,6 +38,7 @@ def check(config: Config, own_data: bool = False) -> None:
     _names(config)
     _method(config)
     _codecs(config)
+    _latents(config)
     _process(config)
     _training(config)
     _engine(config)
@@ -203,6 +204,19 @@ def _codecs(config: Config) -> None:
                 raise ConfigError(key, value, "unknown key", nearest(name, CODECS))
             raise ConfigError(key, value, "is of a codec that neither codec.up nor codec.down names")
         owned_options(CODECS[name], name, f"codec.{name}", options, CODECS)
+
+
+def _latents(config: Config) -> None:
+    if not config.model.autoencoder:
+        return
+    if config.model.network == "autoencoder":
+        rule = "an autoencoder works in pixels: leave model.autoencoder out"
+        raise ConfigError("model.autoencoder", config.model.autoencoder, rule)
+    if config.data.flip:
+        rule = (
+            "latents are computed once, and a mirrored latent is not that of the mirrored image: leave it out"
+        )
+        raise ConfigError("data.flip", True, rule)
 
 
 def _process(config: Config) -> None:

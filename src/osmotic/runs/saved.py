@@ -6,7 +6,7 @@ scheduler and pipeline are classes of this package and of diffusers, made from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +20,11 @@ from torch import nn
 
 from osmotic import plugins
 from osmotic.config import keys
+from osmotic.config.schema import Config
 from osmotic.data.strata import apportion
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
-from osmotic.models import construct, pipeline
+from osmotic.models import autoencoder_file, construct, pipeline
 from osmotic.runs import resolve
 from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
@@ -35,12 +36,13 @@ INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an 
 
 @dataclass(frozen=True)
 class Described:
-    """What a model's folder says of its network: numbers alone."""
+    """What a model's folder says of its network: numbers alone; sides and channels are those of the images."""
 
     image_size: int
     channels: int
     num_classes: int
     weights: Path
+    autoencoder: Path | None = None
 
 
 def model_folder(run: RunDir, client: str | None) -> Path:
@@ -94,7 +96,8 @@ def load(run: RunDir, client: str | None = None) -> Any:
     """
     found = weights(run, client)
     described = found.described
-    config = resolve.recorded(run.config)
+    # Its own copy: the folder that it was trained with may be elsewhere now, or gone.
+    config = in_space(resolve.recorded(run.config), described)
     blueprint = Blueprint.of(config, described.image_size, described.channels, described.num_classes)
     spec = blueprint.spec
     try:
@@ -109,7 +112,14 @@ def load(run: RunDir, client: str | None = None) -> Any:
         "default_guidance": blueprint.guidance,
     }
     known = model if isinstance(model, ModelMixin) else OwnModule(model, described)
-    return pipeline.assemble(spec, known, blueprint.process.contract(), defaults)
+    vae = None if blueprint.autoencoder is None else autoencoder_file.load(blueprint.autoencoder)
+    return pipeline.assemble(spec, known, blueprint.process.contract(), defaults, vae)
+
+
+def in_space(config: Config, described: Described) -> Config:
+    """A run's configuration with the autoencoder that lies beside its model."""
+    place = "" if described.autoencoder is None else str(described.autoencoder)
+    return replace(config, model=replace(config.model, autoencoder=place))
 
 
 def class_names(run: RunDir) -> list[str]:
@@ -280,6 +290,14 @@ def _described(folder: Path) -> Described:
         numbers = (found.get("image_size"), found.get("channels"), found.get("num_classes"))
         weights = folder / "weights.safetensors"
     size, channels, classes = (number if type(number) is int else -1 for number in numbers)
+    vae = folder / "vae"
+    if vae.is_dir():
+        own = autoencoder_file.describe(vae)
+        if channels != own.latent_channels:
+            raise ConfigError(
+                str(folder), None, "holds a network and an autoencoder that do not fit each other"
+            )
+        size, channels = size * own.factor, own.channels
     if not (0 < size <= 65536 and channels in (1, 3) and classes >= 0):
         raise ConfigError(str(folder), None, "does not describe a network: sides, channels, classes")
-    return Described(size, channels, classes, weights)
+    return Described(size, channels, classes, weights, vae if vae.is_dir() else None)

@@ -28,7 +28,7 @@ def make_site(
     """A client with its images on the device and a store of its own.
 
     Args:
-        images: of the training split, [N, H, W, C].
+        images: of the training split, as the space keeps them, [N, H, W, C].
         labels: int64 [N], or None.
         rows: which of them are the client's, int64 [n].
         stores: folder of all clients' private states.

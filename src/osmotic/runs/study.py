@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class Study:
     def spec(self) -> NetworkSpec:
         """The network."""
         return self.blueprint.spec
+
+    @cached_property
+    def prepared(self) -> np.ndarray:
+        """All training images as they are kept while training lasts, [N, H, W, C]: themselves, or their latents, computed once."""
+        return self.blueprint.space.prepare(self.dataset.train.images)
 
     @property
     def workers(self) -> int:

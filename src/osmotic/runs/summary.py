@@ -180,4 +180,5 @@ def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) 
         names,
         steps=study.config.score.steps,
         guidance=study.blueprint.guidance,
+        autoencoder=study.blueprint.autoencoder,
     )

@@ -79,7 +79,8 @@ class Trial:
         split = study.dataset.train
         rows = np.arange(size) % len(split)
         labels = split.labels[rows] if split.labels is not None and study.spec.num_classes else None
-        self.images = Images.of(split.images[rows], labels, study.device, study.blueprint.space)
+        space = study.blueprint.space
+        self.images = Images.of(space.prepare(split.images[rows]), labels, study.device, space)
         self._flat: dict[int, FlatNetwork] = {}
 
     def train(self, model: torch.nn.Module) -> None:

@@ -47,7 +47,7 @@ def tell(study: Study, initial: Flat, contract: str, stores: Path) -> tuple[dict
         stores: folder of the clients' private states.
     Raises: Mapped; OSError if there is no room for the images.
     """
-    images, labels, spec = study.dataset.train.images, study.dataset.train.labels, study.spec
+    images, labels, blueprint = study.prepared, study.dataset.train.labels, study.blueprint
     arrays: dict[str, np.ndarray] = {
         "rows": np.concatenate([h.train for h in study.holdings]),
         "watched": np.concatenate([h.watched for h in study.holdings]),
@@ -68,7 +68,7 @@ def tell(study: Study, initial: Flat, contract: str, stores: Path) -> tuple[dict
         "log_level": logging.getLogger("osmotic").getEffectiveLevel(),
         "plugins": [str(path) for path in plugins.FILES],
         "config": to_dict(study.config),
-        "shape": [spec.image_size, spec.channels, spec.num_classes],
+        "shape": [blueprint.image_size, blueprint.channels, blueprint.spec.num_classes],
         "device": str(study.device),
         "contract": contract,
         "clients": [[h.client.name, h.client.num_examples] for h in study.holdings],

@@ -176,7 +176,12 @@ class SiteDesk:
             raise Declined(str(error)) from None
         self._hold_to(state.with_name(f"{state.name}.json"), config, spec.classes, dataset, rows)
         images = Images.of(
-            dataset.train.images, labels, device, blueprint.space, rows=rows, flip=config.data.flip
+            blueprint.space.prepare(dataset.train.images),
+            labels,
+            device,
+            blueprint.space,
+            rows=rows,
+            flip=config.data.flip,
         )
         watched = self._watched(spec, dataset, held_out, blueprint, device)
         site = Site(Client(0, self.name, len(rows)), images, Store(state), watched)
@@ -200,7 +205,7 @@ class SiteDesk:
         if not len(rows):
             return None
         labels = _renamed(dataset, spec.classes or (), split) if blueprint.spec.num_classes else None
-        return Images.of(split.images, labels, device, blueprint.space, rows=rows)
+        return Images.of(blueprint.space.prepare(split.images), labels, device, blueprint.space, rows=rows)
 
     def _looked_at(
         self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray

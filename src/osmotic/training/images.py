@@ -38,10 +38,10 @@ class Mapped:
 
 @dataclass
 class Images:
-    """Images on the device: 8-bit ones stay uint8 and go through `space.encode` batch by batch.
+    """Images on the device, as `space.prepare` gave them: 8-bit ones stay uint8 and go through `space.encode` batch by batch.
 
     Args:
-        pixels: [N, C, H, W], uint8, or float32 in [0, 1].
+        pixels: [N, C, H, W], uint8, or float32 in [0, 1]; or latents, float32.
         labels: int64 [N], or None.
         space: what the network sees of them.
         flip: whether training mirrors each image left to right at even odds (`data.flip`).

@@ -1,0 +1,138 @@
+"""An autoencoder from a folder of diffusers, read as data: numbers and weights, no code of the folder's."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osmotic.errors import ConfigError
+from osmotic.storage import strict_json
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+KEY = "model.autoencoder"
+# What the form of `AutoencoderKL` follows from; anything else in the file is not looked at.
+NUMBERS = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+FLAGS = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+BLOCKS = ("DownEncoderBlock2D", "UpDecoderBlock2D")
+MOST_LEVELS, MOST_WIDTH = 8, 4096
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a folder says of its autoencoder, and what of it everybody must agree on.
+
+    Args:
+        folder: where it lies.
+        form: arguments of `AutoencoderKL`.
+        channels: of images, 1 or 3.
+        latent_channels: of latents.
+        factor: by which a side is divided.
+        scale: by which latents are multiplied to have a standard deviation near 1.
+        sha256: of form, factor and weights, 64 hexadecimal digits.
+    """
+
+    folder: Path
+    form: dict[str, Any]
+    channels: int
+    latent_channels: int
+    factor: int
+    scale: float
+    sha256: str
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Lengths C, H, W of the latents of an image of this side. Raises: ConfigError for a side that it cannot take."""
+        if image_size % self.factor:
+            rule = f"must be a multiple of {self.factor} pixels for this autoencoder"
+            raise ConfigError("data.image_size", image_size, rule)
+        side = image_size // self.factor
+        return self.latent_channels, side, side
+
+
+def describe(folder: Path | str) -> Described:
+    """An autoencoder's form, from its folder. Raises: ConfigError, in one line, for a folder that is none."""
+    folder = Path(folder).expanduser().resolve()
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            KEY, str(folder), f"holds no {CONFIG} of an AutoencoderKL: osmotic autoencoder makes one"
+        )
+    table = strict_json.read_table(folder / CONFIG)
+    if table.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ConfigError(KEY, str(folder), "is not an AutoencoderKL")
+    form: dict[str, Any] = {}
+    for name in NUMBERS:
+        form[name] = _number(folder, name, table.get(name), MOST_WIDTH)
+    for name in FLAGS:
+        if type(value := table.get(name, True)) is not bool:
+            raise ConfigError(KEY, str(folder), f"{name} must be true or false")
+        form[name] = value
+    widths = table.get("block_out_channels")
+    if not isinstance(widths, list) or not 0 < len(widths) <= MOST_LEVELS:
+        raise ConfigError(KEY, str(folder), f"block_out_channels must be 1 to {MOST_LEVELS} numbers")
+    form["block_out_channels"] = tuple(_number(folder, "block_out_channels", w, MOST_WIDTH) for w in widths)
+    for name, block in zip(("down_block_types", "up_block_types"), BLOCKS, strict=True):
+        if table.get(name) != [block] * len(widths):
+            raise ConfigError(KEY, str(folder), f"{name} must be {len(widths)} times {block}")
+        form[name] = (block,) * len(widths)
+    if form["in_channels"] != form["out_channels"] or form["in_channels"] not in (1, 3):
+        raise ConfigError(KEY, str(folder), "must take and give images of 1 or of 3 channels")
+    if any(width % form["norm_num_groups"] for width in form["block_out_channels"]):
+        raise ConfigError(KEY, str(folder), "norm_num_groups must divide all of block_out_channels")
+    if table.get("shift_factor") or table.get("latents_mean"):
+        raise ConfigError(KEY, str(folder), "shifts its latents, which is not known here")
+    scale = table.get("scaling_factor", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1e-6 < scale < 1e6:
+        raise ConfigError(KEY, str(folder), "scaling_factor must be a number above 0")
+    form["scaling_factor"] = float(scale)
+    known = repr(sorted(form.items())).encode()
+    digest = hashlib.sha256(known)
+    for name, weight in sorted(_weights(folder).items()):
+        digest.update(f"{name} {weight.shape}".encode())
+        digest.update(np.ascontiguousarray(weight, "<f4").data)
+    return Described(
+        folder,
+        form,
+        form["in_channels"],
+        form["latent_channels"],
+        2 ** (len(widths) - 1),
+        float(scale),
+        digest.hexdigest(),
+    )
+
+
+def load(described: Described) -> AutoencoderKL:
+    """The autoencoder in evaluation mode, nothing of it to be trained. Raises: ConfigError for weights of another form."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        model = AutoencoderKL(**described.form)
+    held = {name: torch.from_numpy(np.array(w, np.float32)) for name, w in _weights(described.folder).items()}
+    try:
+        model.load_state_dict(held, assign=True)
+    except RuntimeError:
+        rule = f"{WEIGHTS} does not hold the weights that {CONFIG} tells of"
+        raise ConfigError(KEY, str(described.folder), rule) from None
+    return model.eval().requires_grad_(False)
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(KEY, str(folder), f"{WEIGHTS} cannot be read ({error})") from None
+
+
+def _number(folder: Path, name: str, value: Any, most: int) -> int:
+    if type(value) is not int or not 0 < value <= most:
+        raise ConfigError(KEY, str(folder), f"{name} must be a whole number from 1 to {most}")
+    return value
