@@ -387,6 +387,22 @@ def split(
 
 
 @app.command()
+def autoencoder(
+    config: ConfigArg = None,
+    data: DataOpt = None,
+    sets: SetOpt = [],  # noqa: B006
+    out: Annotated[
+        Path, typer.Option("--out", help="New folder of the run; its model/ is the autoencoder.")
+    ] = Path("autoencoder"),
+    plugin: PluginOpt = [],  # noqa: B006
+    json: JsonOpt = False,
+) -> None:
+    """Train an autoencoder on images that anybody may have, for runs in its latents; osmotic run --preset autoencoder does it federatedly."""
+    cfg = _load(config, "autoencoder", data, ["method.name=central", *sets], plugin)
+    _train(lambda: session.start(cfg, out, quiet=json), out, json)
+
+
+@app.command()
 def encoder(
     config: ConfigArg = None,
     preset: PresetOpt = None,

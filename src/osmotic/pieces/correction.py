@@ -426,7 +426,10 @@ class Correction(Piece):
             return ({} if counts is None else {"classes": counts.astype(np.int64)}), state
         samples = int(step.control["samples"])
         labels = labels_for(samples, counts, self.classes == "even")
-        copies = CopyFilter(own_images(step.images), step.images.flip) if self.drop_copies else None
+        copies = None
+        if self.drop_copies:
+            own = own_images(step.images)
+            copies = CopyFilter(own, step.images.flip, step.images.space.prepare)
         seed = int(step.rng("correction").integers(2**62))
         assert step.draw is not None
         images, told, dropped = drawn_without_copies(step.draw, labels, samples, seed, copies)

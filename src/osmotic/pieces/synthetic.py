@@ -51,18 +51,25 @@ class CopyFilter:
     images closest to another one have (with fewer than 100, the closest).
 
     Args:
-        own: [N, H, W, C], N >= 2.
+        own: as the space keeps them, [N, H, W, C], N >= 2.
         mirrored: whether training mirrors images: then mirror images are copies too.
+        kept: what the space keeps of images [M, h, w, c]; closeness of latents is that of these.
     """
 
-    def __init__(self, own: np.ndarray, mirrored: bool) -> None:
-        self.own, self.mirrored = own, mirrored
+    def __init__(
+        self,
+        own: np.ndarray,
+        mirrored: bool,
+        kept: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+    ) -> None:
+        self.own, self.mirrored, self._kept = own, mirrored, kept
         rows = np.random.default_rng(0).permutation(len(own))[:MAX_HELD_OUT]
         close = np.sort(nearest(own[rows], own, rows)[1])
         self.threshold = max(float(close[max(1, len(close) * PERCENT // 100) - 1]), SAME)
 
     def copies(self, images: np.ndarray) -> np.ndarray:
         """Which of these, uint8 [M, H, W, C], are near-copies: bool [M]."""
+        images = self._kept(images)
         close = nearest(images, self.own)[1]
         if self.mirrored:
             close = np.minimum(close, nearest(images[:, :, ::-1], self.own)[1])

@@ -68,6 +68,7 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
             traffic=traffic.words(run.summary.get("traffic")),
             data=narrative.data_name(run),
             network=narrative.network_name(run),
+            target=narrative.target(run),
             licence=LICENCE,
             score_rows=evidence.score_rows(run),
             copies=evidence.copies(q),

@@ -33,9 +33,7 @@ def sentence(run: Run) -> str:
     """What this run was: exchange and pieces, network, data, clients, rounds; in the words of its exchange."""
     summary, exchange = run.summary, exchange_of(run)
     size = summary.get("parameters")
-    model = f"{model_kind(run)} diffusion model" + (
-        f" of {formatting.count(size)} parameters" if size is not None else ""
-    )
+    model = model_kind(run) + (f" of {formatting.count(size)} parameters" if size is not None else "")
     simulated = where(run) and not at_sites(run)
     kind = "site" if at_sites(run) else "simulated client" if simulated else "client"
     clients = formatting.plural(int(summary.get("num_clients") or 0), kind)
@@ -198,12 +196,27 @@ def stage_words(quality: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_kind(run: Run) -> str:
-    """`class-conditional` or `unconditional`."""
-    return "class-conditional" if is_conditional(run) else "unconditional"
+    """What was trained, such as `class-conditional diffusion model`."""
+    if is_autoencoder(run):
+        return "autoencoder"
+    latent = "latent " if run.setting("model.autoencoder") else ""
+    return f"{'class-conditional' if is_conditional(run) else 'unconditional'} {latent}diffusion model"
+
+
+def is_autoencoder(run: Run) -> bool:
+    """Whether the network is an autoencoder, which draws nothing by itself."""
+    return network_name(run) == "autoencoder"
+
+
+def target(run: Run) -> str:
+    """What the network predicts, or is trained for."""
+    return "reconstruction" if is_autoencoder(run) else str(run.setting("model.target"))
 
 
 def is_conditional(run: Run) -> bool:
     """Whether the model takes class labels, as far as the folder says."""
+    if is_autoencoder(run):
+        return False
     chosen = run.setting("model.conditional", "auto")
     # "auto" was resolved by the labels of the data, and so it is here.
     if isinstance(chosen, bool):
@@ -252,7 +265,8 @@ def model_folders(run: Run) -> list[str]:
     Clients' own models beside a global one follow as `personal/NAME`.
     """
     root = run.path / "model"
-    whole = (root / "model_index.json").is_file() or not root.is_dir()
+    # Of an autoencoder the folder is diffusers' own of one model, and no pipeline's.
+    whole = any((root / name).is_file() for name in ("model_index.json", "config.json")) or not root.is_dir()
     return (["model"] if whole else _pipelines(run, "model") or ["model"]) + _pipelines(run, "personal")
 
 
@@ -269,6 +283,14 @@ def load_snippet(run: Run, folder: str | None = None) -> str:
         folder: what to load; by default the first pipeline folder, seen from the run folder.
     """
     path = folder if folder is not None else model_folders(run)[0]
+    if is_autoencoder(run):
+        return "\n".join(
+            [
+                "from diffusers import AutoencoderKL",
+                "",
+                f"autoencoder = AutoencoderKL.from_pretrained({json.dumps(path)})",
+            ]
+        )
     index = _model_index(run)
     # The snippet is run by people who have diffusers and not osmotic: only classes that are not its own need the flag.
     custom = isinstance(index.get("_class_name"), list) or index.get("unet", ["diffusers"])[0] != "diffusers"

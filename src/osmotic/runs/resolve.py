@@ -167,11 +167,12 @@ def rebuilt(tables: Mapping[str, Any]) -> Config:
     return _filled(build(flatten(tables)))
 
 
-def received(tables: Mapping[str, Any], source: str) -> Config:
+def received(tables: Mapping[str, Any], source: str, autoencoder: str = "") -> Config:
     """A resolved configuration that came from elsewhere, for images of one's own; it is held to every rule.
 
     Args:
         source: of the images, in the place of `data.source`.
+        autoencoder: folder in the place of `model.autoencoder`, where the run has one.
     Raises: ConfigError for a key or a combination that cannot be.
     """
     given = flatten(tables) | {
@@ -181,6 +182,8 @@ def received(tables: Mapping[str, Any], source: str) -> Config:
         "engine.device": "auto",
         "track.backends": [],
     }
+    if given.get("model.autoencoder"):
+        given["model.autoencoder"] = autoencoder
     config = build(given)
     # Its files are those of another machine: whoever is asked for features here looks for its own.
     weights.check_name(config.score.encoder)

@@ -32,6 +32,7 @@ from osmotic.federation.feature_sums import Sums
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
+from osmotic.models import autoencoder_file
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional, set_aside
@@ -116,6 +117,7 @@ class SiteDesk:
             self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
             rows, _ = self._rows(config, dataset)
+            latents = self._autoencoder(config)
         except Declined as error:
             return Packet(told | {"declines": str(error)})
         except Exception as error:  # its text may name a path or hold a value of the site's own data
@@ -130,6 +132,7 @@ class SiteDesk:
                 "classes": list(dataset.class_names),
                 "encoders": list(self.folder.config.policy.encoders),
                 "kernel_distances": self.folder.config.policy.kernel_distances,
+                "autoencoder": latents,
                 "torch": torch.__version__.partition("+")[0],
             }
         )
@@ -273,7 +276,11 @@ class SiteDesk:
     def _config(self, spec: Spec) -> Config:
         """The run's configuration with this site's own images in the place of the hub's, held to every rule."""
         try:
-            return resolve.received(spec.config, self.folder.config.data)
+            own = self.folder.autoencoder
+            model = spec.config.get("model")
+            if own is None and isinstance(model, Mapping) and model.get("autoencoder"):
+                raise Declined("has no autoencoder, and this run works in the latents of one")
+            return resolve.received(spec.config, self.folder.config.data, "" if own is None else str(own))
         except ConfigError as error:
             # A rule of the run's keys; one about this site's own images stays in its log.
             log.warning("declined: %s", error)
@@ -282,6 +289,17 @@ class SiteDesk:
             raise Declined(
                 f"cannot take part: {plain(error.key if private else f'{error.key}: {error.rule}')}"
             ) from None
+
+    @staticmethod
+    def _autoencoder(config: Config) -> str:
+        """Hash of the autoencoder here; "" for a run in pixels. Raises: Declined for a folder that holds none."""
+        if not config.model.autoencoder:
+            return ""
+        try:
+            return autoencoder_file.describe(config.model.autoencoder).sha256
+        except ConfigError as error:  # it names the folder
+            log.warning("no autoencoder: %s", error)
+            raise Declined("its autoencoder cannot be read") from None
 
     def _allow(self, config: Config, header: Mapping[str, Any]) -> None:
         if (reason := self.folder.config.policy.objection(config, header)) is not None:

@@ -31,6 +31,9 @@ class SiteConfig:
     encoder: str = key(
         "", "path of a file of osmotic encoder: the feature network of the scores of runs that name one"
     )
+    autoencoder: str = key(
+        "", "folder of the autoencoder of runs that work in its latents; the hub must have the same"
+    )
     port: int = key(9094, "on this machine alone, between the site's own processes", 1, 65535)
     plaintext: bool = key(
         False, "true: no encryption, and the hub does not prove who it is; for trials on one machine"
@@ -79,6 +82,11 @@ class SiteFolder:
     def encoder(self) -> Path | None:
         """The file of the feature network for scores; a relative path is one from the site's folder."""
         return self.path / self.config.encoder if self.config.encoder else None
+
+    @property
+    def autoencoder(self) -> Path | None:
+        """The folder of the autoencoder; a relative path is one from the site's folder."""
+        return self.path / self.config.autoencoder if self.config.autoencoder else None
 
     def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""

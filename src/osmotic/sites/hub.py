@@ -258,11 +258,13 @@ class Hub:
 
 
 def _from_anywhere(config: Config) -> Config:
-    """With the whole path of the scores' feature network: a run's server starts elsewhere than whoever types this."""
-    if not (name := config.score.encoder).startswith(PREFIX):
-        return config
-    whole = f"{PREFIX}{Path(name.removeprefix(PREFIX)).resolve()}"
-    return replace(config, score=replace(config.score, encoder=whole))
+    """With whole paths of feature network and autoencoder: a run's server starts elsewhere than whoever types this."""
+    if (name := config.score.encoder).startswith(PREFIX):
+        whole = f"{PREFIX}{Path(name.removeprefix(PREFIX)).resolve()}"
+        config = replace(config, score=replace(config.score, encoder=whole))
+    if place := config.model.autoencoder:
+        config = replace(config, model=replace(config.model, autoencoder=str(Path(place).resolve())))
+    return config
 
 
 APP = """[build-system]

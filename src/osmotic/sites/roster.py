@@ -22,6 +22,7 @@ from osmotic.engines.envelope import NoPacket, packet_of, records
 from osmotic.engines.flower import Flower
 from osmotic.errors import ConfigError, RunStopped, plain, shown
 from osmotic.federation.blueprint import Blueprint
+from osmotic.models import autoencoder_file
 from osmotic.protocol.gate import MAX_BESIDE
 from osmotic.protocol.messages import Answer, Client, Packet, Sent
 from osmotic.runs.settle import settle
@@ -54,6 +55,8 @@ class AcrossSites(Flower):
         super().__init__(at_once=1_000_000, poll=0.5)
         self._grid, self._announce = grid, announce
         self._spec = Spec(to_dict(config))
+        place = config.model.autoencoder
+        self._autoencoder = autoencoder_file.describe(place).sha256 if place else ""
         self._nodes: dict[str, int] = {}  # of sites that have said who they are
         self._said: dict[str, Mapping[str, Any]] = {}
         self._asked: dict[str, tuple[int, str, float]] = {}  # message -> node, its registered name, when
@@ -172,6 +175,12 @@ class AcrossSites(Flower):
             self._decline(node, registered, str(said["declines"]))
             return
         name = said["name"]
+        if said["autoencoder"] != self._autoencoder:
+            told = (
+                f"has autoencoder {said['autoencoder'] or 'none'}, and the run {self._autoencoder or 'none'}"
+            )
+            self._decline(node, registered, told)
+            return
         if self._nodes.get(name, node) != node and self._nodes[name] in self._online:
             self._decline(node, registered, "has the name of another site that is here")
             self._declined.remove(node)
@@ -222,8 +231,11 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     encoders = said.get("encoders")
     if not isinstance(encoders, list) or len(encoders) > MOST_ENCODERS or not all(map(_is_hash, encoders)):
         raise ValueError("says of no feature networks, or of too many")
+    if (autoencoder := said.get("autoencoder", "")) != "" and not _is_hash(autoencoder):
+        raise ValueError("says of no autoencoder")
     return {
         "name": name,
+        "autoencoder": autoencoder,
         "num_examples": count,
         "image": (image[0], image[1]),
         "classes": classes,
