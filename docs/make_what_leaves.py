@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import osmotic
+from osmotic.config.presets import PRESETS
 from osmotic.runs import resolve
 from osmotic.runs.leaves import leaves, side
 
@@ -111,7 +111,8 @@ NOTHING = "There is no site: one trainer holds all images.\n"
 def page() -> str:
     """The whole page."""
     told: dict[str, Any] = leaves(resolve.load())
-    names = [row["preset"] for row in osmotic.list_presets()]
+    # One that needs a folder of the user's own sends what its exchange does.
+    names = [name for name, chosen in PRESETS.items() if not chosen.needs]
     parts = [
         HEAD.format(where=told["engine"]),
         bullets(told["missing"]),

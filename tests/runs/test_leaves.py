@@ -33,7 +33,9 @@ TINY = (
     "score.every=2",
 )
 INT8 = ("codec.up=int8", "codec.down=int8", "codec.error_feedback=true")
-RUNS: dict[str, tuple[str, ...]] = {name: (f"preset={name}",) for name in PRESETS} | {
+RUNS: dict[str, tuple[str, ...]] = {
+    name: (f"preset={name}",) for name, preset in PRESETS.items() if not preset.needs
+} | {
     "int8, half the clients": ("preset=udec", *INT8, "training.fraction_train=0.5"),
     "only moved parts": ("preset=usplit", "codec.changed_only=true", "local.pieces=scaffold"),
     "personalise": ("after.pieces=personalise", "codec.down=fp16"),

@@ -26,6 +26,7 @@ from osmotic.engines import flower
 from osmotic.engines.envelope import packet_of, records
 from osmotic.engines.flower import lent
 from osmotic.errors import ConfigError, RunStopped
+from osmotic.models import autoencoder_file
 from osmotic.protocol.messages import Packet
 from osmotic.runs import resolve
 from osmotic.sites import certificates, hub, roster, site
@@ -920,6 +921,38 @@ def test_a_hub_is_this_machines_alone_and_its_proxy_shows_one_path(tmp_path: Pat
         hub.init(tmp_path / "plain", ["localhost"], 9092, "127.0.0.1", True).services().services[0].command
     )
     assert "--insecure" in plain and "--enable-supernode-auth" not in plain
+
+
+# --- a space that all must have ---
+
+
+def test_sites_work_in_the_latents_of_the_hubs_autoencoder_and_of_no_other(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import small_autoencoder
+
+    theirs = small_autoencoder.write(tmp_path / "hubs")
+    keys = {"model__autoencoder": str(theirs)}
+    copies = [small_autoencoder.write(folder / "autoencoder") for folder in folders]
+    for folder in folders:
+        write(folder, 'autoencoder = ""', 'autoencoder = "autoencoder"')
+    simulated = osmotic.run(
+        keys=KEYS | {"model.autoencoder": str(theirs), "score.every": 0}, out=tmp_path / "simulated"
+    )
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    assert found.summary["weights_sha256"] == simulated.summary["weights_sha256"]
+
+    small_autoencoder.write(copies[0], seed=1)
+    write(folders[1], 'autoencoder = "autoencoder"', 'autoencoder = ""')
+    hashes = [autoencoder_file.describe(place).sha256 for place in (copies[0], theirs)]
+    capsys.readouterr()
+    with pytest.raises(RunStopped, match="1 of 3 sites are here"):
+        run(SitesGrid(folders), tmp_path / "other", **keys, engine__deadline_seconds=3)
+    told = capsys.readouterr().err
+    assert f"site client-000 does not take part: has autoencoder {hashes[0]}, and the run {hashes[1]}" in told
+    assert "site client-001 does not take part: has no autoencoder" in told
+    # And a run in pixels asks for none.
+    run(SitesGrid(folders), tmp_path / "pixels")
 
 
 # --- rules ---

@@ -1,6 +1,6 @@
 """The space a network works in: what becomes of images before it sees them, and how its answers become images again.
 
-Pixels stand here; latents of an autoencoder are in `latents.py`.
+Pixels stand here; latents of an autoencoder are in `models/latents.py`.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def space_of(config: Config, image_size: int, channels: int) -> Space:
     """What the network works in: pixels, or latents of `model.autoencoder`. Raises: ConfigError for one that these images do not fit."""
     if not config.model.autoencoder:
         return Pixels((channels, image_size, image_size))
-    from osmotic.diffusion.latents import Latents
+    from osmotic.models.latents import Latents
 
     found = autoencoder_file.describe(config.model.autoencoder)
     if found.channels != channels:

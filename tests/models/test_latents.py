@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from small_runs import SMALL, Crash, Silent, crash_at
 
 from osmotic import models
-from osmotic.diffusion.latents import Latents
 from osmotic.diffusion.reconstruction import Reconstruction
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
 from osmotic.models import autoencoder_file, construct
+from osmotic.models.latents import Latents
 from osmotic.protocol.messages import contract_hash
 from osmotic.runs import launch, plan, resolve, saved
 from osmotic.runs.summary import weights_sha256
