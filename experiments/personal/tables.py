@@ -1,0 +1,132 @@
+"""The tables of README.md, from the rows of study.py.
+
+python experiments/personal/tables.py             # markdown on stdout
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cases import CELLS, METHODS
+
+HERE = Path(__file__).parent
+Clients = Mapping[str, Mapping[str, Any]]
+# Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def read(name: str) -> dict[str, dict[str, Any]]:
+    """Rows by case; none where the study has not begun."""
+    path = HERE / name
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["case"]: row for row in map(json.loads, lines)}
+
+
+def clients(row: Mapping[str, Any]) -> Clients:
+    """Clients of a row by name."""
+    return {one["client"]: one for one in row["clients"]}
+
+
+def scored(one: Mapping[str, Any], kind: str, score: str) -> float | None:
+    """A score of a client's own model, or of the global one."""
+    found = (one.get(kind) or {}).get(score)
+    return None if found is None else float(found)
+
+
+def ratio(a: Clients, b: Clients, kind_a: str, kind_b: str, score: str = "fd_own") -> tuple[float, int, int]:
+    """Mean over clients of the logarithm of score a / score b; clients that are better in a, and how many there are."""
+    logs = []
+    for name, one in a.items():
+        mine, theirs = scored(one, kind_a, score), scored(b[name], kind_b, score)
+        if mine is not None and theirs is not None:
+            logs.append(math.log(mine / theirs))
+    return statistics.fmean(logs), sum(value < 0 for value in logs), len(logs)
+
+
+def interval(logs: list[float]) -> str:
+    """Geometric mean over seeds of ratios and its 95 % interval, given their logarithms; no interval of one."""
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return f"{math.exp(mean):.3f}"
+    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f} to {math.exp(mean + half):.3f})"
+
+
+def mean(rows: Mapping[int, Clients], value: Callable[[Mapping[str, Any]], float | None]) -> str:
+    """Mean over clients and seeds of what is there."""
+    found = [v for row in rows.values() for one in row.values() if (v := value(one)) is not None]
+    return f"{statistics.fmean(found):.3f}" if found else "-"
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], cell: str) -> str:
+    """One line for each way to a model of one's own, paired client by client with the global model and with training alone."""
+    lines = [
+        "| model | seeds | FD to own held-out images | to the test split | / global, own | clients better | / local, own | clients better | near-copies (expected) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    by: dict[str, dict[int, Clients]] = {}
+    for name, row in rows.items():
+        if name.startswith(f"{cell}-"):
+            method, _, seed = name.removeprefix(f"{cell}-").rpartition("-s")
+            by.setdefault(method, {})[int(seed)] = clients(row)
+    fine_tuned = next((m for m in METHODS if m in by and METHODS[m][0] == "fedavg"), None)
+    order = [("global", "global", fine_tuned)] if fine_tuned else []
+    order += [(m, "personal", m) for m in by]
+    for name, kind, method in order:
+        assert method is not None
+        found = by[method]
+        line = [name, ", ".join(map(str, sorted(found)))]
+        line += [
+            mean(found, lambda one, kind=kind: scored(one, kind, "fd_own")),
+            mean(found, lambda one, kind=kind: scored(one, kind, "fd_test")),
+        ]
+        for other, other_kind in ((fine_tuned, "global"), ("local", "personal")):
+            if other not in by or (name, kind) in (("global", other_kind), (other, other_kind)):
+                line += ["", ""]
+                continue
+            shared = sorted(found.keys() & by[other].keys())
+            pairs = [ratio(found[s], by[other][s], kind, other_kind) for s in shared]
+            line += [
+                interval([p[0] for p in pairs]),
+                f"{sum(p[1] for p in pairs)} of {sum(p[2] for p in pairs)}",
+            ]
+        line.append(
+            f"{mean(found, lambda one, kind=kind: scored(one, kind, 'copies'))} ({mean(found, lambda one, kind=kind: scored(one, kind, 'copies_expected'))})"
+        )
+        lines.append("| " + " | ".join(line) + " |")
+    floors = mean({s: c for s, c in by.get(fine_tuned or "", {}).items()}, lambda one: one["floor"])
+    return "\n".join(lines) + f"\n\nFloor (own training images against own held-out ones): {floors}."
+
+
+def who_gains(rows: Mapping[str, Mapping[str, Any]], cell: str, method: str) -> str:
+    """Correlation over clients and seeds of what fine-tuning gains with size, and with the distance to the union's class mix."""
+    sizes, distances, gains = [], [], []
+    for name, row in rows.items():
+        if not name.startswith(f"{cell}-{method}-s"):
+            continue
+        union = [sum(column) for column in zip(*(one["classes"] for one in row["clients"]), strict=True)]
+        for one in row["clients"]:
+            mine, whole = scored(one, "personal", "fd_own"), scored(one, "global", "fd_own")
+            if mine is None or whole is None:
+                continue
+            gains.append(math.log(mine / whole))
+            sizes.append(math.log(one["images"]))
+            own = [n / sum(one["classes"]) for n in one["classes"]]
+            distances.append(sum(abs(a - b / sum(union)) for a, b in zip(own, union, strict=True)) / 2)
+    if len(gains) < 3 or len(set(sizes)) < 2:
+        return "-"
+    told = [statistics.correlation(sizes, gains), statistics.correlation(distances, gains)]
+    return f"{len(gains)} clients: correlation of log(own / global) with log(images) {told[0]:+.2f}, with the distance of the class mix to the union's {told[1]:+.2f}"
+
+
+if __name__ == "__main__":
+    for file in ("pilot.jsonl", "results.jsonl"):
+        if rows := read(file):
+            for cell in CELLS:
+                print(f"\n### {file}, {cell}\n\n{table(rows, cell)}\n")
+                print(f"Who gains (all weights): {who_gains(rows, cell, 'all')}")
