@@ -955,6 +955,42 @@ def test_sites_work_in_the_latents_of_the_hubs_autoencoder_and_of_no_other(
     run(SitesGrid(folders), tmp_path / "pixels")
 
 
+def test_sites_start_from_weights_that_they_hold_or_are_sent(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from osmotic.models import pretrained
+
+    begun = osmotic.run(keys=KEYS | {"training.rounds": 1, "score.every": 0}, out=tmp_path / "begun")
+    place = str(Path(begun.path) / "model")
+    keys = {"model__pretrained": place, "codec__first_contact": "seed"}
+    told = {k.replace("__", "."): v for k, v in keys.items()}
+    simulated = osmotic.run(keys=KEYS | told | {"score.every": 0}, out=tmp_path / "simulated")
+    for folder in folders[:2]:
+        write(folder, 'pretrained = ""', f'pretrained = "{place}"')
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    assert found.summary["weights_sha256"] == simulated.summary["weights_sha256"]
+    lines = [json.loads(line) for line in Path(found.path, "ledger.jsonl").read_text().splitlines()]
+    first = {r["client"]: r["bytes"] for r in lines if r["round"] == 1 and r["direction"] == "down"}
+    assert first["client-000"] == first["client-001"] == 0
+    assert first["client-002"] > 4 * found.summary["parameters"], "who does not hold them is sent them"
+    assert not found.summary["failures"]
+
+    # Other weights, and none where only an adapter travels.
+    other = osmotic.run(
+        keys=KEYS | {"training.rounds": 1, "seed": 5, "score.every": 0}, out=tmp_path / "other"
+    )
+    write(folders[0], f'pretrained = "{place}"', f'pretrained = "{Path(other.path) / "model"}"')
+    capsys.readouterr()
+    with pytest.raises(RunStopped, match="1 of 3 sites are here"):
+        run(SitesGrid(folders), tmp_path / "adapted", **keys, adapter__rank=2, engine__deadline_seconds=3)
+    said = capsys.readouterr().err
+    hashes = [pretrained.sha256_of(str(Path(r.path) / "model")) for r in (other, begun)]
+    assert (
+        f"client-000 does not take part: has pretrained weights {hashes[0]}, and the run {hashes[1]}" in said
+    )
+    assert "client-002 does not take part: does not have the pretrained network that this run adapts" in said
+
+
 # --- rules ---
 
 

@@ -63,6 +63,13 @@ class ModelConfig:
         "",
         "folder of an autoencoder (diffusers' AutoencoderKL), in whose latents the network works; empty works in pixels",
     )
+    pretrained: str = key(
+        "",
+        "weights to start from: a pipeline folder, or a name on the Hugging Face hub; empty draws them from the seed",
+    )
+    pretrained_sha256: str = key(
+        "", "their hash, which everybody agrees on; empty takes that of what is there"
+    )
     conditional: bool | Literal["auto"] = key(
         "auto", "true, false, or auto: conditional where there are labels"
     )
@@ -74,6 +81,21 @@ class ModelConfig:
         "standard deviation of the images in [-1, 1] that target edm expects; agreed upon, never measured",
         0.01,
         10,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A low-rank adapter (LoRA) of the pretrained network, which alone is trained and sent; rank 0 trains the network itself."""
+
+    rank: int = key(0, "rank of the adapter; 0 has none", 0, 1024)
+    alpha: float = key(8.0, "the product of its factors is multiplied by alpha / rank", 0, 10_000, above=True)
+    targets: tuple[str, ...] = key(
+        ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"),
+        "layers that are adapted, by the end of their names",
+    )
+    trains: Literal["b", "both"] = key(
+        "b", "b: A is drawn once and frozen, and the average of clients is exact; both: A and B are averaged"
     )
 
 
@@ -258,6 +280,7 @@ class Config:
     preset: str = key("", "name of the preset the run was started from")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
     recipe: RecipeConfig = RecipeConfig()
     method: MethodConfig = MethodConfig()
     local: LocalConfig = LocalConfig()

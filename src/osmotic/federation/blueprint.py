@@ -5,8 +5,8 @@ Network, diffusion process, space, exchange, pieces, codecs, and the contract th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,8 @@ from osmotic.diffusion.space import Pixels, Space
 from osmotic.errors import ConfigError
 from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
-from osmotic.models import autoencoder_file, norms
+from osmotic.models import autoencoder_file, norms, pretrained
+from osmotic.models.adapter import Adapter, merged
 from osmotic.models.autoencoder import Autoencoder
 from osmotic.models.dropout import make_seeded
 from osmotic.models.layout import Layout
@@ -135,12 +136,47 @@ class Blueprint:
             "classes": self.spec.num_classes,
             "encoder": self.config.score.encoder,
             **self.space.contract(),
+            **self._started_from(),
         }
 
+    def _started_from(self) -> dict[str, Any]:
+        """Of the contract, what a run has that starts from pretrained weights, or adapts them."""
+        found: dict[str, Any] = {}
+        if agreed := self.config.model.pretrained_sha256:
+            found["pretrained"] = agreed
+        elif self.config.model.pretrained:
+            found["pretrained"] = pretrained.sha256(self.pretrained)
+        if (adapter := self.spec.adapter) is not None:
+            found["adapter"] = [adapter.rank, adapter.alpha, adapter.trains]
+        return found
+
     def initial(self) -> Flat:
-        """The weights of round 0, name -> float32 [...]: a function of network and seed alone."""
+        """The weights of round 0, name -> float32 [...]: a function of network and seed alone, or the pretrained ones."""
+        if self.config.model.pretrained and self.spec.adapter is None:
+            return Flat.of(self.flat, self.pretrained)
         drawn = models.initial(self.spec, seeds.integer(self.config.seed, seeds.WEIGHTS))
         return Flat.of(self.flat, drawn)
+
+    @cached_property
+    def pretrained(self) -> dict[str, np.ndarray]:
+        """The weights of `model.pretrained`, name -> float32 [...]. Raises: ConfigError for others than those agreed on."""
+        model = self.config.model
+        found = pretrained.read(model.pretrained, models.layout(self.spec.whole))
+        if model.pretrained_sha256 and (here := pretrained.sha256(found)) != model.pretrained_sha256:
+            rule = f"has the hash {here}, and what was agreed on {model.pretrained_sha256}"
+            raise ConfigError("model.pretrained", model.pretrained, rule)
+        return found
+
+    def agreed(self) -> Blueprint:
+        """With the hash of the pretrained weights in its configuration."""
+        found = pretrained.sha256(self.pretrained)
+        config = replace(self.config, model=replace(self.config.model, pretrained_sha256=found))
+        return replace(self, config=config)
+
+    def whole(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Weights of the whole network, name -> float32 [...]: those given, or the pretrained ones with this adapter in them."""
+        adapter = self.spec.adapter
+        return weights if adapter is None else merged(adapter, self.pretrained, weights)
 
     def model(self, device: torch.device) -> torch.nn.Module:
         """A network for [B, C, H, W] on the device, channels-last: on CPUs 1.25 times as fast."""
@@ -149,6 +185,10 @@ class Blueprint:
         make_seeded(model)
         # At the border of a frozen part torch 2.13 would crash the process.
         norms.guard(model)
+        if self.spec.adapter is not None:
+            from osmotic.models import adapted_layers
+
+            adapted_layers.load_base(model, self.pretrained)
         return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def sampling(self, guidance: float | None = None) -> Sampling:
@@ -229,7 +269,19 @@ def space_of(config: Config, image_size: int, channels: int) -> Space:
 
 
 def network_of(config: Config, image_size: int, channels: int, num_classes: int) -> NetworkSpec:
-    """The network for these images, or for their latents. Raises: ConfigError as `models.resolve` and `space_of`."""
+    """The network for these images, or for their latents, and its adapter. Raises: ConfigError as `models.resolve` and `space_of`."""
+    spec = _whole_network(config, image_size, channels, num_classes)
+    chosen = config.adapter
+    if not chosen.rank:
+        return spec
+    adapter = Adapter(chosen.rank, chosen.alpha, chosen.targets, chosen.trains)
+    if not adapter.layers(models.layout(spec)):
+        rule = f"name no layer of network {spec.name}: they are ends of names such as to_q or conv1"
+        raise ConfigError("adapter.targets", list(chosen.targets), rule)
+    return replace(spec, adapter=adapter)
+
+
+def _whole_network(config: Config, image_size: int, channels: int, num_classes: int) -> NetworkSpec:
     name, dropout = config.model.network, config.recipe.dropout
     if name in models.NETWORKS and isinstance(models.NETWORKS[name], Autoencoder):
         return models.resolve(name, image_size, channels, 0, dropout)

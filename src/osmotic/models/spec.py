@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from osmotic.errors import ConfigError
 from osmotic.models import parts as network_parts
+from osmotic.models.adapter import Adapted, Adapter
 from osmotic.models.layout import Layout
 from osmotic.models.parts import Prefixes
 
@@ -58,6 +59,7 @@ class NetworkSpec:
         num_classes: classes the network is conditioned on, 0 for none. Its class embedding has one row
             more: row `num_classes` is the null class of classifier-free guidance.
         dropout: share of activations dropped in training, in [0, 1).
+        adapter: of a pretrained network; then its factors alone are parameters.
     """
 
     name: str
@@ -65,11 +67,18 @@ class NetworkSpec:
     channels: int
     num_classes: int = 0
     dropout: float = 0.0
+    adapter: Adapter | None = None
 
     @property
     def network(self) -> Network:
-        """What the name stands for."""
-        return NETWORKS[self.name]
+        """What the name stands for, adapted if it is."""
+        whole = NETWORKS[self.name]
+        return whole if self.adapter is None else Adapted(whole, self.adapter)
+
+    @property
+    def whole(self) -> NetworkSpec:
+        """The network without its adapter."""
+        return replace(self, adapter=None)
 
     def part_names(self) -> dict[str, list[str]]:
         """The parameters of every part of `PARTS`, sorted; a part that the network does not have is an empty list.

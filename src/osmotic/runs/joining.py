@@ -155,6 +155,8 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
         "data.holdout": HOLDOUT,
         "data.image_size": described.image_size,
         "data.channels": described.channels,
+        "model.pretrained": "",
+        "model.pretrained_sha256": "",
         "model.autoencoder": "" if described.autoencoder is None else str(described.autoencoder),
     }
     return resolve.load(keys, sets=sets)

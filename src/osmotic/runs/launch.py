@@ -255,6 +255,8 @@ def make_server(
         trainer=ServerTrainer(study, make_worker, scoring),
         observer=observer,
     )
+    # Known beforehand: else their first round would be lost to finding it out.
+    server.state.down.draws_otherwise |= study.lacks
     return server, scoring
 
 

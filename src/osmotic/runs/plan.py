@@ -218,7 +218,7 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
     clients.sort(key=lambda client: client.name)
     # What clients draw are images, whatever the network works in.
-    pictured = dataclasses.replace(spec, image_size=shape.image_size, channels=shape.channels)
+    pictured = dataclasses.replace(spec.whole, image_size=shape.image_size, channels=shape.channels)
     return config, shape, (method, chain, models.layout(spec), spec.part_names(), clients, pictured)
 
 
@@ -258,7 +258,7 @@ def network(config: Config, dataset: Dataset | None = None) -> tuple[models.Netw
     if shape.num_classes == 0:
         refuse_label_partition(config.data.partition)
     check_clients(config.data, shape.num_train)
-    if config.model.autoencoder or config.model.network == "autoencoder":
+    if config.model.autoencoder or config.model.network == "autoencoder" or config.adapter.rank:
         from osmotic.federation.blueprint import network_of  # torch, without which other plans are quicker
 
         return network_of(config, shape.image_size, shape.channels, num_classes), shape

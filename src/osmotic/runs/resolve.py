@@ -167,12 +167,12 @@ def rebuilt(tables: Mapping[str, Any]) -> Config:
     return _filled(build(flatten(tables)))
 
 
-def received(tables: Mapping[str, Any], source: str, autoencoder: str = "") -> Config:
+def received(tables: Mapping[str, Any], source: str, autoencoder: str = "", pretrained: str = "") -> Config:
     """A resolved configuration that came from elsewhere, for images of one's own; it is held to every rule.
 
     Args:
         source: of the images, in the place of `data.source`.
-        autoencoder: folder in the place of `model.autoencoder`, where the run has one.
+        autoencoder, pretrained: folders in the place of `model.autoencoder` and `model.pretrained`, where the run has them.
     Raises: ConfigError for a key or a combination that cannot be.
     """
     given = flatten(tables) | {
@@ -182,8 +182,9 @@ def received(tables: Mapping[str, Any], source: str, autoencoder: str = "") -> C
         "engine.device": "auto",
         "track.backends": [],
     }
-    if given.get("model.autoencoder"):
-        given["model.autoencoder"] = autoencoder
+    for key, own in (("model.autoencoder", autoencoder), ("model.pretrained", pretrained)):
+        if given.get(key):
+            given[key] = own
     config = build(given)
     # Its files are those of another machine: whoever is asked for features here looks for its own.
     weights.check_name(config.score.encoder)

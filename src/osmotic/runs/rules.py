@@ -38,6 +38,7 @@ def check(config: Config, own_data: bool = False) -> None:
     _names(config)
     _method(config)
     _codecs(config)
+    _adapter(config)
     _latents(config)
     _process(config)
     _training(config)
@@ -204,6 +205,23 @@ def _codecs(config: Config) -> None:
                 raise ConfigError(key, value, "unknown key", nearest(name, CODECS))
             raise ConfigError(key, value, "is of a codec that neither codec.up nor codec.down names")
         owned_options(CODECS[name], name, f"codec.{name}", options, CODECS)
+
+
+def _adapter(config: Config) -> None:
+    chosen, default = config.adapter, type(config.adapter)()
+    if not chosen.rank:
+        for name in ("alpha", "targets", "trains"):
+            if (given := getattr(chosen, name)) != getattr(default, name):
+                raise ConfigError(f"adapter.{name}", given, "is of an adapter: set adapter.rank")
+        return
+    if not config.model.pretrained:
+        rule = "adapts a pretrained network, and model.pretrained names none"
+        raise ConfigError("adapter.rank", chosen.rank, rule)
+    if config.model.network == "autoencoder":
+        raise ConfigError("adapter.rank", chosen.rank, "is of a denoiser: an autoencoder is trained itself")
+    if config.engine.batched_clients > 1:
+        rule = "trains networks side by side, and knows no adapters: use 1"
+        raise ConfigError("engine.batched_clients", config.engine.batched_clients, rule)
 
 
 def _latents(config: Config) -> None:

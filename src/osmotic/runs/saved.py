@@ -117,9 +117,11 @@ def load(run: RunDir, client: str | None = None) -> Any:
 
 
 def in_space(config: Config, described: Described) -> Config:
-    """A run's configuration with the autoencoder that lies beside its model."""
+    """A run's configuration for the model as it lies there: whole, with the autoencoder beside it."""
     place = "" if described.autoencoder is None else str(described.autoencoder)
-    return replace(config, model=replace(config.model, autoencoder=place))
+    # An adapter is in its weights already.
+    model = replace(config.model, autoencoder=place, pretrained="", pretrained_sha256="")
+    return replace(config, model=model, adapter=type(config.adapter)())
 
 
 def class_names(run: RunDir) -> list[str]:

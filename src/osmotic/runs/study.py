@@ -54,6 +54,7 @@ class Study:
             sizes alone. None in a simulation.
         tells: hashes of the feature networks by which a site may tell sums of its images' features, by its name.
         compares: names of the sites that may tell KID of their images, too.
+        lacks: names of the sites that do not hold the pretrained weights of the run, and are sent them.
     """
 
     blueprint: Blueprint
@@ -63,6 +64,7 @@ class Study:
     sites: Engine | None = None
     tells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     compares: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
 
     @property
     def at_sites(self) -> bool:
@@ -122,6 +124,9 @@ def prepare(
         )
     if config.model.target == "edm":
         _tell_spread(config.model.sigma_data, dataset)
+    if blueprint.config.model.pretrained and not blueprint.config.model.pretrained_sha256:
+        # Written down, so that the file of the run names what it began with.
+        blueprint = blueprint.agreed()
     holdings = _holdings(config, dataset, blueprint.method(), blueprint.chain())
     return Study(blueprint, dataset, holdings, choose_device(config.engine.device))
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from osmotic.models import pipeline
 from osmotic.runs import traffic
 from osmotic.runs.study import Study
 from osmotic.storage import strict_json
-from osmotic.storage.atomic import write_text
+from osmotic.storage.atomic import write_bytes, write_text
 from osmotic.storage.folder import RunDir
 
 
@@ -174,11 +175,18 @@ def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) 
     names = study.dataset.class_names if study.spec.num_classes else ()
     pipeline.save(
         folder,
-        study.spec,
-        weights,
+        study.spec.whole,
+        study.blueprint.whole(weights),
         study.blueprint.process.contract(),
         names,
         steps=study.config.score.steps,
         guidance=study.blueprint.guidance,
         autoencoder=study.blueprint.autoencoder,
     )
+    if (adapter := study.spec.adapter) is not None:
+        from safetensors.numpy import save
+
+        told = {"rank": str(adapter.rank), "alpha": str(adapter.alpha), "trains": adapter.trains}
+        told |= {"pretrained_sha256": str(study.blueprint.contract()["pretrained"])}
+        tables = {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
+        write_bytes(Path(folder) / "adapter.safetensors", save(tables, told))

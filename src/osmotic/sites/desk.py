@@ -32,7 +32,7 @@ from osmotic.federation.feature_sums import Sums
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
-from osmotic.models import autoencoder_file
+from osmotic.models import autoencoder_file, pretrained
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional, set_aside
@@ -117,7 +117,7 @@ class SiteDesk:
             self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
             rows, _ = self._rows(config, dataset)
-            latents = self._autoencoder(config)
+            latents, begun = self._autoencoder(config), self._pretrained(config)
         except Declined as error:
             return Packet(told | {"declines": str(error)})
         except Exception as error:  # its text may name a path or hold a value of the site's own data
@@ -133,6 +133,7 @@ class SiteDesk:
                 "encoders": list(self.folder.config.policy.encoders),
                 "kernel_distances": self.folder.config.policy.kernel_distances,
                 "autoencoder": latents,
+                "pretrained": begun,
                 "torch": torch.__version__.partition("+")[0],
             }
         )
@@ -276,11 +277,14 @@ class SiteDesk:
     def _config(self, spec: Spec) -> Config:
         """The run's configuration with this site's own images in the place of the hub's, held to every rule."""
         try:
-            own = self.folder.autoencoder
-            model = spec.config.get("model")
-            if own is None and isinstance(model, Mapping) and model.get("autoencoder"):
+            held = self.folder.autoencoder, self.folder.pretrained
+            model, adapter = spec.config.get("model"), spec.config.get("adapter")
+            if held[0] is None and isinstance(model, Mapping) and model.get("autoencoder"):
                 raise Declined("has no autoencoder, and this run works in the latents of one")
-            return resolve.received(spec.config, self.folder.config.data, "" if own is None else str(own))
+            if held[1] is None and isinstance(adapter, Mapping) and adapter.get("rank"):
+                raise Declined("does not have the pretrained network that this run adapts")
+            places = ("" if place is None else str(place) for place in held)
+            return resolve.received(spec.config, self.folder.config.data, *places)
         except ConfigError as error:
             # A rule of the run's keys; one about this site's own images stays in its log.
             log.warning("declined: %s", error)
@@ -300,6 +304,17 @@ class SiteDesk:
         except ConfigError as error:  # it names the folder
             log.warning("no autoencoder: %s", error)
             raise Declined("its autoencoder cannot be read") from None
+
+    @staticmethod
+    def _pretrained(config: Config) -> str:
+        """Hash of the pretrained weights here; "" where there are none, or none are asked for. Raises: Declined for a folder that holds none."""
+        if not config.model.pretrained:
+            return ""
+        try:
+            return pretrained.sha256_of(config.model.pretrained)
+        except ConfigError as error:  # it names the folder
+            log.warning("no pretrained weights: %s", error)
+            raise Declined("its pretrained weights cannot be read") from None
 
     def _allow(self, config: Config, header: Mapping[str, Any]) -> None:
         if (reason := self.folder.config.policy.objection(config, header)) is not None:

@@ -34,6 +34,9 @@ class SiteConfig:
     autoencoder: str = key(
         "", "folder of the autoencoder of runs that work in its latents; the hub must have the same"
     )
+    pretrained: str = key(
+        "", "pipeline folder of the weights that runs start from; where it is empty they are sent once"
+    )
     port: int = key(9094, "on this machine alone, between the site's own processes", 1, 65535)
     plaintext: bool = key(
         False, "true: no encryption, and the hub does not prove who it is; for trials on one machine"
@@ -87,6 +90,11 @@ class SiteFolder:
     def autoencoder(self) -> Path | None:
         """The folder of the autoencoder; a relative path is one from the site's folder."""
         return self.path / self.config.autoencoder if self.config.autoencoder else None
+
+    @property
+    def pretrained(self) -> Path | None:
+        """The folder of pretrained weights; a relative path is one from the site's folder."""
+        return self.path / self.config.pretrained if self.config.pretrained else None
 
     def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""

@@ -258,13 +258,16 @@ class Hub:
 
 
 def _from_anywhere(config: Config) -> Config:
-    """With whole paths of feature network and autoencoder: a run's server starts elsewhere than whoever types this."""
+    """With whole paths of feature network, autoencoder and pretrained weights: a run's server starts elsewhere than whoever types this."""
     if (name := config.score.encoder).startswith(PREFIX):
         whole = f"{PREFIX}{Path(name.removeprefix(PREFIX)).resolve()}"
         config = replace(config, score=replace(config.score, encoder=whole))
-    if place := config.model.autoencoder:
-        config = replace(config, model=replace(config.model, autoencoder=str(Path(place).resolve())))
-    return config
+    model = config.model
+    if place := model.autoencoder:
+        model = replace(model, autoencoder=str(Path(place).resolve()))
+    if (place := model.pretrained) and Path(place).is_dir():  # else a name on a hub
+        model = replace(model, pretrained=str(Path(place).resolve()))
+    return replace(config, model=model)
 
 
 APP = """[build-system]

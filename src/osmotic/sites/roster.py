@@ -22,7 +22,7 @@ from osmotic.engines.envelope import NoPacket, packet_of, records
 from osmotic.engines.flower import Flower
 from osmotic.errors import ConfigError, RunStopped, plain, shown
 from osmotic.federation.blueprint import Blueprint
-from osmotic.models import autoencoder_file
+from osmotic.models import autoencoder_file, pretrained
 from osmotic.protocol.gate import MAX_BESIDE
 from osmotic.protocol.messages import Answer, Client, Packet, Sent
 from osmotic.runs.settle import settle
@@ -57,6 +57,7 @@ class AcrossSites(Flower):
         self._spec = Spec(to_dict(config))
         place = config.model.autoencoder
         self._autoencoder = autoencoder_file.describe(place).sha256 if place else ""
+        self._pretrained = pretrained.sha256_of(config.model.pretrained) if config.model.pretrained else ""
         self._nodes: dict[str, int] = {}  # of sites that have said who they are
         self._said: dict[str, Mapping[str, Any]] = {}
         self._asked: dict[str, tuple[int, str, float]] = {}  # message -> node, its registered name, when
@@ -175,6 +176,10 @@ class AcrossSites(Flower):
             self._decline(node, registered, str(said["declines"]))
             return
         name = said["name"]
+        if said["pretrained"] not in ("", self._pretrained):
+            told = f"has pretrained weights {said['pretrained']}, and the run {self._pretrained or 'none'}"
+            self._decline(node, registered, told)
+            return
         if said["autoencoder"] != self._autoencoder:
             told = (
                 f"has autoencoder {said['autoencoder'] or 'none'}, and the run {self._autoencoder or 'none'}"
@@ -231,11 +236,14 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     encoders = said.get("encoders")
     if not isinstance(encoders, list) or len(encoders) > MOST_ENCODERS or not all(map(_is_hash, encoders)):
         raise ValueError("says of no feature networks, or of too many")
+    if (begun := said.get("pretrained", "")) != "" and not _is_hash(begun):
+        raise ValueError("says of no pretrained weights")
     if (autoencoder := said.get("autoencoder", "")) != "" and not _is_hash(autoencoder):
         raise ValueError("says of no autoencoder")
     return {
         "name": name,
         "autoencoder": autoencoder,
+        "pretrained": begun,
         "num_examples": count,
         "image": (image[0], image[1]),
         "classes": classes,
@@ -278,6 +286,9 @@ def across_sites(
     config = settle(config, total, len(classes))
     conditional = is_conditional(config, len(classes))
     blueprint = Blueprint.of(config, side, channels, len(classes) if conditional else 0)
+    if config.model.pretrained:
+        blueprint = blueprint.agreed()  # told to every site with its tasks
+        config = blueprint.config
     roster = [Client(i, name, said[name]["num_examples"]) for i, name in enumerate(sorted(said))]
     engine.agree(config, (side, channels), classes, roster)
     nothing = np.zeros((0, side, side, channels), np.uint8)
@@ -287,7 +298,9 @@ def across_sites(
     tells = {name: tuple(one["encoders"]) for name, one in said.items()}
     dataset = Dataset("images at their sites", empty, empty, tuple(classes))
     compares = frozenset(name for name, one in said.items() if one["kernel_distances"])
-    return Study(blueprint, dataset, holdings, choose_device(config.engine.device), engine, tells, compares)
+    lacks = frozenset(name for name, one in said.items() if config.model.pretrained and not one["pretrained"])
+    device = choose_device(config.engine.device)
+    return Study(blueprint, dataset, holdings, device, engine, tells, compares, lacks)
 
 
 def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:

@@ -151,7 +151,8 @@ def allows(path: Path, config: Config) -> Iterator[Line]:
     from osmotic.runs import leaves, resolve
 
     site = SiteFolder.read(path)
-    own = resolve.received(to_dict(config), site.config.data, str(site.autoencoder or ""))
+    held = str(site.autoencoder or ""), str(site.pretrained or "")
+    own = resolve.received(to_dict(config), site.config.data, *held)
     shape = sources.describe(own.data, keep_all=True)
     side, names = shape.image_size, tuple(map(str, range(shape.num_classes)))
     # As many as there are clients at least: tasks do not depend on how many images there are, and nothing is read.

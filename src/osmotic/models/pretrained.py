@@ -1,0 +1,82 @@
+"""Weights that a run starts from in the place of drawn ones: those of a pipeline folder, or of one that the hub has."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from osmotic.errors import ConfigError
+
+KEY = "model.pretrained"
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+def sha256_of(place: str) -> str:
+    """The hash of the weights there, whatever network they are of. Raises: ConfigError as `read`."""
+    return sha256(_load(place))
+
+
+def read(place: str, layout: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The weights there, name -> float32 [...], if they are of this layout.
+
+    Args:
+        place: a pipeline folder (with `unet/`), a folder of one network, or a name on the Hugging Face hub.
+    Raises: ConfigError in one line for what holds no weights, or those of another network.
+    """
+    found = _load(place)
+    if odd := sorted(found.keys() ^ layout.keys()):
+        whose = "has no" if odd[0] in layout else "has besides"
+        raise ConfigError(KEY, place, f"is another network: it {whose} {odd[0]} ({len(odd)} differ)")
+    for name, shape in layout.items():
+        if found[name].shape != tuple(shape):
+            rule = f"is another network: {name} is {list(found[name].shape)} there, and {list(shape)} here"
+            raise ConfigError(KEY, place, rule)
+        if found[name].dtype.kind != "f" or not np.isfinite(found[name]).all():
+            raise ConfigError(KEY, place, f"{name} holds values that are no finite numbers")
+    return {name: np.ascontiguousarray(found[name], np.float32) for name in sorted(layout)}
+
+
+def sha256(weights: Mapping[str, np.ndarray]) -> str:
+    """Hash of weights, name -> float32 [...], 64 hexadecimal digits: what everybody who takes part agrees on."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(f"{name} {weights[name].shape}".encode())
+        total.update(np.ascontiguousarray(weights[name], "<f4").data)
+    return total.hexdigest()
+
+
+def _load(place: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = _file(place)
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(KEY, place, f"{file.name} cannot be read ({error})") from None
+
+
+def _file(place: str) -> Path:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or folder.is_absolute():
+            raise ConfigError(KEY, place, "is no folder, and no name on a hub, ORGANISATION/NAME")
+        folder = _downloaded(place)
+    for file in (folder / "unet" / FILE, folder / FILE):
+        if file.is_file():
+            return file
+    raise ConfigError(KEY, place, f"holds no {FILE}, neither itself nor in unet/")
+
+
+def _downloaded(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=[f"unet/{FILE}", FILE]))
+    except Exception as error:  # no network, no such name, no access: the library has a class for each
+        told = str(error).partition("\n")[0]
+        raise ConfigError(KEY, name, f"is no folder, and cannot be had from the hub ({told})") from None
