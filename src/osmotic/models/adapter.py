@@ -11,17 +11,11 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from osmotic.models.layout import Layout
-from osmotic.models.parts import Prefixes
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from osmotic.models.spec import Network, NetworkSpec
 
 A, B, BASE = "lora_A", "lora_B", "base"  # names of the factors, and of the constant, in a layer
 
@@ -65,56 +59,6 @@ class Adapter:
         seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:8], "little")
         draws = np.random.default_rng([seed, self.rank]).uniform(-1, 1, (self.rank, width))
         return (draws / math.sqrt(width)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The network that a spec with an adapter stands for.
-
-    Args:
-        whole: the network that is adapted.
-        adapter: how.
-    """
-
-    whole: Network
-    adapter: Adapter
-
-    own = False
-
-    @property
-    def multiple(self) -> int:
-        """As the whole network's."""
-        return self.whole.multiple
-
-    @property
-    def norm_groups(self) -> int:
-        """As the whole network's."""
-        return self.whole.norm_groups
-
-    @property
-    def has_dropout(self) -> bool:
-        """As the whole network's."""
-        return self.whole.has_dropout
-
-    @property
-    def parts(self) -> Prefixes:
-        """A factor belongs to the part of its layer."""
-        return self.whole.parts
-
-    def layout(self, spec: NetworkSpec) -> Layout:
-        """Names and shapes of the factors that are trained, in no particular order."""
-        rank, found = self.adapter.rank, Layout()
-        for layer, shape in self.adapter.layers(self.whole.layout(spec)).items():
-            found[f"{layer}.{B}"] = (shape[0], rank)
-            if self.adapter.trains == "both":
-                found[f"{layer}.{A}"] = (rank, math.prod(shape[1:]))
-        return found
-
-    def construct(self, spec: NetworkSpec) -> nn.Module:
-        """The whole network with its layers adapted; its constants are yet to be loaded (`adapted_layers.load_base`)."""
-        from osmotic.models import adapted_layers
-
-        return adapted_layers.adapt(self.whole.construct(spec), self.adapter)
 
 
 def merged(

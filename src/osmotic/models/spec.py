@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from osmotic.errors import ConfigError
 from osmotic.models import parts as network_parts
-from osmotic.models.adapter import Adapted, Adapter
+from osmotic.models.adapter import A, Adapter, B
 from osmotic.models.layout import Layout
 from osmotic.models.parts import Prefixes
 
@@ -91,6 +92,56 @@ class NetworkSpec:
             raise
         except ValueError as error:
             raise ConfigError("model.network", self.name, str(error)) from None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The network that a spec with an adapter stands for.
+
+    Args:
+        whole: the network that is adapted.
+        adapter: how.
+    """
+
+    whole: Network
+    adapter: Adapter
+
+    own = False
+
+    @property
+    def multiple(self) -> int:
+        """As the whole network's."""
+        return self.whole.multiple
+
+    @property
+    def norm_groups(self) -> int:
+        """As the whole network's."""
+        return self.whole.norm_groups
+
+    @property
+    def has_dropout(self) -> bool:
+        """As the whole network's."""
+        return self.whole.has_dropout
+
+    @property
+    def parts(self) -> Prefixes:
+        """A factor belongs to the part of its layer."""
+        return self.whole.parts
+
+    def layout(self, spec: NetworkSpec) -> Layout:
+        """Names and shapes of the factors that are trained, in no particular order."""
+        rank, found = self.adapter.rank, Layout()
+        for layer, shape in self.adapter.layers(self.whole.layout(spec)).items():
+            found[f"{layer}.{B}"] = (shape[0], rank)
+            if self.adapter.trains == "both":
+                found[f"{layer}.{A}"] = (rank, math.prod(shape[1:]))
+        return found
+
+    def construct(self, spec: NetworkSpec) -> nn.Module:
+        """The whole network with its layers adapted; its constants are yet to be loaded (`adapted_layers.load_base`)."""
+        from osmotic.models import adapted_layers
+
+        return adapted_layers.adapt(self.whole.construct(spec), self.adapter)
 
 
 def layout(spec: NetworkSpec) -> Layout:
