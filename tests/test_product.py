@@ -13,14 +13,17 @@ import re
 import sys
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import small_autoencoder
 import tiny_network
 from allpairspy import AllPairs
+from safetensors.numpy import save_file
 from small_runs import Crash, crash_at
 
-from osmotic import codecs, plugins
+from osmotic import codecs, models, plugins
 from osmotic.errors import ConfigError
 from osmotic.runs import plan, resolve
 from osmotic.runs.summary import weights_sha256
@@ -32,6 +35,14 @@ SITE = (
     "server.correction.spread=even",
     "server.correction.local_epochs=1",
     "data.partition=iid",
+)
+# Images of 8x8 become latents of 2x2; the folder lies where a test runs.
+LATENT, BEGUN = "autoencoder", "pretrained"
+ADAPTED = (
+    f"model.pretrained={BEGUN}",
+    "model.conditional=false",
+    "adapter.rank=1",
+    'adapter.targets=["conv_in", "mid_block", "conv_out"]',
 )
 FACTORS: dict[str, list[tuple[str, ...]]] = {
     "exchange": [
@@ -110,6 +121,7 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
     "participation": [(), ("training.fraction_train=0.5",)],
     "moments": [(), ("training.optimizer_state=keep",)],
     "workers": [("engine.workers=1",), ("engine.workers=2",)],
+    "space": [(), (f"model.autoencoder={LATENT}",)],
 }
 TINY = (
     "model.network=tiny",
@@ -176,9 +188,24 @@ def named(settings: tuple[str, ...]) -> str:
     return " ".join(s.partition(".")[2].replace("name=", "").replace("pieces=", "") for s in settings)
 
 
-@pytest.fixture(autouse=True)
-def tiny() -> None:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder, and weights of the network to start from."""
     tiny_network.register()
+    folder = tmp_path_factory.mktemp("product")
+    small_autoencoder.write(folder / LATENT)
+    (folder / BEGUN).mkdir()
+    drawn = models.initial(models.resolve("tiny", 8, 1, 0, 0.0), 5)
+    save_file(drawn, folder / BEGUN / "weights.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_network.register()
+    monkeypatch.chdir(tmp_path)
+    for name in (LATENT, BEGUN):
+        (tmp_path / name).symlink_to(folders / name)
 
 
 def outcome(server: Any) -> dict[str, Any]:
@@ -212,7 +239,22 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     return ("engine.name=flower",)
 
 
-@pytest.mark.parametrize("settings", ROWS, ids=named)
+def adapted_rows() -> list[tuple[str, ...]]:
+    """Every exchange that has clients with an adapter, each with another codec, and pieces where they go with it."""
+    rows = []
+    # The learned one's own network is bounded far above so few weights.
+    ups = [up for up in FACTORS["up"] if "codec.up=learned" not in up]
+    for i, exchange in enumerate(FACTORS["exchange"]):
+        for j in range(2):
+            row = (*exchange, *ups[(3 * i + j) % len(ups)], *ADAPTED)
+            for section in ("local", "server", "after"):
+                more = FACTORS[section][(i + j + 1) % len(FACTORS[section])]
+                row = (*row, *more) if not refused((*row, *more)) else row
+            rows.append(tuple(dict.fromkeys(row)))
+    return [row for row in rows if not refused(row)]
+
+
+@pytest.mark.parametrize("settings", [*ROWS, *adapted_rows()], ids=named)
 def test_killed_and_resumed_elsewhere_it_has_the_same_bits_and_the_plans_bytes(
     make_server: Any, elsewhere: tuple[str, ...], settings: tuple[str, ...]
 ) -> None:

@@ -172,6 +172,15 @@ def test_it_is_saved_as_an_adapter_and_as_a_merged_pipeline(begun: RunDir, tmp_p
     [
         (("adapter.rank=2",), "model.pretrained names none"),
         (("adapter.alpha=4",), "is of an adapter: set adapter.rank"),
+        (
+            (
+                "model.pretrained=PLACE",
+                "adapter.rank=2",
+                "after.pieces=personalise",
+                "after.personalise.trains=adapter",
+            ),
+            "is of a whole network, and this run trains an adapter",
+        ),
         (("model.pretrained=nowhere",), "is no folder, and no name on a hub"),
         (
             ("model.pretrained=PLACE", "data.channels=3"),

@@ -153,14 +153,18 @@ def hold_out(
         labels: of the whole split, int64 [N], or None.
         seed: of the draw.
     """
-    # floor(x + 0.5), as round() takes halves to the even side: 0.5 of 1 and of 3 images would go different
-    # ways.
-    count = min(math.floor(share * len(indices) + 0.5), len(indices) - 1)
+    count = held_out(len(indices), share)
     own = None if labels is None else labels[indices]
-    test = strata.draw(own, len(indices), max(count, 0), np.random.default_rng(seed))
+    test = strata.draw(own, len(indices), count, np.random.default_rng(seed))
     kept = np.ones(len(indices), bool)
     kept[test] = False
     return np.sort(indices[kept]), np.sort(indices[test])
+
+
+def held_out(images: int, share: float) -> int:
+    """How many of so many images of a client are held out; one training image stays always."""
+    # floor(x + 0.5), as round() takes halves to the even side: 0.5 of 1 and of 3 images would go different ways.
+    return max(0, min(math.floor(share * images + 0.5), images - 1))
 
 
 def class_counts(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:

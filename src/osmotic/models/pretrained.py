@@ -13,6 +13,7 @@ from osmotic.errors import ConfigError
 
 KEY = "model.pretrained"
 FILE = "diffusion_pytorch_model.safetensors"
+OWN = "weights.safetensors"  # of a network that diffusers does not know
 
 
 def sha256_of(place: str) -> str:
@@ -66,10 +67,10 @@ def _file(place: str) -> Path:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or folder.is_absolute():
             raise ConfigError(KEY, place, "is no folder, and no name on a hub, ORGANISATION/NAME")
         folder = _downloaded(place)
-    for file in (folder / "unet" / FILE, folder / FILE):
+    for file in (folder / "unet" / FILE, folder / FILE, folder / OWN):
         if file.is_file():
             return file
-    raise ConfigError(KEY, place, f"holds no {FILE}, neither itself nor in unet/")
+    raise ConfigError(KEY, place, f"holds no {FILE}, neither itself nor in unet/, and no {OWN}")
 
 
 def _downloaded(name: str) -> Path:

@@ -131,7 +131,7 @@ class Adapted:
     def layout(self, spec: NetworkSpec) -> Layout:
         """Names and shapes of the factors that are trained, in no particular order."""
         rank, found = self.adapter.rank, Layout()
-        for layer, shape in self.adapter.layers(self.whole.layout(spec)).items():
+        for layer, shape in self.adapter.layers(self.whole.layout(spec.whole)).items():
             found[f"{layer}.{B}"] = (shape[0], rank)
             if self.adapter.trains == "both":
                 found[f"{layer}.{A}"] = (rank, math.prod(shape[1:]))
@@ -141,7 +141,7 @@ class Adapted:
         """The whole network with its layers adapted; its constants are yet to be loaded (`adapted_layers.load_base`)."""
         from osmotic.models import adapted_layers
 
-        return adapted_layers.adapt(self.whole.construct(spec), self.adapter)
+        return adapted_layers.adapt(self.whole.construct(spec.whole), self.adapter)
 
 
 def layout(spec: NetworkSpec) -> Layout:

@@ -20,7 +20,7 @@ from osmotic.config.schema import Config
 from osmotic.data import sources
 from osmotic.data.compressed import Compressed
 from osmotic.data.dataset import Dataset, Shape
-from osmotic.data.partition import check_clients, refuse_label_partition
+from osmotic.data.partition import check_clients, held_out, refuse_label_partition
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink, Stream
 from osmotic.flat import Flat, FlatLayout
@@ -215,7 +215,9 @@ def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Sh
     names = ["central"] if method.pools_data else [f"client-{i:03d}" for i in range(count)]
     # By name, as engines list them: client-1000 comes before client-101, and who takes part is drawn by place.
     # Even shares, as who has which images is not known: packets are as long for any.
-    clients = [Client(i, name, max(1, shape.num_train // count)) for i, name in enumerate(names)]
+    share = max(1, shape.num_train // count)
+    share -= held_out(share, config.data.holdout)
+    clients = [Client(i, name, share) for i, name in enumerate(names)]
     clients.sort(key=lambda client: client.name)
     # What clients draw are images, whatever the network works in.
     pictured = dataclasses.replace(spec.whole, image_size=shape.image_size, channels=shape.channels)

@@ -217,6 +217,10 @@ def _adapter(config: Config) -> None:
     if not config.model.pretrained:
         rule = "adapts a pretrained network, and model.pretrained names none"
         raise ConfigError("adapter.rank", chosen.rank, rule)
+    own = config.after.options.get("personalise", {}).get("trains")
+    if "personalise" in config.after.pieces and own in ("adapter", "embedding"):
+        rule = "is of a whole network, and this run trains an adapter: all trains that"
+        raise ConfigError("after.personalise.trains", own, rule)
     if config.model.network == "autoencoder":
         raise ConfigError("adapter.rank", chosen.rank, "is of a denoiser: an autoencoder is trained itself")
     if config.engine.batched_clients > 1:
