@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import study
@@ -55,6 +56,65 @@ def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = Non
     preset, keys = METHODS[method]
     own = {"seed": seed, "data.partition_seed": seed, "data.partition": cell}
     return study.arguments(preset, COMMON, own, keys, more or {})
+
+
+# From a network that was trained on Fashion-MNIST in one place to MNIST at ten clients.
+BEGUN: Keys = {
+    "data.image_size": 8,
+    "data.max_images": 12_000,
+    "model.network": "unet-8",
+    "training.rounds": 10,
+    "training.local_epochs": 1.0,
+    "training.batch_size": 16,
+    "score.every": 0,
+    "score.samples": 100,
+    "track.backends": [],
+    "engine.workers": 1,
+}
+STARTED: Keys = COMMON | {
+    "data.source": "npz:../shared/data/mnist.npz",
+    "data.max_images": 6_000,
+    "data.holdout": 0.0,
+    "data.partition": "l-skew",
+    "score.samples": 2000,
+}
+ADAPTERS: dict[str, Keys] = {
+    "scratch": {},
+    "all-fp32": {},
+    "all-int8": {"codec.up": "int8", "codec.down": "int8", "codec.error_feedback": True},
+    "adapter-2": {"adapter.rank": 2},
+    "adapter-8": {"adapter.rank": 8},
+    "adapter-8-both": {"adapter.rank": 8, "adapter.trains": "both"},
+    "adapter-8-rate-3": {"adapter.rank": 8, "training.learning_rate": 0.003},
+    "adapter-8-int8": {
+        "adapter.rank": 8,
+        "codec.up": "int8",
+        "codec.down": "int8",
+        "codec.error_feedback": True,
+    },
+}
+
+
+def begun(seeds: Iterable[int]) -> dict[str, list[str]]:
+    """What the others start from."""
+    data = {"data.source": "npz:../shared/data/fashion-mnist.npz"}
+    return {f"begun-s{s}": study.arguments("central", BEGUN, data, {"seed": s}) for s in seeds}
+
+
+def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
+    """All weights against adapters, at equal rounds and images."""
+    found = {}
+    for seed in seeds:
+        own = {"seed": seed, "data.partition_seed": seed}
+        for name, keys in ADAPTERS.items():
+            start = {
+                "model.pretrained": str((runs / f"begun-s{seed}" / "model").resolve()),
+                "codec.first_contact": "seed",
+            }
+            found[f"{name}-s{seed}"] = study.arguments(
+                "fedavg", STARTED, own, {} if name == "scratch" else start, keys
+            )
+    return found
 
 
 def pilot() -> dict[str, list[str]]:
