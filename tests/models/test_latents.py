@@ -21,7 +21,7 @@ from osmotic.federation.blueprint import Blueprint
 from osmotic.models import autoencoder_file, construct
 from osmotic.models.latents import Latents
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import launch, plan, resolve, saved
+from osmotic.runs import commands, launch, plan, resolve, saved
 from osmotic.runs.summary import weights_sha256
 
 
@@ -271,5 +271,8 @@ def test_a_federation_for_an_autoencoder_leaves_a_folder_that_another_run_takes(
         8,
         1,
     )
-    card = (run.model / "README.md").read_text() if (run.model / "README.md").exists() else ""
-    assert "diffusion model" not in card
+    commands.report(run.path)
+    card = (run.model / "README.md").read_text()
+    assert "trained an autoencoder of" in card and "diffusion model" not in card
+    with pytest.raises(ConfigError, match="holds an autoencoder, which draws no images by itself"):
+        saved.draw(run, 1)

@@ -289,6 +289,8 @@ def _described(folder: Path) -> Described:
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     else:
         found = strict_json.read_table(folder / INDEX[1])
+        if found.get("_class_name") == "AutoencoderKL":
+            raise ConfigError(str(folder), None, "holds an autoencoder, which draws no images by itself")
         numbers = (found.get("image_size"), found.get("channels"), found.get("num_classes"))
         weights = folder / "weights.safetensors"
     size, channels, classes = (number if type(number) is int else -1 for number in numbers)

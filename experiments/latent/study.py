@@ -1,0 +1,71 @@
+"""Latents against pixels, federated, at equal time. See README.md.
+
+python experiments/latent/study.py pilot     # seed 100: speeds, and whether settings hold: pilot.jsonl
+python experiments/latent/study.py main      # three seeds: results.jsonl
+
+Each skips what is finished and goes on with what was cut off; a case is done when its line is in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import study  # noqa: E402
+
+Keys = dict[str, Any]
+
+RUNS = Path(os.environ.get("RUNS", "runs/latent"))  # a folder in memory is as good
+SEEDS, PILOT_SEED = (0, 1, 2), 100
+
+COMMON: Keys = {
+    "data.source": "npz:../shared/data/mednist32.npz",
+    "data.image_size": 64,
+    "data.max_images": 3000,
+    "data.clients": 6,
+    "data.partition": "dirichlet",
+    "data.dirichlet_alpha": 0.5,
+    "training.batch_size": 16,
+    "training.lr_schedule": "cosine",
+    "score.every": 0,
+    "score.samples": 1000,
+    "track.backends": [],
+    "engine.workers": 1,
+}
+# Rounds of a pass each. Together an autoencoder and its latents take about as long as the pixels (README.md).
+AUTOENCODER: Keys = {"training.rounds": 4, "training.learning_rate": 0.001, "score.samples": 100}
+LATENT: Keys = {"training.rounds": 30, "model.network": "unet-8"}
+PIXELS: Keys = {"training.rounds": 3, "model.network": "unet-8"}
+
+
+def autoencoders(seeds: Iterable[int]) -> dict[str, list[str]]:
+    """A federation for an autoencoder, on the images that then train in its latents."""
+    return {f"autoencoder-s{s}": study.arguments("autoencoder", COMMON, AUTOENCODER, _own(s)) for s in seeds}
+
+
+def denoisers(seeds: Iterable[int]) -> dict[str, list[str]]:
+    """The same method in latents and in pixels."""
+    found = {}
+    for seed in seeds:
+        place = {"model.autoencoder": str((RUNS / f"autoencoder-s{seed}" / "model").resolve())}
+        found[f"latent-s{seed}"] = study.arguments("feddm-latent", COMMON, LATENT, place, _own(seed))
+        found[f"pixels-s{seed}"] = study.arguments("fedavg", COMMON, PIXELS, _own(seed))
+    return found
+
+
+def _own(seed: int) -> Keys:
+    return {"seed": seed, "data.partition_seed": seed}
+
+
+if __name__ == "__main__":
+    [which] = sys.argv[1:] or ["main"]
+    seeds = (PILOT_SEED,) if which == "pilot" else SEEDS
+    results = "results.jsonl" if which == "main" else f"{which}.jsonl"
+    study.run_all(HERE, autoencoders(seeds), RUNS, jobs=2, results=f"autoencoders-{which}.jsonl")
+    study.run_all(HERE, denoisers(seeds), RUNS, jobs=2, results=results)
