@@ -164,6 +164,39 @@ def test_it_is_saved_as_an_adapter_and_as_a_merged_pipeline(begun: RunDir, tmp_p
     assert len(list(run.personal.glob("*/adapter.safetensors"))) == 3
 
 
+def test_weights_of_other_float_types_are_taken(make_server: Any, begun: RunDir, tmp_path: Path) -> None:
+    from safetensors.torch import save_file as save_tensors
+
+    (tmp_path / "unet").mkdir()
+    table = {n: torch.from_numpy(w).bfloat16() for n, w in weights(begun.model).items()}
+    save_tensors(table, tmp_path / "unet/diffusion_pytorch_model.safetensors")
+    server = make_server(f"model.pretrained={tmp_path}")
+    assert np.array_equal(server.state.weights["conv_in.bias"], table["conv_in.bias"].float().numpy())
+
+
+def test_constants_of_an_adapted_network_are_those_of_the_whole_one() -> None:
+    """Drawn at every build from a seed of their own, whatever the process has drawn before."""
+
+    class Waves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = torch.nn.Conv2d(1, 4, 3)
+            self.register_buffer("waves", torch.randn(4), persistent=False)
+
+        def forward(self, x: Any, t: Any, class_labels: Any = None, return_dict: bool = True) -> Any:
+            return (x,)
+
+    models.register_network("waves", lambda spec: Waves())
+    try:
+        whole = models.resolve("waves", 8, 1, 0, 0.0)
+        adapted = models.NetworkSpec(**{**vars(whole), "adapter": Adapter(1, 1.0, ("conv1",), "b")})
+        torch.manual_seed(7)
+        found = [dict(models.build(spec).named_buffers())["waves"] for spec in (whole, adapted, adapted)]
+        assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
+    finally:
+        del models.NETWORKS["waves"]
+
+
 # --- what does not fit ---
 
 
@@ -192,6 +225,11 @@ def test_it_is_saved_as_an_adapter_and_as_a_merged_pipeline(begun: RunDir, tmp_p
             "name no layer of network unet-8",
         ),
         (("model.pretrained=PLACE", "adapter.rank=2", "engine.batched_clients=2"), "knows no adapters"),
+        (
+            ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["class_embedding"]'),
+            "only convolutions and linear",
+        ),
+        ((f"model.pretrained_sha256={'0' * 64}",), "and model.pretrained names none"),
         (
             ("model.pretrained=PLACE", f"model.pretrained_sha256={'0' * 64}"),
             "has the hash .* and what was agreed on 000",

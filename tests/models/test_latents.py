@@ -101,6 +101,8 @@ def change(place: Path, **keys: Any) -> None:
         ({"scaling_factor": 0}, "scaling_factor must be a number above 0"),
         ({"scaling_factor": None}, "scaling_factor must be a number above 0"),
         ({"shift_factor": 0.1}, "shifts its latents"),
+        ({"act_fn": "gelu"}, "act_fn must be silu"),
+        ({"layers_per_block": 100}, "layers_per_block must be a whole number from 1 to 16"),
         ({"mid_block_add_attention": "yes"}, "mid_block_add_attention must be true or false"),
         ({"latent_channels": 5}, "does not hold the weights"),
     ],
@@ -143,6 +145,13 @@ def test_weights_that_are_torn_or_gone_and_a_folder_without_any_are_one_line(
             "its latents have 3 pixels a side, and that must be a multiple of 4",
         ),
         (16, 1, {"model.network": "autoencoder"}, "an autoencoder works in pixels"),
+        (
+            16,
+            1,
+            {"model.autoencoder": "", "model.network": "autoencoder", "engine.batched_clients": 2},
+            "would mix clients",
+        ),
+        (16, 1, {"model.autoencoder": "a\0b"}, "holds no config"),
         (16, 1, {"data.flip": True}, "a mirrored latent is not that of the mirrored image"),
     ],
 )
@@ -223,6 +232,43 @@ def test_a_finished_run_draws_without_the_folder_it_was_trained_with(folder: Pat
     (run.model / "vae/config.json").unlink()
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
         saved.draw(run, 1)
+
+
+def test_what_the_file_leaves_out_is_as_diffusers_has_it(folder: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load_file as load_tensors
+    from safetensors.torch import save_file as save_tensors
+
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/config.json"
+    keys = json.loads(file.read_text())
+    del keys["scaling_factor"]
+    file.write_text(json.dumps(keys))
+    scale = AutoencoderKL.from_pretrained(str(tmp_path / "copy")).config.scaling_factor
+    assert autoencoder_file.describe(tmp_path / "copy").scale == scale
+    weights = tmp_path / "copy" / autoencoder_file.WEIGHTS
+    save_tensors({n: w.bfloat16() for n, w in load_tensors(weights).items()}, weights)
+    autoencoder_file.load(autoencoder_file.describe(tmp_path / "copy"))
+
+
+def test_a_network_of_ones_own_in_latents_is_saved_and_read_back(folder: Path, tmp_path: Path) -> None:
+    import tiny_network
+
+    tiny_network.register()
+    sets = [*SMALL, f"model.autoencoder={folder}", "model.network=tiny", "training.rounds=1"]
+    run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
+    images, _ = saved.draw(run, 2)
+    assert images.shape == (2, 8, 8, 1) and (run.model / "vae/config.json").is_file()
+
+
+def test_a_run_is_scored_again_with_its_own_copy_of_the_autoencoder(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "place")
+    sets = [*SMALL, f"model.autoencoder={tmp_path / 'place'}", "training.rounds=1", "score.samples=60"]
+    run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
+    shutil.rmtree(tmp_path / "place")
+    small_autoencoder.write(tmp_path / "place", seed=9, scaling_factor=7.0)
+    again = commands.evaluate(run.path, [], None, quiet=True)
+    assert again["fd"] == pytest.approx(json.loads(run.summary.read_text())["quality"]["fd"], rel=1e-6)
 
 
 # --- the autoencoder as a network ---

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_network
 import torch
 from small_runs import SMALL, Silent
 
+from osmotic.config.schema import TrainingConfig
 from osmotic.errors import ConfigError
 from osmotic.models.parts import PARTS
 from osmotic.pieces import personalise
 from osmotic.pieces.low_rank import LowRank
-from osmotic.protocol.messages import Client
+from osmotic.protocol.messages import Answer, Client, Failure
 from osmotic.protocol.view import Step
 from osmotic.runs import launch, resolve
 
@@ -87,7 +89,10 @@ PERSONAL = ("after.pieces=personalise", "training.rounds=1", "recipe.ema_half_li
 def test_what_may_not_move_stays_as_it_is_published(make_server: Any, trains: str) -> None:
     rank = 2
     server = make_server(
-        *PERSONAL, f"after.personalise.trains={trains}", f"after.personalise.rank={rank}", "training.rounds=2"
+        *PERSONAL,
+        f"after.personalise.trains={trains}",
+        *([f"after.personalise.rank={rank}"] if trains == "adapter" else []),
+        "training.rounds=2",
     )
     server.run()
     published, last = server.state.scored_weights(), server.state.weights
@@ -114,7 +119,7 @@ def test_an_adapters_gradients_are_those_of_the_product() -> None:
     base = torch.randn(6, 5, 3, 3)
     goal = torch.randn(6, 45)
     layer = torch.nn.Parameter(base.clone())
-    training: Any = None
+    training = TrainingConfig(optimizer="adam", grad_clip=0.0)
     step = Step(
         Client(0, "one", 1),
         "personalise",
@@ -149,11 +154,13 @@ def test_an_adapters_gradients_are_those_of_the_product() -> None:
 
 
 def test_an_embedding_is_at_most_64_kb_and_a_network_without_one_is_told_of() -> None:
-    time, table = torch.zeros(256), torch.zeros(1001, 256)
-    names = {"class_embedding.weight": table, "time_embedding.linear_2.bias": time, "conv_in.bias": time}
+    names = {
+        "class_embedding.weight": (1001, 256),
+        "time_embedding.linear_2.bias": (256,),
+        "conv_in.bias": (256,),
+    }
     assert personalise.embedding(names) == ["time_embedding.linear_2.bias"], "a thousand classes are too many"
-    with pytest.raises(ConfigError, match="has no embedding"):
-        personalise.embedding({"conv_in.bias": time})
+    assert personalise.embedding({"conv_in.bias": (256,)}) == []
 
 
 # --- when it is best ---
@@ -251,11 +258,67 @@ def test_the_last_rounds_own_training_can_be_kept_at_no_cost(make_server: Any) -
     ).read_text().splitlines()
     models = server.personal_models(book=False)
     assert len(models) == 3
-    mean = {n: np.mean([m[n] for m in models.values()], axis=0) for n in server.layout}
-    # Equal shares: the mean of what they kept is what the server averaged.
     sizes = {c.name: c.num_examples for c in server.clients}
-    if len(set(sizes.values())) == 1:
-        assert all(np.allclose(mean[n], server.state.weights[n], atol=1e-5) for n in mean)
+    for n, averaged in server.state.weights.items():
+        mean = sum(sizes[c] * m[n].astype(np.float64) for c, m in models.items()) / sum(sizes.values())
+        assert np.allclose(mean, averaged, atol=1e-5), "what they kept is what the server averaged"
     assert (
         server.observer.lines[-1]["phase"] == "personalise" and server.observer.lines[-1]["num_counted"] == 0
     )
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            ("after.personalise.trains=embedding", "model.network=tiny", "model.conditional=false"),
+            "has no embedding of class or time",
+        ),
+        (
+            ("after.personalise.trains=adapter", "after.personalise.rank=1024"),
+            "no layer of this network is wider",
+        ),
+        (("after.personalise.rank=3",), "rank: is of trains = adapter"),
+        (
+            ("after.personalise.when=rounds", "after.personalise.epochs=3"),
+            "epochs: when = rounds trains nothing",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused_before_any_work(
+    make_server: Any, keys: tuple[str, ...], told: str
+) -> None:
+    tiny_network.register()
+    with pytest.raises(ConfigError, match=told):
+        make_server("after.pieces=personalise", *keys)
+
+
+def test_who_fails_in_that_phase_has_no_model_of_its_own(make_server: Any) -> None:
+    server = make_server("after.pieces=personalise", "training.rounds=1")
+    exchange = server.engine.exchange
+
+    def failing(tasks: Any, deadline: float) -> Any:
+        for answer in exchange(tasks, deadline):
+            header = answer.sent.packet.header
+            fails = header["client"] == "client-001" and header["phase"] == "personalise"
+            yield Answer(answer.sent, failure=Failure("raised", "cannot")) if fails else answer
+
+    server.engine.exchange = failing
+    server.run()
+    assert sorted(server.personal_models(book=False)) == ["client-000", "client-002"]
+
+
+def test_a_part_of_a_pass_is_looked_at_too(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from osmotic.federation.client import Worker
+
+    told = iter([3.0, 2.0])
+    monkeypatch.setattr(Worker, "watch", lambda self, client, images: next(told))
+    keys = ("data.clients=1", "data.holdout=0.2", "after.personalise.epochs=0.5", "training.batch_size=4")
+    server = make_server(*PERSONAL, *keys)
+    server.run()
+    [own] = server.personal_models(book=False).values()
+    published = server.state.scored_weights()
+    assert any(not np.array_equal(w, published[n]) for n, w in own.items()) and next(told, None) is None

@@ -25,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     sets = [
         *SMALL,
         "training.rounds=1",
+        "training.quorum_clients=2",
         "codec.up=int8",
         "codec.error_feedback=true",
         "local.pieces=scaffold",

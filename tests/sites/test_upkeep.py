@@ -45,6 +45,7 @@ def allow(folder: Path, key: str, value: str) -> None:
         ({}, {}, []),
         ({}, {"most_passes": "1.0"}, ["most_passes"]),
         ({}, {"codecs": '["int8"]'}, ["codecs"]),
+        ({}, {"most_megabytes": "0.1"}, ["most_megabytes"]),
         ({"method.name": "udec"}, {"synthetic_images": "true"}, ["own_model"]),
         ({"method.name": "udec"}, {"own_model": "true"}, ["synthetic_images"]),
         ({"method.name": "udec"}, {"own_model": "true", "synthetic_images": "true"}, []),
@@ -67,6 +68,26 @@ def test_a_site_tells_beforehand_what_its_policy_lets_it_do(
     found = {line.told.split()[0].removeprefix("policy.") for line in lines if not line.good}
     assert lines and sorted(found) == refused
     assert all("may leave" in line.told for line in lines if line.good)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"model.autoencoder": "hubs"}, "has no autoencoder"),
+        ({"model.pretrained": "hubs/model", "adapter.rank": 2}, "does not have the pretrained network"),
+        (
+            {"model.pretrained": "hubs/model", "method.name": "local"},
+            "this exchange does not send all of them",
+        ),
+        (
+            {"model.pretrained": "hubs/model", "method.name": "udec"},
+            "this exchange does not send all of them",
+        ),
+    ],
+)
+def test_what_a_site_does_not_have_is_told_beforehand_too(one: Path, keys: dict[str, Any], told: str) -> None:
+    [line] = site.allows(one, resolve.load(keys=keys))
+    assert not line.good and told in line.told
 
 
 def test_what_is_allowed_is_told_by_a_command(one: Path, tmp_path: Path) -> None:

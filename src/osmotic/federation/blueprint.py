@@ -67,6 +67,7 @@ class Blueprint:
             process = Reconstruction(target="v", precision=config.engine.precision, latent=latent)
         else:
             process = Process.from_config(config.model, config.recipe, num_classes, config.engine.precision)
+        refuse_unfit(config, spec)
         return cls(config, spec, process, space, image_size, channels)
 
     @property
@@ -248,6 +249,15 @@ class Blueprint:
             drawn=drawn,
         )
         return self.space.decode(images), sampling.nfe
+
+
+def refuse_unfit(config: Config, spec: NetworkSpec) -> None:
+    """Raises ConfigError for a piece that cannot work with this network."""
+    for name, piece in pieces.make(config).pieces.items():
+        if type(piece).unfit is pieces.Piece.unfit:
+            continue
+        if (reason := piece.unfit(models.layout(spec))) is not None:
+            raise ConfigError(f"{piece.section}.{name}", None, f"network {spec.name}: {reason}")
 
 
 def space_of(config: Config, image_size: int, channels: int) -> Space:

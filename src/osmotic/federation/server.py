@@ -12,6 +12,7 @@ Next on the reader's path: `methods/fedavg.py`.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -385,8 +386,11 @@ class Server:
         return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
 
     def _trained(self) -> list[Client]:
-        """The clients that have trained, so that they have a model of their own."""
-        return [client for client in self.clients if client.name in self.state.counted]
+        """The clients that have a model of their own: who has trained, or came through the phase that was to leave one."""
+        left = max((phase.server_round for phase in self.phases if phase.published), default=-math.inf)
+        return [
+            c for c in self.clients if c.name in self.state.counted and self.state.counted[c.name] >= left
+        ]
 
     def _ask(
         self,

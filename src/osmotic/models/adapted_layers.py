@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from osmotic.errors import ConfigError
 from osmotic.models.adapter import BASE, A, Adapter, B
 
 
@@ -42,7 +43,7 @@ KINDS = {nn.Conv2d: AdaptedConv2d, nn.Linear: AdaptedLinear}
 def adapt(model: nn.Module, adapter: Adapter) -> nn.Module:
     """The model, changed in place: its parameters are the factors that are trained, all else is buffers.
 
-    Raises: ValueError for a layer that is neither a convolution nor linear.
+    Raises: ConfigError for a layer that is neither a convolution nor linear.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     layers = adapter.layers(shapes)
@@ -53,9 +54,8 @@ def adapt(model: nn.Module, adapter: Adapter) -> nn.Module:
     for name, shape in layers.items():
         layer: Any = model.get_submodule(name)
         if type(layer) not in KINDS:
-            raise ValueError(
-                f"{name} is a {type(layer).__name__}: only convolutions and linear layers can be adapted"
-            )
+            rule = f"{name} is a {type(layer).__name__}: only convolutions and linear layers can be adapted"
+            raise ConfigError("adapter.targets", list(adapter.targets), rule)
         base = layer.weight
         del layer.weight
         layer.__class__ = KINDS[type(layer)]

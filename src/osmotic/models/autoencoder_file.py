@@ -21,7 +21,7 @@ KEY = "model.autoencoder"
 NUMBERS = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
 FLAGS = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
 BLOCKS = ("DownEncoderBlock2D", "UpDecoderBlock2D")
-MOST_LEVELS, MOST_WIDTH = 8, 4096
+MOST_LEVELS, MOST_WIDTH, MOST_LAYERS = 8, 4096, 16
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Described:
 
 def describe(folder: Path | str) -> Described:
     """An autoencoder's form, from its folder. Raises: ConfigError, in one line, for a folder that is none."""
-    folder = Path(folder).expanduser().resolve()
-    if not (folder / CONFIG).is_file():
+    folder = Path(folder).expanduser()
+    folder = folder if "\0" in str(folder) else folder.resolve()
+    if "\0" in str(folder) or not (folder / CONFIG).is_file():
         raise ConfigError(
             KEY, str(folder), f"holds no {CONFIG} of an AutoencoderKL: osmotic autoencoder makes one"
         )
@@ -67,7 +68,8 @@ def describe(folder: Path | str) -> Described:
         raise ConfigError(KEY, str(folder), "is not an AutoencoderKL")
     form: dict[str, Any] = {}
     for name in NUMBERS:
-        form[name] = _number(folder, name, table.get(name), MOST_WIDTH)
+        most = MOST_LAYERS if name == "layers_per_block" else MOST_WIDTH
+        form[name] = _number(folder, name, table.get(name), most)
     for name in FLAGS:
         if type(value := table.get(name, True)) is not bool:
             raise ConfigError(KEY, str(folder), f"{name} must be true or false")
@@ -86,7 +88,10 @@ def describe(folder: Path | str) -> Described:
         raise ConfigError(KEY, str(folder), "norm_num_groups must divide all of block_out_channels")
     if table.get("shift_factor") or table.get("latents_mean"):
         raise ConfigError(KEY, str(folder), "shifts its latents, which is not known here")
-    scale = table.get("scaling_factor", 1.0)
+    if table.get("act_fn", "silu") != "silu":
+        raise ConfigError(KEY, str(folder), "act_fn must be silu")
+    # What diffusers takes where the file says nothing.
+    scale = table.get("scaling_factor", 0.18215)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1e-6 < scale < 1e6:
         raise ConfigError(KEY, str(folder), "scaling_factor must be a number above 0")
     form["scaling_factor"] = float(scale)
@@ -123,11 +128,12 @@ def load(described: Described) -> AutoencoderKL:
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
+    """Weights of any float type as float32 [...]: numpy does not know bfloat16."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     try:
-        return load_file(folder / WEIGHTS)
+        return {name: tensor.float().numpy() for name, tensor in load_file(folder / WEIGHTS).items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(KEY, str(folder), f"{WEIGHTS} cannot be read ({error})") from None
 

@@ -76,7 +76,7 @@ def save(
     pipeline: Any
     if isinstance(spec.network, Autoencoder):
         pipeline = model  # the folder is diffusers' own of an AutoencoderKL
-    elif isinstance(model, ModelMixin) or vae is not None:
+    elif isinstance(model, ModelMixin):
         pipeline = assemble(spec, model, process_contract, defaults, vae)
     else:
         pipeline = None
@@ -88,6 +88,8 @@ def save(
     try:
         if pipeline is None:
             _save_plain(fresh, spec, weights, {"process": dict(process_contract), **defaults})
+            if vae is not None:
+                vae.save_pretrained(str(fresh / "vae"), safe_serialization=True)
         else:
             pipeline.save_pretrained(str(fresh), safe_serialization=True)
     except SafetensorError as error:  # its own words for a disk that is full

@@ -36,7 +36,7 @@ def read(place: str, layout: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
         if found[name].shape != tuple(shape):
             rule = f"is another network: {name} is {list(found[name].shape)} there, and {list(shape)} here"
             raise ConfigError(KEY, place, rule)
-        if found[name].dtype.kind != "f" or not np.isfinite(found[name]).all():
+        if not np.isfinite(found[name]).all():
             raise ConfigError(KEY, place, f"{name} holds values that are no finite numbers")
     return {name: np.ascontiguousarray(found[name], np.float32) for name in sorted(layout)}
 
@@ -51,19 +51,20 @@ def sha256(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _load(place: str) -> dict[str, np.ndarray]:
+    """Weights of any float type as float32 [...]: numpy does not know bfloat16."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     file = _file(place)
     try:
-        return load_file(file)
+        return {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(KEY, place, f"{file.name} cannot be read ({error})") from None
 
 
 def _file(place: str) -> Path:
     folder = Path(place).expanduser()
-    if not folder.is_dir():
+    if "\0" in place or not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or folder.is_absolute():
             raise ConfigError(KEY, place, "is no folder, and no name on a hub, ORGANISATION/NAME")
         folder = _downloaded(place)

@@ -106,7 +106,10 @@ class Adapted:
     whole: Network
     adapter: Adapter
 
-    own = False
+    @property
+    def own(self) -> bool:
+        """As the whole network's: its constants follow from a seed of their own."""
+        return self.whole.own
 
     @property
     def multiple(self) -> int:

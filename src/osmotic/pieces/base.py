@@ -10,7 +10,7 @@ Names of a piece's extras, state and control values are its own; `pieces/chain.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -47,7 +47,6 @@ class Piece:
     # Tables as large as the network, for `osmotic plan`: what the server holds for it, and a client while it trains.
     server_copies: ClassVar[int] = 0
     client_copies: ClassVar[int] = 0
-    watches: ClassVar[bool] = False  # it asks `Step.watch`, for which half of `data.holdout` is set aside
 
     # --- how it is told ---
     title: ClassVar[str] = ""  # what it does, in a few words
@@ -77,6 +76,15 @@ class Piece:
     def draws_at_sites(self) -> bool:
         """Whether it makes a site draw images from a model of its own, and send them."""
         return False
+
+    @property
+    def watches(self) -> bool:
+        """Whether it asks `Step.watch`, for which half of `data.holdout` is set aside."""
+        return False
+
+    def unfit(self, layout: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Why this piece cannot work with a network of these parameters, name -> shape; or None."""
+        return None
 
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""

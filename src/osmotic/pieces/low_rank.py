@@ -7,6 +7,7 @@ make a step, and W is written anew. The layers' own step is then one of zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ class LowRank:
     def __init__(self, step: Step, rank: int, seed: int) -> None:
         import torch  # only where it trains: configurations are read without it
 
-        names = of_layers(step.parameters, rank)
+        from osmotic.training.optimizers import make_optimizer
+
+        names = of_layers(shapes_of(step.parameters), rank)
         generator = torch.Generator().manual_seed(seed)
         self.base = {name: step.received[name].detach().clone() for name in names}
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -38,8 +41,9 @@ class LowRank:
             first = (torch.rand(rank, inputs, generator=generator) * 2 - 1) / inputs**0.5
             pair = first.to(weight.device), torch.zeros(out, rank, device=weight.device)
             self.factors[name] = pair
-        every = [factor for pair in self.factors.values() for factor in pair]
-        self._optimizer = torch.optim.Adam(every, lr=step.learning_rate, fused=True)
+        self._every = [factor for pair in self.factors.values() for factor in pair]
+        self._clip = step.training.grad_clip
+        self._optimizer = make_optimizer(self._every, step.training.optimizer, step.learning_rate)  # type: ignore[arg-type]
 
     @property
     def values(self) -> int:
@@ -54,6 +58,10 @@ class LowRank:
             rows = gradient.reshape(len(gradient), -1)
             a.grad, b.grad = b.T @ rows, rows @ a.T
             gradient.zero_()
+        if self._clip:
+            from torch.nn.utils import clip_grad_norm_
+
+            clip_grad_norm_(self._every, self._clip)
         self._optimizer.step()
 
     def merge(self, parameters: Mapping[str, Tensor]) -> None:
@@ -62,12 +70,17 @@ class LowRank:
             parameters[name].data.copy_(self.base[name] + (b @ a).view(self.base[name].shape))
 
 
-def of_layers(parameters: Mapping[str, Tensor], rank: int) -> list[str]:
-    """Names of the parameters [out, in, ...] that are wider than the rank both ways, embeddings apart, sorted."""
+def of_layers(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
+    """Names of the parameters of these shapes [out, in, ...] that are wider than the rank both ways, embeddings apart, sorted."""
     return sorted(
         name
-        for name, weight in parameters.items()
-        if weight.ndim >= 2
+        for name, shape in shapes.items()
+        if len(shape) >= 2
         and not name.startswith("class_embedding")
-        and min(weight.shape[0], weight[0].numel()) > rank
+        and min(shape[0], math.prod(shape[1:])) > rank
     )
+
+
+def shapes_of(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of parameters [...]."""
+    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from osmotic.config.keys import key
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
-from osmotic.pieces.base import Piece, PieceError, Section
-from osmotic.pieces.low_rank import LowRank, of_layers
+from osmotic.pieces.base import Piece, Section
+from osmotic.pieces.low_rank import LowRank, of_layers, shapes_of
 from osmotic.protocol.messages import TRAIN, Phase, Task
 from osmotic.protocol.view import Extension, Step, View
 from osmotic.tensors import Tensors
@@ -51,7 +51,6 @@ class Personalise(Piece):
     section: ClassVar[Section] = "after"
     personal: ClassVar[bool] = True
     stateless: ClassVar[bool] = True  # what it keeps is the client's own model, which is no piece's state
-    watches: ClassVar[bool] = True
     client_copies: ClassVar[int] = 2
     title: ClassVar[str] = "a model for each: every client fine-tunes the global one on its own images"
     paper: ClassVar[str] = "2407.14730"
@@ -74,6 +73,29 @@ class Personalise(Piece):
         "after",
         "after: fine-tuned after the rounds; rounds: what the client's own training made in the last round that it took part in, at no cost",
     )
+
+    def __post_init__(self) -> None:
+        # An option without effect is refused: who sets it believes that it has one.
+        own = {f.name: f.default for f in fields(self)}
+        idle: list[str] = [] if self.trains == "adapter" else ["rank"]
+        if self.when == "rounds":
+            idle = ["epochs", "trains", "rank", "rate"]
+        if odd := [name for name in idle if getattr(self, name) != own[name]]:
+            why = "when = rounds trains nothing" if self.when == "rounds" else "is of trains = adapter"
+            raise ValueError(f"{odd[0]}: {why}: leave it out")
+
+    @property
+    def watches(self) -> bool:
+        """Where it trains."""
+        return self.when == "after"
+
+    def unfit(self, layout: Mapping[str, tuple[int, ...]]) -> str | None:
+        """None where the network has what is to be trained."""
+        if self.trains == "embedding" and not embedding(layout):
+            return "trains = embedding, and this network has no embedding of class or time"
+        if self.trains == "adapter" and not of_layers(layout, self.rank):
+            return f"rank = {self.rank}: no layer of this network is wider"
+        return None
 
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model."""
@@ -106,8 +128,8 @@ class Personalise(Piece):
         if self.trains == "decoder":
             return set(step.part_names["decoder"])
         if self.trains == "embedding":
-            return set(embedding(step.parameters))
-        return set(of_layers(step.parameters, self.rank))
+            return set(embedding(shapes_of(step.parameters)))
+        return set(of_layers(shapes_of(step.parameters), self.rank))
 
     def client_begin(self, step: Step, state: Tensors) -> Work | None:
         """The published model is the first that is looked at: who cannot do better keeps it."""
@@ -136,6 +158,8 @@ class Personalise(Piece):
 
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
         """The best takes the place of the last; nothing is sent."""
+        if work is not None and step.taken % work.pass_steps:
+            self._look(step, work)  # at the last pass, which was not a whole one
         if work is not None and work.best:
             for name, parameter in step.parameters.items():
                 parameter.data.copy_(work.best[name])
@@ -150,18 +174,15 @@ class Personalise(Piece):
             work.best = {name: p.detach().clone() for name, p in step.parameters.items()}
 
 
-def embedding(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Names of the embedding of class and time among a network's parameters [...], together at most `MOST_EMBEDDING` values.
+def embedding(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the embedding of class and time among parameters of these shapes [...], together at most `MOST_EMBEDDING` values; [] for none.
 
     The last bias of the time embedding is a vector that is added to it at every step; the class embedding is a row a class.
-    Raises: PieceError for a network that has none.
     """
     found, values = [], 0
-    for name in sorted(parameters, key=lambda n: (n.startswith("class_embedding"), n)):
+    for name in sorted(shapes, key=lambda n: (n.startswith("class_embedding"), n)):
         ours = name == "time_embedding.linear_2.bias" or name.startswith("class_embedding")
-        if ours and values + parameters[name].numel() <= MOST_EMBEDDING:
+        if ours and values + (size := math.prod(shapes[name])) <= MOST_EMBEDDING:
             found.append(name)
-            values += parameters[name].numel()
-    if not found:
-        raise PieceError(PERSONALISE, "trains = 'embedding': this network has no embedding of class or time")
+            values += size
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,10 +281,13 @@ def _evaluated(
     from osmotic.diffusion.sampler import NotFinite
     from osmotic.runs.estimate import Estimate, scoring
     from osmotic.runs.launch import refuse_other_images
+    from osmotic.runs.saved import autoencoder_of
     from osmotic.runs.scoring import Scoring
     from osmotic.runs.study import make_deterministic, prepare
 
-    study = prepare(cfg, dataset, display.read)
+    # Its own copy of the autoencoder: what lies at the place that it was trained with may be another one now.
+    model = replace(cfg.model, autoencoder=autoencoder_of(run))
+    study = prepare(replace(cfg, model=model), dataset, display.read)
     refuse_other_images(run, study)
     make_deterministic(study)
     _, tensors, notes = checkpoint.load_latest(run.checkpoints, mark_damaged=False, run_id=run.run_id)

@@ -35,6 +35,8 @@ from osmotic.tensors import group
 from osmotic.training.images import Images
 
 KEPT = ("model", "recipe", "training", "score", "seed")  # sections of the run that hold here, too
+# And how images are read: a model that was trained on others would be shown what it does not know.
+READ = ("data.fit", "data.background", "data.value_range", "data.flip")
 HOLDOUT = 0.2  # share of the images that is held out, where nothing else is said
 HERE = "here"  # the name of the only client
 
@@ -140,7 +142,7 @@ def text(found: Mapping[str, Any]) -> str:
 def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[str]) -> Config:
     """The run's own rules for one client with other images."""
     recorded = flatten(to_dict(resolve.recorded(run.config)))
-    kept = {key: value for key, value in recorded.items() if key.partition(".")[0] in KEPT}
+    kept = {key: value for key, value in recorded.items() if key.partition(".")[0] in KEPT or key in READ}
     piece = {k: v for k, v in recorded.items() if k.startswith(f"after.{PERSONALISE}.")}
     keys = {
         **kept,
@@ -148,6 +150,9 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
         "method.name": "fedavg",
         "training.rounds": 1,
         "training.fraction_train": 1.0,
+        "training.quorum_clients": 1,
+        "score.encoder": "classifier",
+        "score.metrics": [],
         "after.pieces": [PERSONALISE],
         "data.source": data,
         "data.clients": 1,

@@ -44,7 +44,9 @@ def alternatives(study: Study) -> Iterator[tuple[str, Study]]:
         study.blueprint.image_size,
         study.blueprint.channels,
     )
-    later = NETWORKS[NETWORKS.index(spec.name) + 1 :] if spec.name in NETWORKS else ()
+    # Pretrained weights are of one network.
+    known = spec.name in NETWORKS and not config.model.pretrained
+    later = NETWORKS[NETWORKS.index(spec.name) + 1 :] if known else ()
     for name in later:
         chosen = replace(config, model=replace(config.model, network=name))
         try:

@@ -72,6 +72,9 @@ def load(
     if chosen in PRESETS and (needed := PRESETS[chosen].needs) and not merged.get(needed):
         raise ConfigError(needed, "", f"must be given: preset {chosen} is of it")
     check(config, own_data)
+    if config.model.pretrained_sha256 and not config.model.pretrained:
+        rule = "is the hash of pretrained weights, and model.pretrained names none"
+        raise ConfigError("model.pretrained_sha256", config.model.pretrained_sha256, rule)
     return _filled(config)
 
 

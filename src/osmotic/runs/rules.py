@@ -282,6 +282,9 @@ def _engine(config: Config) -> None:
     if METHODS[config.method.name].pools_data:
         rule = f"method {config.method.name} has one client: leave this key out"
         raise ConfigError("engine.batched_clients", together, rule)
+    if config.model.network == "autoencoder":
+        rule = "the loss of an autoencoder is of a whole batch, which would mix clients: use 1"
+        raise ConfigError("engine.batched_clients", together, rule)
     # auto takes none of these.
     if config.model.network != "auto" and NETWORKS[config.model.network].own:
         rule = f"network {config.model.network} may mix images of a batch, and so clients: use 1"

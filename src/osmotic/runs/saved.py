@@ -24,7 +24,7 @@ from osmotic.config.schema import Config
 from osmotic.data.strata import apportion
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
-from osmotic.models import autoencoder_file, construct, pipeline
+from osmotic.models import NetworkSpec, autoencoder_file, construct, pipeline
 from osmotic.runs import resolve
 from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
@@ -111,7 +111,7 @@ def load(run: RunDir, client: str | None = None) -> Any:
         "default_steps": config.score.steps,
         "default_guidance": blueprint.guidance,
     }
-    known = model if isinstance(model, ModelMixin) else OwnModule(model, described)
+    known = model if isinstance(model, ModelMixin) else OwnModule(model, spec)
     vae = None if blueprint.autoencoder is None else autoencoder_file.load(blueprint.autoencoder)
     return pipeline.assemble(spec, known, blueprint.process.contract(), defaults, vae)
 
@@ -122,6 +122,12 @@ def in_space(config: Config, described: Described) -> Config:
     # An adapter is in its weights already.
     model = replace(config.model, autoencoder=place, pretrained="", pretrained_sha256="")
     return replace(config, model=model, adapter=type(config.adapter)())
+
+
+def autoencoder_of(run: RunDir) -> str:
+    """The folder of the autoencoder that lies with a run's models; "" where they work in pixels."""
+    found = sorted(run.model.glob("vae")) + sorted(run.model.glob("*/vae"))
+    return str(found[0]) if found else ""
 
 
 def class_names(run: RunDir) -> list[str]:
@@ -239,13 +245,13 @@ def _drawn(
 class OwnModule(nn.Module):
     """An own network with the little that pipelines ask of a diffusers model."""
 
-    def __init__(self, model: nn.Module, described: Described) -> None:
+    def __init__(self, model: nn.Module, spec: NetworkSpec) -> None:
         super().__init__()
         self.model = model
         self.config = SimpleNamespace(
-            sample_size=described.image_size,
-            in_channels=described.channels,
-            num_class_embeds=described.num_classes + 1 if described.num_classes else None,
+            sample_size=spec.image_size,
+            in_channels=spec.channels,
+            num_class_embeds=spec.num_classes + 1 if spec.num_classes else None,
         )
 
     @property

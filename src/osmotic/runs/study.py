@@ -122,7 +122,7 @@ def prepare(
         raise ConfigError(
             "score.guidance", config.score.guidance, f"needs labels, and {config.data.source} has none"
         )
-    if config.model.target == "edm":
+    if config.model.target == "edm" and not config.model.autoencoder:
         _tell_spread(config.model.sigma_data, dataset)
     if blueprint.config.model.pretrained and not blueprint.config.model.pretrained_sha256:
         # Written down, so that the file of the run names what it began with.

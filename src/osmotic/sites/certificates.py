@@ -61,7 +61,8 @@ def make_server(folder: Path, hosts: Sequence[str]) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(signer, hashes.SHA384())
     )
-    # In the place of earlier ones: whoever is reading the folder meanwhile finds a pair, if not always the same one twice.
+    # In the place of earlier ones. Whoever reads between the two writes finds a key and a certificate that do not fit; the hub is
+    # started anew after it anyway.
     fresh = folder / ".server.key"
     fresh.unlink(missing_ok=True)
     write_private(fresh, _pem(key))

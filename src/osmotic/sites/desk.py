@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import seeds
+from osmotic import methods, seeds
 from osmotic.codecs import described
 from osmotic.codecs.base import BadPacket
 from osmotic.config.schema import FREE, Config, flatten, to_dict
@@ -54,6 +54,9 @@ CHANGE = (
     "data.max_images",
     "data.partition",
     "engine.device",
+    # Where they lie; what they are is in the contract.
+    "model.autoencoder",
+    "model.pretrained",
 )
 
 
@@ -113,7 +116,7 @@ class SiteDesk:
         """Who this site is, how many images it would train on, and of what shape and classes; or why it does not take part."""
         told: dict[str, Any] = {"name": self.name, "version": metadata.version("osmotic")}
         try:
-            config = self._config(Spec.of(spec_text))
+            config = self.configuration(Spec.of(spec_text))
             self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
             rows, _ = self._rows(config, dataset)
@@ -153,7 +156,7 @@ class SiteDesk:
         return Packet({**address, "client": self.name, "failure": [kind, reason]})
 
     def _serve(self, spec: Spec, packet: Packet) -> Packet:
-        config = self._config(spec)
+        config = self.configuration(spec)
         self._allow(config, packet.header)
         if spec.image is None or spec.classes is None:
             raise Declined("is told neither shape nor classes of the images")
@@ -274,8 +277,11 @@ class SiteDesk:
         if begun.get("images") != now["images"]:
             raise Declined("has other images than when this run began here")
 
-    def _config(self, spec: Spec) -> Config:
-        """The run's configuration with this site's own images in the place of the hub's, held to every rule."""
+    def configuration(self, spec: Spec) -> Config:
+        """The run's configuration with this site's own images in the place of the hub's, held to every rule.
+
+        Raises: Declined for one that cannot be here.
+        """
         try:
             held = self.folder.autoencoder, self.folder.pretrained
             model, adapter = spec.config.get("model"), spec.config.get("adapter")
@@ -284,7 +290,13 @@ class SiteDesk:
             if held[1] is None and isinstance(adapter, Mapping) and adapter.get("rank"):
                 raise Declined("does not have the pretrained network that this run adapts")
             places = ("" if place is None else str(place) for place in held)
-            return resolve.received(spec.config, self.folder.config.data, *places)
+            config = resolve.received(spec.config, self.folder.config.data, *places)
+            begins = isinstance(model, Mapping) and model.get("pretrained")
+            if begins and held[1] is None and _begins_alone(config):
+                raise Declined(
+                    "does not have the pretrained weights, and this exchange does not send all of them"
+                )
+            return replace(config, engine=replace(config.engine, device=self.folder.config.device))
         except ConfigError as error:
             # A rule of the run's keys; one about this site's own images stays in its log.
             log.warning("declined: %s", error)
@@ -334,6 +346,12 @@ class SiteDesk:
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _begins_alone(config: Config) -> bool:
+    """Whether sites begin with weights that the exchange never sends: those must be their own."""
+    method = methods.make(config.method.name, dict(config.method.options))
+    return not method.travels or bool(method.keep())
 
 
 def _drawn(packet: Packet, width: int) -> np.ndarray:

@@ -264,9 +264,10 @@ def _from_anywhere(config: Config) -> Config:
         config = replace(config, score=replace(config.score, encoder=whole))
     model = config.model
     if place := model.autoencoder:
-        model = replace(model, autoencoder=str(Path(place).resolve()))
-    if (place := model.pretrained) and Path(place).is_dir():  # else a name on a hub
-        model = replace(model, pretrained=str(Path(place).resolve()))
+        model = replace(model, autoencoder=str(Path(place).expanduser().resolve()))
+    folder = Path(model.pretrained).expanduser()
+    if model.pretrained and folder.is_dir():  # else a name on a hub
+        model = replace(model, pretrained=str(folder.resolve()))
     return replace(config, model=model)
 
 

@@ -107,7 +107,7 @@ class Policy:
     def too_full(self, num_bytes: int) -> str | None:
         """Why no task is done while private states take so many bytes; None if one may be."""
         if num_bytes > self.most_state_gigabytes * 1e9:
-            return f"policy.most_state_gigabytes = {self.most_state_gigabytes:g}: private states of earlier runs fill it"
+            return f"policy.most_state_gigabytes = {self.most_state_gigabytes:g}: private states of all runs fill it"
         return None
 
 

@@ -148,11 +148,16 @@ def allows(path: Path, config: Config) -> Iterator[Line]:
     """
     from osmotic.data import sources
     from osmotic.data.dataset import Dataset, Split
-    from osmotic.runs import leaves, resolve
+    from osmotic.runs import leaves
+    from osmotic.sites.desk import Declined, SiteDesk, Spec
 
     site = SiteFolder.read(path)
-    held = str(site.autoencoder or ""), str(site.pretrained or "")
-    own = resolve.received(to_dict(config), site.config.data, *held)
+    policy = site.config.policy
+    try:
+        own = SiteDesk(site).configuration(Spec(to_dict(config)))
+    except Declined as error:
+        yield Line("run", False, str(error))
+        return
     shape = sources.describe(own.data, keep_all=True)
     side, names = shape.image_size, tuple(map(str, range(shape.num_classes)))
     # As many as there are clients at least: tasks do not depend on how many images there are, and nothing is read.
@@ -161,13 +166,14 @@ def allows(path: Path, config: Config) -> Iterator[Line]:
     split = Split(images, np.zeros(count, np.int64) if names else None)
     told = leaves.leaves(own, Dataset(site.config.name, split, split, names))
     for one in told["exchanges"]:
-        header = {
-            "action": one["action"],
-            "returns": one["from_site"]["parts"],
-            "local_epochs": one["passes"],
-        }
-        reason = site.config.policy.objection(own, header)
-        yield Line(one["when"], reason is None, reason or f"{leaves.side(one['from_site'])} may leave")
+        back = one["from_site"]
+        header = {"action": one["action"], "returns": back["parts"], "local_epochs": one["passes"]}
+        reason = policy.objection(own, header) or policy.too_large(max(back["bytes"] or [0]))
+        yield Line(one["when"], reason is None, reason or f"{leaves.side(back)} may leave")
+    if config.score.encoder != "classifier":
+        among = "sums of features may leave if policy.encoders has the hash of the feature network"
+        none = "policy.encoders is empty: no sums of features leave, and runs are scored without this site"
+        yield Line("scores", True, among if policy.encoders else none)
 
 
 def _programs(site: SiteFolder) -> str:
