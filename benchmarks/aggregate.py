@@ -91,7 +91,7 @@ class Thinned(Blueprint):
 def blueprint(every: int, *sets: str) -> Thinned:
     """Of `unet-32`, for 32x32 colour images of ten classes."""
     whole = Blueprint.of(resolve.load(sets=["model.network=unet-32", *sets]), 32, 3, 10)
-    return Thinned(whole.config, whole.spec, whole.process, whole.space, every)
+    return Thinned(whole.config, whole.spec, whole.process, whole.space, 32, 3, every)
 
 
 def layout_of(every: int) -> FlatLayout:

@@ -82,6 +82,8 @@ COMMANDS = [
     "look",
     "split",
     "encoder",
+    "autoencoder",
+    "personalise",
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from osmotic import models
 from osmotic.errors import ConfigError
 from osmotic.models import NetworkSpec, parts
+from osmotic.models.autoencoder import Autoencoder
 from osmotic.models.construct import with_weights
 from osmotic.models.unet import ResidualUNet
 
@@ -51,7 +52,7 @@ def test_layouts_and_parts_import_neither_torch_nor_diffusers() -> None:
         "import sys; from osmotic import models; from osmotic.models import parts;"
         "s = models.resolve('auto', 32, 3, 10, 0.0); l = models.layout(s); parts.names(l, ['decoder']);"
         "models.count(l); models.norm_groups(s);"
-        "[models.layout(models.resolve(name, 32, 3, 10, 0.0)) for name in models.NETWORKS];"
+        "[models.layout(models.resolve(name, 32, 3, 10, 0.0)) for name in models.NETWORKS if name != 'autoencoder'];"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -168,11 +169,14 @@ def test_time_may_be_a_fraction_and_each_class_row_is_heard(spec: NetworkSpec) -
 def test_every_parameter_has_exactly_one_part(name: str) -> None:
     spec = NetworkSpec(name, 32, 3, 10)
     layout, table = models.layout(spec), spec.part_names()
-    assert tuple(table) == parts.PARTS and all(table.values())
-    assert table == {part: parts.names(layout, [part]) for part in parts.PARTS}
-    assert (
-        sorted(n for part in table.values() for n in part) == parts.names(layout, parts.PARTS) == list(layout)
+    prefixes = spec.network.parts
+    assert tuple(table) == parts.PARTS
+    assert [part for part in parts.PARTS if not table[part]] == (
+        ["bottleneck"] if name == "autoencoder" else []
     )
+    assert table == {part: parts.names(layout, [part], prefixes) for part in parts.PARTS}
+    every = parts.names(layout, parts.PARTS, prefixes)
+    assert sorted(n for part in table.values() for n in part) == every == list(layout)
 
 
 @pytest.mark.parametrize("kind", ["UNet2DModel", "UNet2DConditionModel"])
@@ -230,10 +234,10 @@ def test_unknown_parts_and_parameters_are_refused() -> None:
 
 def test_norm_groups_divide_every_width() -> None:
     built_in = {n: network for n, network in models.NETWORKS.items() if not network.own}
-    assert len(built_in) == 4
+    assert len(built_in) == 5
     for name, network in built_in.items():
         assert models.norm_groups(NetworkSpec(name, 32, 1)) == network.norm_groups
-        widths = network.widths if isinstance(network, ResidualUNet) else (32,)
+        widths = network.widths if isinstance(network, ResidualUNet | Autoencoder) else (32,)
         assert all(width % network.norm_groups == 0 for width in widths)
 
 

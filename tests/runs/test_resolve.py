@@ -345,6 +345,8 @@ DRAWN_APART = ("data.source", "data.partition", "engine.device", "recipe.ema_hal
 BOUND_TO_OTHERS = (
     "model.timesteps",
     "model.sigma_data",
+    "adapter.rank",
+    "adapter.alpha",
     "codec.error_feedback",
     "codec.feedback_decay",
     "codec.feedback_flush",

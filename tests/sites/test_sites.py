@@ -1162,6 +1162,8 @@ def test_records_of_a_hello_are_small(desk: SiteDesk) -> None:
         "classes",
         "encoders",
         "kernel_distances",
+        "autoencoder",
+        "pretrained",
         "torch",
     }
     assert len(json.dumps(answer)) < 400

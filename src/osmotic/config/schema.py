@@ -348,7 +348,7 @@ def build(flat: Mapping[str, Any]) -> Config:
         elif section in NESTED and dot and option:
             options[section].setdefault(owner, {})[option] = value
         elif name not in valid_keys():
-            raise ConfigError(name, value, "unknown key", nearest(name, valid_keys()))
+            raise ConfigError(name, value, "unknown key", _meant(name))
         elif leaf:
             sections[section][leaf] = checked(
                 name, value, _hints(SECTIONS[section])[leaf], _meta(SECTIONS[section], leaf)
@@ -359,6 +359,13 @@ def build(flat: Mapping[str, Any]) -> Config:
         sections[section]["options"] = given
     made: dict[str, Any] = {name: cls(**sections[name]) for name, cls in SECTIONS.items()}
     return Config(**top, **made)
+
+
+def _meant(name: str) -> str | None:
+    """The key that was probably meant: one of the same section with this ending, else the one that looks most like it."""
+    section, _, leaf = name.partition(".")
+    same = [known for known in valid_keys() if known.startswith(f"{section}.") and known.endswith(f"_{leaf}")]
+    return same[0] if len(same) == 1 else nearest(name, valid_keys())
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from osmotic.models.layout import Layout
+
+if TYPE_CHECKING:
+    import numpy as np
 
 A, B, BASE = "lora_A", "lora_B", "base"  # names of the factors, and of the constant, in a layer
 
@@ -55,6 +56,8 @@ class Adapter:
 
     def frozen(self, layer: str, shape: tuple[int, ...]) -> np.ndarray:
         """The constant A of a layer, float32 [rank, in ...]: the same at every site, in every run."""
+        import numpy as np  # layouts are worked out without it
+
         width = math.prod(shape[1:])
         seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:8], "little")
         draws = np.random.default_rng([seed, self.rank]).uniform(-1, 1, (self.rank, width))
@@ -65,6 +68,8 @@ def merged(
     adapter: Adapter, base: Mapping[str, np.ndarray], factors: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Weights of the whole network with the adapter in them, name -> float32 [...]; `base` and `factors` by name, float32 [...]."""
+    import numpy as np
+
     whole: dict[str, Any] = dict(base)
     for layer, shape in adapter.layers({name: w.shape for name, w in base.items()}).items():
         first = factors.get(f"{layer}.{A}")

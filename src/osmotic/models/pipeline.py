@@ -175,5 +175,6 @@ def _save_plain(
         {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()},
         folder / "weights.safetensors",
     )
-    text = json.dumps({**dataclasses.asdict(spec), **described}, indent=2, sort_keys=True)
+    fields = {k: v for k, v in dataclasses.asdict(spec).items() if k != "adapter"}  # it is in the weights
+    text = json.dumps({**fields, **described}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -141,7 +142,7 @@ class Supervisor:
                 env=self.environment,
                 start_new_session=True,  # Ctrl-C is this process's to pass on
                 umask=0o077,  # states and databases are their owner's alone
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
 
     def _stop(self, service: Service) -> None:
