@@ -15,7 +15,7 @@ import torch
 
 from osmotic import codecs, methods, models, pieces, seeds
 from osmotic.codecs import Codec
-from osmotic.config.schema import Config
+from osmotic.config.schema import PIECE_SECTIONS, Config
 from osmotic.diffusion.process import Process
 from osmotic.diffusion.reconstruction import Reconstruction
 from osmotic.diffusion.sampler import Sampling
@@ -252,12 +252,15 @@ class Blueprint:
 
 
 def refuse_unfit(config: Config, spec: NetworkSpec) -> None:
-    """Raises ConfigError for a piece that cannot work with this network."""
-    for name, piece in pieces.make(config).pieces.items():
-        if type(piece).unfit is pieces.Piece.unfit:
-            continue
-        if (reason := piece.unfit(models.layout(spec))) is not None:
-            raise ConfigError(f"{piece.section}.{name}", None, f"network {spec.name}: {reason}")
+    """Raises ConfigError for a piece that cannot work with this network; one that is not known here trains nothing here."""
+    for section in PIECE_SECTIONS:
+        chosen = getattr(config, section)
+        for name in chosen.pieces:
+            kind = pieces.PIECES.get(name)
+            if kind is None or kind.unfit is pieces.Piece.unfit:
+                continue
+            if (reason := kind(**chosen.options.get(name, {})).unfit(models.layout(spec))) is not None:
+                raise ConfigError(f"{section}.{name}", None, f"network {spec.name}: {reason}")
 
 
 def space_of(config: Config, image_size: int, channels: int) -> Space:
