@@ -317,6 +317,7 @@ def test_a_federation_for_an_autoencoder_leaves_a_folder_that_another_run_takes(
         8,
         1,
     )
+    assert json.loads(run.summary.read_text())["quality"]["sampler"] == "decoder"
     commands.report(run.path)
     card = (run.model / "README.md").read_text()
     assert "trained an autoencoder of" in card and "diffusion model" not in card

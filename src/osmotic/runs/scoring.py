@@ -16,6 +16,7 @@ from osmotic.data.dataset import Dataset, Split
 from osmotic.data.gather import gather
 from osmotic.data.strata import apportion
 from osmotic.diffusion import compatibility
+from osmotic.diffusion.reconstruction import Reconstruction
 from osmotic.federation.feature_sums import Sums, Wanted
 from osmotic.federation.interfaces import Stage, Work
 from osmotic.metrics import encoder as encoders
@@ -260,13 +261,14 @@ class Scoring:
         return self._described(nfe) | found
 
     def _described(self, nfe: int) -> dict[str, Any]:
-        score_cfg = self.study.config.score
+        score_cfg, process = self.study.config.score, self.study.blueprint.process
         return {
             "encoder": self.encoder.name,
             "encoder_sha256": self.encoder.sha256,
             "encoder_accuracy": self.encoder.test_accuracy,
             "num_samples": self.samples,
-            "sampler": score_cfg.sampler,
+            # An autoencoder has none: its decoder is given noise (`diffusion/reconstruction.py`).
+            "sampler": "decoder" if isinstance(process, Reconstruction) else score_cfg.sampler,
             "guidance": self.study.blueprint.guidance,
             "nfe": nfe,
         }
