@@ -18,7 +18,7 @@ from osmotic.errors import ConfigError
 from osmotic.protocol.messages import Packet
 from osmotic.runs import resolve
 from osmotic.sites import certificates, hub, site
-from osmotic.sites.desk import SiteDesk, Spec
+from osmotic.sites.desk import Declined, SiteDesk, Spec
 from osmotic.sites.folder import SiteFolder
 
 
@@ -171,3 +171,32 @@ def test_no_certificate_and_a_damaged_one_are_one_line(tmp_path: Path) -> None:
     (made.path / "server.crt").write_text("none")
     with pytest.raises(ConfigError, match="its certificates cannot be read"):
         made.ending()
+
+
+# --- what a run was when it began, and what may change ---
+
+
+def test_a_site_may_move_its_folders_and_computes_on_its_own_device(one: Path, tmp_path: Path) -> None:
+    """Where an autoencoder lies is the site's own; what it is stands in the contract. The hub's device is not the site's."""
+    import small_autoencoder
+
+    allow(one, "autoencoder", '"here"')
+    allow(one, "device", '"cpu"')
+    small_autoencoder.write(one / "here")
+    keys = {"training.rounds": 1, "model.autoencoder": "hubs", "engine.device": "auto"}
+    spec = Spec(to_dict(resolve.load(keys=keys)), (8, 1), tuple("0123456789"))
+    desk = SiteDesk(SiteFolder.read(one))
+    config = desk.configuration(spec)
+    assert config.engine.device == "cpu" and config.model.autoencoder == str(one / "here")
+    dataset = desk._dataset(config)
+    rows, _ = desk._rows(config, dataset)
+    file = one / "state/abc.json"
+    desk._hold_to(file, config, spec.classes or (), dataset, rows)
+    (one / "here").rename(one / "there")
+    allow(one, "autoencoder", '"there"')
+    moved = SiteDesk(SiteFolder.read(one)).configuration(spec)
+    assert moved.model.autoencoder == str(one / "there")
+    desk._hold_to(file, moved, spec.classes or (), dataset, rows)
+    with pytest.raises(Declined, match="other rules"):
+        other = resolve.load(keys=keys | {"training.local_epochs": 7})
+        desk._hold_to(file, desk.configuration(Spec(to_dict(other))), spec.classes or (), dataset, rows)
