@@ -100,13 +100,17 @@ class Federation:
                 start_new_session=True,
             )
 
-    def tasks_by(self, name: str, module: str, **environment: str) -> None:
-        """From now until it is started again, a site's tasks are done by a module of these tests."""
-        program = self.folder / name / "bin/flwr-clientapp"
-        end = time.monotonic() + 60
-        while not program.exists():  # a site that starts writes the honest one
+    def program(self, name: str) -> Path:
+        """The program of a site's tasks, which a site that starts writes."""
+        found, end = self.folder / name / "bin/flwr-clientapp", time.monotonic() + 60
+        while not found.exists():
             assert time.monotonic() < end
             time.sleep(0.1)
+        return found
+
+    def tasks_by(self, name: str, module: str, **environment: str) -> None:
+        """From now until it is started again, a site's tasks are done by a module of these tests."""
+        program = self.program(name)
         tests = Path(__file__).parents[1]
         path = os.pathsep.join(filter(None, (str(tests.parent), str(tests), self.env.get("PYTHONPATH"))))
         given = {"OSMOTIC_ANSWERS": str(self.folder / name / "answers"), "PYTHONPATH": path, **environment}

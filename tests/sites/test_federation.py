@@ -99,7 +99,7 @@ def test_a_task_that_dies_while_it_hands_over_its_answer_costs_nothing(
     federation: Federation, tmp_path: Path
 ) -> None:
     """Flower's SuperNode would wait for the rest of that answer for ever."""
-    program = federation.folder / "client-001/bin/flwr-clientapp"
+    program = federation.program("client-001")
     kept = program.read_text()
     federation.tasks_by("client-001", "tests.chaos.dying_task", DIED=str(tmp_path / "died"))
     sets = ("score.samples=20",)
@@ -122,7 +122,7 @@ def test_a_site_whose_tasks_cannot_be_started_is_late_and_costs_the_others_nothi
     # Longer than a minute: a site whose SuperNode was started anew just before is let in again only then.
     run = federation.run("unstarted", "score.samples=20", "engine.deadline_seconds=90")
     lines = federation.out("unstarted") / "metrics.jsonl"
-    program = federation.folder / "client-002/bin/flwr-clientapp"
+    program = federation.program("client-002")
     kept = program.read_text()
     end = time.monotonic() + 400
     try:
