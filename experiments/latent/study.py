@@ -38,7 +38,7 @@ COMMON: Keys = {
     "track.backends": [],
     "engine.workers": 1,
 }
-# Rounds of a pass each. Together an autoencoder and its latents take about as long as the pixels (README.md).
+# Rounds of a pass each: a first guess, until the pilot's times say what takes as long as what.
 AUTOENCODER: Keys = {"training.rounds": 4, "training.learning_rate": 0.001, "score.samples": 100}
 LATENT: Keys = {"training.rounds": 30, "model.network": "unet-8"}
 PIXELS: Keys = {"training.rounds": 3, "model.network": "unet-8"}

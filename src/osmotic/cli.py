@@ -246,7 +246,11 @@ def personalise(
     from osmotic.storage.folder import RunDir
 
     _plug(plugin)
-    found = joining.personalise(RunDir.existing(directory), data, out, client, sets)
+    try:
+        found = joining.personalise(RunDir.existing(directory), data, out, client, sets)
+    except RunStopped as error:
+        print(f"osmotic: error: {plain(error, None)}", file=sys.stderr)
+        raise typer.Exit(1) from None
     _say(found, json, joining.text(found))
 
 

@@ -164,6 +164,27 @@ def test_it_is_saved_as_an_adapter_and_as_a_merged_pipeline(begun: RunDir, tmp_p
     assert len(list(run.personal.glob("*/adapter.safetensors"))) == 3
 
 
+def test_a_name_on_a_hub_is_downloaded_and_one_that_cannot_be_had_is_one_line(
+    make_server: Any, begun: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        if name != "some/model":
+            raise OSError("no such name\nand more")
+        return str(begun.model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    server = make_server("model.pretrained=some/model")
+    published = weights(begun.model)
+    assert all(np.array_equal(w, published[n]) for n, w in server.state.weights.items()) and asked
+    with pytest.raises(ConfigError, match=r"cannot be had from the hub \(no such name\)$"):
+        make_server("model.pretrained=other/model", name="other")
+
+
 def test_weights_of_other_float_types_are_taken(make_server: Any, begun: RunDir, tmp_path: Path) -> None:
     from safetensors.torch import save_file as save_tensors
 

@@ -110,6 +110,28 @@ def test_a_model_of_another_network_is_one_line(run: RunDir, tmp_path: Path) -> 
         joining.personalise(copy, images(tmp_path / "own.npz"), tmp_path / "one")
 
 
+def test_training_that_breaks_is_one_line_and_leaves_nothing(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from osmotic import cli
+    from osmotic.errors import RunStopped
+
+    def broken(*args: Any, **more: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("osmotic.federation.client.fit", broken)
+    data = images(tmp_path / "own.npz")
+    with pytest.raises(RunStopped, match="could not train: RuntimeError"):
+        joining.personalise(run, data, tmp_path / "one")
+    words = ["osmotic", "personalise", str(run.path), "--data", data, "--out", str(tmp_path / "one")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "osmotic: error: could not train: RuntimeError" in told
+    assert "Traceback" not in told.split("could not train")[1] and not (tmp_path / "one").exists()
+
+
 def test_the_command(run: RunDir, tmp_path: Path) -> None:
     data = images(tmp_path / "own.npz")
     command = [

@@ -45,11 +45,6 @@ class LowRank:
         self._clip = step.training.grad_clip
         self._optimizer = make_optimizer(self._every, step.training.optimizer, step.learning_rate)  # type: ignore[arg-type]
 
-    @property
-    def values(self) -> int:
-        """Numbers that it holds."""
-        return sum(a.numel() + b.numel() for a, b in self.factors.values())
-
     def step(self, parameters: Mapping[str, Tensor]) -> None:
         """One step of A and B by the gradients [...] of the layers, which are set to zero."""
         for name, (a, b) in self.factors.items():
