@@ -6,7 +6,6 @@ What a command does is `osmotic.api`, the package's face in Python, and `runs/co
 from __future__ import annotations
 
 import errno
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from osmotic import __version__, api
+from osmotic import __version__, api, hints
 from osmotic.errors import ConfigError, RunStopped, plain
 from osmotic.runs import session
 from osmotic.sites import commands as sites
@@ -23,15 +22,13 @@ from osmotic.storage import strict_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from click.exceptions import ClickException
-
     from osmotic.config.schema import Config
     from osmotic.storage.folder import RunDir
 
 app = typer.Typer(
     name="osmotic",
     invoke_without_command=True,
-    suggest_commands=False,  # `_hinted` does, for options and other tools' words too
+    suggest_commands=False,  # `hints.py` does, for options and other tools' words too
     context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -76,21 +73,9 @@ def _load(
     with session.whole_imports():
         from osmotic.runs import resolve
 
-    if config is not None and not config.exists() and (option := _option_of(str(config))):
+    if config is not None and not config.exists() and (option := hints.option_of(str(config))):
         raise ConfigError("CONFIG", str(config), f"is no file. Did you mean {option} {config}?")
     return resolve.load(config, preset=preset, data=data, sets=sets)
-
-
-def _option_of(word: str) -> str | None:
-    """The option that a word was meant for which stands alone where a file is expected."""
-    from osmotic.config.presets import PRESETS
-    from osmotic.data.sources import NAMED
-
-    if word in PRESETS:
-        return "--preset"
-    if word in NAMED or word.startswith(("npz:", "folder:", "hf:")):
-        return "--data"
-    return "--set" if "=" in word else None
 
 
 def _plug(files: list[Path]) -> None:
@@ -454,55 +439,6 @@ def _options(
         print(context.get_help())
 
 
-# What other tools call a command of ours.
-ALSO = {
-    "train": "run",
-    "start": "run",
-    "fit": "run",
-    "help": "--help",
-    "continue": "resume",
-    "generate": "sample",
-    "score": "evaluate",
-}
-
-
-def _hinted(error: ClickException) -> str:
-    """A wrong word or option in one line, with the command or the configuration key that was probably meant."""
-    from click.exceptions import NoSuchOption, UsageError
-
-    told = error.format_message().replace("\n", " ")
-    if isinstance(error, NoSuchOption) and (keys := _keys_called(error.option_name)):
-        takes_keys = error.ctx is not None and any("--set" in p.opts for p in error.ctx.command.params)
-        meant = " or ".join(f"--set {key}={_given(error.option_name)}" for key in keys)
-        return f"No such option '{error.option_name}'. Did you mean {meant}?" if takes_keys else told
-    unknown = re.fullmatch(r"No such command '(.*)'\.", error.message)
-    if unknown and isinstance(error, UsageError) and error.ctx is not None:
-        from osmotic.config.keys import nearest
-
-        word = unknown[1].lower()
-        name = ALSO.get(word) or nearest(word, getattr(error.ctx.command, "commands", ()))
-        return error.message + (f" Did you mean '{name}'?" if name else "")
-    return told
-
-
-def _keys_called(option: str) -> list[str]:
-    """Configuration keys that an option such as `--rounds` or `--epochs` would stand for."""
-    from osmotic.config.keys import ending
-    from osmotic.config.schema import valid_keys
-
-    return ending(option.lstrip("-").replace("-", "_"), valid_keys())
-
-
-def _given(option: str) -> str:
-    """The value that was typed behind an option, or three dots."""
-    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and after and not after.startswith("-"):
-            return after
-    return "..."
-
-
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2."""
     warnings.showwarning = lambda message, category, *_args, **_kwargs: print(
@@ -519,7 +455,7 @@ def main() -> None:
     except ConfigError as error:
         told, code = str(error), 2
     except ClickException as error:  # a wrong flag or word; click itself would print several lines
-        told, code = _hinted(error), error.exit_code
+        told, code = hints.told(error), error.exit_code
     except Abort:
         told, code = "stopped", 130
     except OSError as error:  # disk full, no permission: what was written before is whole
