@@ -22,8 +22,8 @@ COMMON: Keys = {
     "data.max_images": 6000,
     "data.clients": 10,
     "model.network": "unet-8",
-    "training.rounds": 30,
-    "training.local_epochs": 0.5,
+    "training.rounds": 10,
+    "training.local_epochs": 1.0,
     "training.batch_size": 16,
     "training.lr_schedule": "cosine",
     "score.every": 0,
@@ -100,15 +100,28 @@ def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = Non
 def pilot() -> dict[str, list[str]]:
     """Seed 100: what to choose."""
     cell = "dirichlet-0.1"
-    found = {f"{m}-s{PILOT_SEED}": case(cell, m, PILOT_SEED) for m in METHODS}
-    varied: dict[str, Keys] = {
-        "fedddpm-passes-3": {"server.correction.passes": 3.0},
-        "fedddpm-rate-0.3": {"server.correction.rate": 0.3},
-        "fedddpm-all-copies": {"server.correction.drop_copies": False},
-        "fedddpm-size-0.5": {"server.correction.size": 0.5, "server.correction.passes": 0.2},
+    # Ten passes over all images, divided otherwise: where does skew cost anything?
+    divided = {
+        f"{method}-{rounds}x{10 / rounds:g}": (
+            method,
+            {"training.rounds": rounds, "training.local_epochs": 10 / rounds},
+        )
+        for method, rounds in (("central", 20), ("fedavg", 20), ("fedavg", 10), ("fedavg", 5))
     }
-    return found | {
-        f"{name}-s{PILOT_SEED}": case(cell, "fedddpm", PILOT_SEED, keys) for name, keys in varied.items()
+    # How long must local models train until their images are of use, and how hard may they be trained on?
+    corrected: dict[str, tuple[str, Keys]] = {
+        f"fedddpm-local-{epochs}": ("fedddpm", {"server.correction.local_epochs": float(epochs)})
+        for epochs in (10, 30, 100)
+    } | {
+        "fedddpm-passes-3": ("fedddpm", {"server.correction.passes": 3.0}),
+        "fedddpm-rate-0.3": ("fedddpm", {"server.correction.rate": 0.3}),
+        "fedddpm-noisy-half": ("fedddpm", {"server.correction.skip_cleanest": 0.5}),
+        "fedddpm-all-copies": ("fedddpm", {"server.correction.drop_copies": False}),
+        "fedddpm-size-0.5": ("fedddpm", {"server.correction.size": 0.5, "server.correction.passes": 0.2}),
+    }
+    return {
+        f"{name}-s{PILOT_SEED}": case(cell, method, PILOT_SEED, keys)
+        for name, (method, keys) in (divided | corrected).items()
     }
 
 

@@ -111,9 +111,11 @@ def everything(workers: int, total: int) -> int:
         for kind in kinds:
             start = time.monotonic()
             for row in kind(farm, workers):
-                rows.append((row, time.monotonic() - start))
-                start = time.monotonic()
-                print(f"{row[0]}: {row[1]}; {len(row[2])} wrong", *row[2], sep="\n  ", flush=True)
+                took, start = time.monotonic() - start, time.monotonic()
+                rows.append((row, took))
+                print(
+                    f"{row[0]}: {row[1]}; {len(row[2])} wrong; {took:.0f} s", *row[2], sep="\n  ", flush=True
+                )
     wrong = sum(len(row[2]) for row, _ in rows)
     if not wrong:
         write(rows, time.monotonic() - began, workers)

@@ -73,9 +73,15 @@ def befall(sites: str, at: int, way: str, nodes: int, log: str | None) -> None:
         """Counts messages by their answers' turn: pushed and pulled alike, each has one number."""
 
         numbers: dict[str, int]
+        after = False  # whether the answer was taken after which the hub is to die
+
+        def gone_on(self) -> None:
+            """A site's first word is no task's answer: whoever has taken it shows by going on."""
+            _die(self.after)
 
         def push_messages(self, messages: Iterable[Any]) -> list[str]:
             found = []
+            self.gone_on()
             for message in messages:
                 self.count = getattr(self, "count", 0) + 1
                 _die(way == "unsent" and self.count == at)
@@ -89,6 +95,7 @@ def befall(sites: str, at: int, way: str, nodes: int, log: str | None) -> None:
             return found
 
         def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
+            self.gone_on()
             wanted = list(message_ids)
             hit = any(self.numbers.get(number) == at for number in wanted)
             if hit and way in SITE and not getattr(self, "done", False):
@@ -113,7 +120,7 @@ def befall(sites: str, at: int, way: str, nodes: int, log: str | None) -> None:
         def watched(self: Any, tasks: Any, deadline_seconds: float) -> Any:
             for answer in exchange(self, tasks, deadline_seconds):
                 yield answer
-                _die(getattr(grid, "after", False))
+                grid.gone_on()
 
         flower.Flower.exchange = watched  # type: ignore[method-assign]
     flower._loans.append(flower.Loan(grid, roster.across_sites))
