@@ -13,6 +13,7 @@ from small_runs import Crash, crash_at
 
 from osmotic.errors import ConfigError
 from osmotic.federation.bookkeeping import Tally
+from osmotic.federation.journal import Journal
 from osmotic.runs.summary import weights_sha256
 from osmotic.storage import checkpoint, lock
 from osmotic.storage.folder import RunDir
@@ -51,6 +52,28 @@ def test_a_run_killed_in_any_phase_goes_on_to_the_same_end(make_server: Any, eve
     resumed = make_server(*TINY, f"checkpoint.every={every}", resume=True)
     resumed.run()
     assert outcome(resumed) == outcome(whole)
+
+
+@pytest.mark.parametrize("died_at", ["the first entry", "the folder"])
+def test_no_journal_outlives_a_run_that_died_between_its_last_checkpoint_and_its_end(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, died_at: str
+) -> None:
+    sets = (*TINY, "training.rounds=1", "server.pieces=correction", "server.correction.local_epochs=0.5")
+    server = make_server(*sets)
+
+    def die(journal: Journal) -> None:
+        if died_at == "the folder":
+            for path in journal.folder.rglob("*.safetensors"):
+                path.unlink()
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Journal, "clear", die)
+        server.run()
+    folder = server.run_dir.journal
+    assert folder.exists() and server.state.step == len(server.phases)
+    make_server(*sets, resume=True).run()
+    assert not folder.exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

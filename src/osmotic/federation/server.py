@@ -112,6 +112,8 @@ class Server:
                     self.clients = self.engine.clients(1, self.config.engine.deadline_seconds)
                     self.observer.phase_started(phase, state.step, len(self.phases))
                     self._phase(phase)
+                # Here, and not with the last checkpoint: a run that died in the middle of it has no phase to go through again.
+                self.journal.clear()
             except KeyboardInterrupt:
                 with contextlib.suppress(OSError):  # it is tried again
                     self._saved()
@@ -295,8 +297,6 @@ class Server:
             if last or whole or state.step % self.config.checkpoint.every == 0:
                 # A client may delete what no checkpoint on disk asks for: where there is such, the next round must know it.
                 self.save(beside=not last and not whole and not self._clients_keep)
-            if last:
-                self.journal.clear()
 
     def _abandon(self) -> None:
         """Forgets what the answers of a phase that does not count have left in the links."""
