@@ -13,12 +13,12 @@ Keys = dict[str, Any]
 SEEDS = (0, 1, 2)
 PILOT_SEED = 100  # settings are chosen on it alone
 CELLS = ("l-skew", "q-skew")
-ROUNDS, EPOCHS = 20, 10.0  # rounds of half a pass, and passes after them
+ROUNDS, EPOCHS = 20, 6.0  # rounds of half a pass, and passes after them
 
 COMMON: Keys = {
     "data.source": "npz:../shared/data/fashion-mnist.npz",
     "data.image_size": 8,
-    "data.max_images": 12_000,
+    "data.max_images": 9_000,
     "data.clients": 10,
     "data.holdout": 0.3,
     "model.network": "unet-8",

@@ -22,7 +22,7 @@ from osmotic.runs.scoring import Scoring
 from osmotic.runs.study import Study, prepare
 from osmotic.storage.folder import RunDir
 
-DRAWN = 400  # images of each model
+DRAWN = 300  # images of each model
 LEAST = 20  # held-out images of a client that is scored by them
 
 
