@@ -205,6 +205,18 @@ def test_run_refuses_bad_input_in_one_line_and_leaves_no_folder(osm: Command, ca
     assert not (osm.folder / "runs").exists()
 
 
+def test_an_autoencoder_is_no_other_network(osm: Command):
+    is_refused(osm("autoencoder", "--set", "model.network=unet-8"), "model.network = 'unet-8'")
+    assert not (osm.folder / "autoencoder").exists()
+
+
+def test_nobody_joins_a_run_that_is_not_finished(osm: Command):
+    (osm.folder / "begun").mkdir()
+    (osm.folder / "begun/config.toml").write_text("")
+    words = ["personalise", "begun", "--data", "digits", "--out", "mine"]
+    is_refused(osm(*words), "is not finished yet; go on with `osmotic resume begun`")
+
+
 def test_bad_toml_is_told_with_its_file(osm: Command):
     (osm.folder / "c.toml").write_text("[training\n")
     is_refused(osm("run", "c.toml"), "c.toml", "not valid TOML")

@@ -227,12 +227,11 @@ def personalise(
     json: JsonOpt = False,
 ) -> None:
     """Fine-tune the model of the run in folder DIR on images of one's own, e.g. with --set after.personalise.trains=adapter."""
-    from osmotic.runs import joining
-    from osmotic.storage.folder import RunDir
+    from osmotic.runs import commands, joining
 
     _plug(plugin)
     try:
-        found = joining.personalise(RunDir.existing(directory), data, out, client, sets)
+        found = joining.personalise(commands.finished(directory), data, out, client, sets)
     except RunStopped as error:
         print(f"osmotic: error: {plain(error, None)}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -388,6 +387,10 @@ def autoencoder(
 ) -> None:
     """Train an autoencoder on images that anybody may have, for runs in its latents; osmotic run --preset autoencoder does it federatedly."""
     cfg = _load(config, "autoencoder", data, ["method.name=central", *sets], plugin)
+    if cfg.model.network != "autoencoder":
+        raise ConfigError(
+            "model.network", cfg.model.network, "osmotic autoencoder trains no other network than autoencoder"
+        )
     _train(lambda: session.start(cfg, out, quiet=json), out, json)
 
 

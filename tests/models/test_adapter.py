@@ -245,6 +245,11 @@ def test_constants_of_an_adapted_network_are_those_of_the_whole_one() -> None:
             ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["to_z"]'),
             "name no layer of network unet-8",
         ),
+        (
+            ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["conv1", "nope"]'),
+            "name no layer of network unet-8 with 'nope'",
+        ),
+        (("model.pretrained=PLACE", "adapter.rank=1024"), "adapter.rank = 1024: must be below "),
         (("model.pretrained=PLACE", "adapter.rank=2", "engine.batched_clients=2"), "knows no adapters"),
         (
             ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["class_embedding"]'),
@@ -273,6 +278,9 @@ def test_weights_that_are_torn_gone_or_not_finite_are_one_line(
     table = weights(begun.model)
     save_file(table | {"conv_in.bias": np.full_like(table["conv_in.bias"], np.nan)}, file)
     with pytest.raises(ConfigError, match=r"conv_in\.bias holds values that are no finite numbers"):
+        make_server(f"model.pretrained={tmp_path / 'copy'}")
+    save_file(table | {"conv_in.bias": table["conv_in.bias"].astype(np.int32)}, file)
+    with pytest.raises(ConfigError, match=r"conv_in\.bias is of type int32, and weights are real numbers"):
         make_server(f"model.pretrained={tmp_path / 'copy'}")
     file.write_bytes(b"torn")
     with pytest.raises(ConfigError, match="cannot be read"):

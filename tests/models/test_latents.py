@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_a_folder_that_is_no_autoencoder_is_one_line(
     shutil.copytree(folder, tmp_path / "broken")
     change(tmp_path / "broken", **keys)
     with pytest.raises(ConfigError, match=told) as refused:
-        autoencoder_file.load(autoencoder_file.describe(tmp_path / "broken"))
+        autoencoder_file.describe(tmp_path / "broken")
     assert "\n" not in str(refused.value)
 
 
@@ -130,7 +131,15 @@ def test_weights_that_are_torn_or_gone_and_a_folder_without_any_are_one_line(
         autoencoder_file.describe(tmp_path / "torn")
     save_file({n: w for n, w in table.items() if n != "encoder.conv_in.bias"}, file)
     with pytest.raises(ConfigError, match="does not hold the weights"):
-        autoencoder_file.load(autoencoder_file.describe(tmp_path / "torn"))
+        autoencoder_file.describe(tmp_path / "torn")
+    name = max(table)
+    save_file(table | {name: np.full_like(table[name], np.inf)}, file)
+    with pytest.raises(ConfigError, match="holds values that are no finite numbers"):
+        autoencoder_file.describe(tmp_path / "torn")
+    file.unlink()
+    os.mkfifo(file)  # whoever opened it would wait for ever
+    with pytest.raises(ConfigError, match="is no file"):
+        autoencoder_file.describe(tmp_path / "torn")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +278,13 @@ def test_a_run_is_scored_again_with_its_own_copy_of_the_autoencoder(folder: Path
     small_autoencoder.write(tmp_path / "place", seed=9, scaling_factor=7.0)
     again = commands.evaluate(run.path, [], None, quiet=True)
     assert again["fd"] == pytest.approx(json.loads(run.summary.read_text())["quality"]["fd"], rel=1e-6)
+    shutil.rmtree(run.model / "vae")
+    with pytest.raises(ConfigError, match="the autoencoder of its latents, vae/, is gone"):
+        commands.evaluate(run.path, [], None, quiet=True)
+    with pytest.raises(
+        ConfigError, match="works in latents of 4 channels, and their autoencoder, vae/, is gone"
+    ):
+        saved.draw(run, 2)
 
 
 # --- the autoencoder as a network ---

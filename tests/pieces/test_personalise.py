@@ -267,6 +267,22 @@ def test_the_last_rounds_own_training_can_be_kept_at_no_cost(make_server: Any) -
     )
 
 
+def test_a_model_that_training_breaks_is_its_clients_failure(make_server: Any) -> None:
+    sets = (
+        "training.rounds=1",
+        "training.grad_clip=0",
+        "after.pieces=personalise",
+        "after.personalise.rate=100",
+    )
+    server = make_server(
+        *sets, "training.learning_rate=1", "training.optimizer=sgd", "training.max_abs_update=1000000"
+    )
+    server.run()
+    told = {failure["reason"] for failure in server.state.failures if failure["round"] == 2}
+    assert told == {"piece personalise: leaves weights that are not finite: a smaller rate, or fewer epochs"}
+    assert server.personal_models(book=False) == {}
+
+
 # --- what cannot be ---
 
 

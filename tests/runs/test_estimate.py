@@ -142,6 +142,7 @@ class Counted(Callback):
         (),
         ("method.name=udec", "training.local_epochs=2"),
         ("after.pieces=personalise", "after.personalise.epochs=3"),
+        ("after.pieces=personalise", "after.personalise.when=rounds"),
         ("training.fraction_train=0.5", "method.name=local", "score.every=2"),
         ("method.name=central", "training.batch_size=10"),
     ],

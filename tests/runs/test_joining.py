@@ -105,9 +105,64 @@ def test_a_model_of_another_network_is_one_line(run: RunDir, tmp_path: Path) -> 
         save_file(broken, file)
         with pytest.raises(ConfigError, match="does not hold the weights of network unet-8"):
             joining.personalise(copy, images(tmp_path / "own.npz"), tmp_path / "one")
+    save_file(table | {"conv_in.bias": np.full_like(table["conv_in.bias"], np.nan)}, file)
+    with pytest.raises(ConfigError, match=r"conv_in\.bias holds values that are no finite numbers"):
+        joining.personalise(copy, images(tmp_path / "own.npz"), tmp_path / "one")
     file.write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read"):
         joining.personalise(copy, images(tmp_path / "own.npz"), tmp_path / "one")
+
+
+def test_weights_in_half_precision_are_taken(run: RunDir, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = RunDir.existing(tmp_path / "copy")
+    half = {n: torch.from_numpy(w).bfloat16() for n, w in weights(copy.model).items()}
+    save_tensors(half, copy.model / "unet/diffusion_pytorch_model.safetensors")
+    joining.personalise(copy, images(tmp_path / "own.npz"), tmp_path / "one")
+    assert weights(tmp_path / "one")["conv_in.bias"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["after.pieces=[]", "data.channels=3", "model.target=epsilon", "training.rounds=5", "data.source=digits"],
+)
+def test_a_key_of_the_runs_own_is_not_set_anew(run: RunDir, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="is the run's own here, or of no effect") as refused:
+        joining.personalise(run, images(tmp_path / "own.npz"), tmp_path / "one", sets=[text])
+    assert refused.value.key == text.partition("=")[0]
+
+
+def test_a_run_that_kept_what_its_rounds_made_is_joined_as_any_other(tmp_path: Path) -> None:
+    sets = [*SMALL, "training.rounds=1", "after.pieces=personalise", "after.personalise.when=rounds"]
+    begun = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
+    data = images(tmp_path / "own.npz")
+    found = joining.personalise(begun, data, tmp_path / "one", sets=["after.personalise.epochs=3"])
+    assert found["watched"] == 3
+
+
+def test_a_place_that_cannot_be_is_told_of_before_any_work_and_its_neighbours_are_left_alone(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images(tmp_path / "own.npz")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for neighbour in (".one.old", ".one.new"):
+        (tmp_path / neighbour).mkdir()
+        (tmp_path / neighbour / "precious").write_text("")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("osmotic.runs.joining._trained", lambda *_: pytest.fail("has begun to work"))
+        for place, told in (("file/one", "cannot be made"), ("link", "is there already")):
+            with pytest.raises(ConfigError, match=told):
+                joining.personalise(run, data, tmp_path / place)
+    joining.personalise(run, data, tmp_path / "one")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*before, "one"])
+    assert (tmp_path / ".one.old/precious").exists() and (tmp_path / ".one.new/precious").exists()
 
 
 def test_training_that_breaks_is_one_line_and_leaves_nothing(

@@ -5,6 +5,7 @@ Network, diffusion process, space, exchange, pieces, codecs, and the contract th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -287,10 +288,15 @@ def network_of(config: Config, image_size: int, channels: int, num_classes: int)
     chosen = config.adapter
     if not chosen.rank:
         return spec
-    adapter = Adapter(chosen.rank, chosen.alpha, chosen.targets, chosen.trains)
-    if not adapter.layers(models.layout(spec)):
-        rule = f"name no layer of network {spec.name}: they are ends of names such as to_q or conv1"
-        raise ConfigError("adapter.targets", list(chosen.targets), rule)
+    adapter, layout = Adapter(chosen.rank, chosen.alpha, chosen.targets, chosen.trains), models.layout(spec)
+    for target in chosen.targets:
+        if not replace(adapter, targets=(target,)).layers(layout):
+            rule = f"name no layer of network {spec.name} with {target!r}: they are ends of names such as to_q or conv1"
+            raise ConfigError("adapter.targets", list(chosen.targets), rule)
+    widest = max(min(shape[0], math.prod(shape[1:])) for shape in adapter.layers(layout).values())
+    if chosen.rank >= widest:
+        rule = f"must be below {widest}, the narrower side of the widest layer that is adapted"
+        raise ConfigError("adapter.rank", chosen.rank, rule)
     return replace(spec, adapter=adapter)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osmotic.errors import ConfigError
+from osmotic.models import weights_file
 from osmotic.storage import strict_json
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def describe(folder: Path | str) -> Described:
     form["scaling_factor"] = float(scale)
     known = repr(sorted(form.items())).encode()
     digest = hashlib.sha256(known)
-    for name, weight in sorted(_weights(folder).items()):
+    held = _weights(folder)
+    _check(folder, _skeleton(form), held)
+    for name, weight in sorted(held.items()):
         digest.update(f"{name} {weight.shape}".encode())
         digest.update(np.ascontiguousarray(weight, "<f4").data)
     return Described(
@@ -114,28 +117,34 @@ def describe(folder: Path | str) -> Described:
 def load(described: Described) -> AutoencoderKL:
     """The autoencoder in evaluation mode, nothing of it to be trained. Raises: ConfigError for weights of another form."""
     import torch
-    from diffusers import AutoencoderKL
 
-    with torch.device("meta"):
-        model = AutoencoderKL(**described.form)
-    held = {name: torch.from_numpy(np.array(w, np.float32)) for name, w in _weights(described.folder).items()}
-    try:
-        model.load_state_dict(held, assign=True)
-    except RuntimeError:
-        rule = f"{WEIGHTS} does not hold the weights that {CONFIG} tells of"
-        raise ConfigError(KEY, str(described.folder), rule) from None
+    model, held = _skeleton(described.form), _weights(described.folder)
+    _check(described.folder, model, held)
+    model.load_state_dict({name: torch.from_numpy(weight) for name, weight in held.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _weights(folder: Path) -> dict[str, np.ndarray]:
-    """Weights of any float type as float32 [...]: numpy does not know bfloat16."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _skeleton(form: dict[str, Any]) -> AutoencoderKL:
+    """An autoencoder of this form, without memory for its weights."""
+    import torch
+    from diffusers import AutoencoderKL
 
+    with torch.device("meta"):
+        return AutoencoderKL(**form)
+
+
+def _check(folder: Path, model: AutoencoderKL, held: dict[str, np.ndarray]) -> None:
+    """Raises ConfigError for weights of another form."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if {name: weight.shape for name, weight in held.items()} != wanted:
+        raise ConfigError(KEY, str(folder), f"{WEIGHTS} does not hold the weights that {CONFIG} tells of")
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
     try:
-        return {name: tensor.float().numpy() for name, tensor in load_file(folder / WEIGHTS).items()}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(KEY, str(folder), f"{WEIGHTS} cannot be read ({error})") from None
+        return weights_file.read(folder / WEIGHTS)
+    except ValueError as error:
+        raise ConfigError(KEY, str(folder), str(error)) from None
 
 
 def _number(folder: Path, name: str, value: Any, most: int) -> int:

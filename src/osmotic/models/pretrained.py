@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from osmotic.errors import ConfigError
+from osmotic.models import weights_file
 
 KEY = "model.pretrained"
 FILE = "diffusion_pytorch_model.safetensors"
@@ -36,9 +37,7 @@ def read(place: str, layout: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
         if found[name].shape != tuple(shape):
             rule = f"is another network: {name} is {list(found[name].shape)} there, and {list(shape)} here"
             raise ConfigError(KEY, place, rule)
-        if not np.isfinite(found[name]).all():
-            raise ConfigError(KEY, place, f"{name} holds values that are no finite numbers")
-    return {name: np.ascontiguousarray(found[name], np.float32) for name in sorted(layout)}
+    return {name: np.ascontiguousarray(found[name]) for name in sorted(layout)}
 
 
 def sha256(weights: Mapping[str, np.ndarray]) -> str:
@@ -51,15 +50,10 @@ def sha256(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _load(place: str) -> dict[str, np.ndarray]:
-    """Weights of any float type as float32 [...]: numpy does not know bfloat16."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = _file(place)
     try:
-        return {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(KEY, place, f"{file.name} cannot be read ({error})") from None
+        return weights_file.read(_file(place))
+    except ValueError as error:
+        raise ConfigError(KEY, place, str(error)) from None
 
 
 def _file(place: str) -> Path:

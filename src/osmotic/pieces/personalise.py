@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from osmotic.config.keys import key
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
-from osmotic.pieces.base import Piece, Section
+from osmotic.pieces.base import Piece, PieceError, Section
 from osmotic.pieces.low_rank import LowRank, of_layers, shapes_of
 from osmotic.protocol.messages import TRAIN, Phase, Task
 from osmotic.protocol.view import Extension, Step, View
@@ -157,12 +157,16 @@ class Personalise(Piece):
             self._look(step, work)
 
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
-        """The best takes the place of the last; nothing is sent."""
+        """The best takes the place of the last; nothing is sent. Raises: PieceError for a model that training has broken."""
         if work is not None and step.taken % work.pass_steps:
             self._look(step, work)  # at the last pass, which was not a whole one
         if work is not None and work.best:
             for name, parameter in step.parameters.items():
                 parameter.data.copy_(work.best[name])
+        if work is not None and not all(bool(p.isfinite().all()) for p in step.parameters.values()):
+            raise PieceError(
+                PERSONALISE, "leaves weights that are not finite: a smaller rate, or fewer epochs"
+            )
         return {}, state
 
     @staticmethod

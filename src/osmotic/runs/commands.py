@@ -286,7 +286,7 @@ def _evaluated(
     from osmotic.runs.study import make_deterministic, prepare
 
     # Its own copy of the autoencoder: what lies at the place that it was trained with may be another one now.
-    model = replace(cfg.model, autoencoder=autoencoder_of(run))
+    model = replace(cfg.model, autoencoder=autoencoder_of(run, cfg))
     study = prepare(replace(cfg, model=model), dataset, display.read)
     refuse_other_images(run, study)
     make_deterministic(study)

@@ -37,7 +37,8 @@ def workload(
     trained: set[str] = set()  # who has a model to draw from
     for index, phase in enumerate(phases):
         chosen = choose(config, phase, clients)
-        epochs = _epochs(config, chain, view, phase, chosen[0])
+        # A phase may ask nobody, and only keep what is there.
+        epochs = _epochs(config, chain, view, phase, chosen[0]) if chosen else 0.0
         batch = config.training.batch_size
         work: dict[Work, float] = {
             "train": sum(batch_plan(c.num_examples, batch, epochs) for c in chosen if epochs)

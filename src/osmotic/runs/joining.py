@@ -5,9 +5,11 @@ What trains is the client of a run (`federation/client.py`) with the piece `pers
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 
 from osmotic import codecs, seeds
+from osmotic.config.keys import nearest
 from osmotic.config.schema import Config, flatten, to_dict
 from osmotic.data import partition, sources
 from osmotic.data.dataset import Dataset, Split
@@ -39,6 +42,14 @@ KEPT = ("model", "recipe", "training", "score", "seed")  # sections of the run t
 READ = ("data.fit", "data.background", "data.value_range", "data.flip")
 HOLDOUT = 0.2  # share of the images that is held out, where nothing else is said
 HERE = "here"  # the name of the only client
+# What may be said otherwise than in the run; every other key is the run's own, or of no effect here.
+SETTABLE = (
+    *(f"after.{PERSONALISE}.{name}" for name in ("trains", "epochs", "rank", "rate")),
+    *(f"training.{name}" for name in ("learning_rate", "batch_size", "optimizer", "grad_clip")),
+    *(f"data.{name}" for name in ("holdout", "partition_seed", "flip")),
+    *(f"engine.{name}" for name in ("device", "threads", "precision", "deterministic")),
+    "seed",
+)
 
 
 def personalise(
@@ -53,11 +64,31 @@ def personalise(
         sets: `section.key=value`, as `after.personalise.trains=adapter`.
     Returns: `model`, `images`, `watched`, `held_out` (numbers of images), and the denoising loss on the held-out images of the
         model as published and of the new one, `loss_published` and `loss_own`; null where none are held out.
-    Raises: ConfigError for images that do not fit the run's network, or a folder that is in use.
+    Raises: ConfigError for images that do not fit the run's network, or a folder that is in use or cannot be made; RunStopped where
+        training breaks.
     """
-    out = Path(out)
-    if out.exists():
+    with _beside(out) as beside:
+        found = _trained(run, data, beside, client, sets)
+        (beside / "model").rename(out)
+    return {"model": str(out)} | found
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder of its own beside `out`, which shows before any work that `out` can be made; it goes with what is left in it."""
+    if os.path.lexists(out):
         raise ConfigError("--out", str(out), "is there already")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=".osmotic-", dir=out.parent)
+    except OSError as error:
+        raise ConfigError("--out", str(out), f"cannot be made ({error.strerror})") from None
+    with beside as folder:
+        yield Path(folder)
+
+
+def _trained(run: RunDir, data: str, beside: Path, client: str | None, sets: Sequence[str]) -> dict[str, Any]:
+    """Leaves the model in `beside`, and returns what there is to say of it; arguments and errors as `personalise`."""
     given = saved.weights(run, client)
     config = _config(run, given.described, data, sets)
     names = tuple(saved.class_names(run)) if given.described.num_classes else ()
@@ -92,21 +123,16 @@ def personalise(
 
     worker.network.load(start)
     before = loss()
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(
-            Client(0, HERE, len(train)),
-            held(train),
-            Store(Path(folder)),
-            held(watched) if len(watched) else None,
-        )
-        answer = worker.serve(site, _task(blueprint, worker.contract, start, site.client))
-        if told := answer.header.get("failure"):
-            raise RunStopped(f"could not train: {told[1]}")
-        weights = group(site.store.load(1, answer.header["metrics"]["state_sha256"]), "personal")
+    watch = held(watched) if len(watched) else None
+    site = Site(Client(0, HERE, len(train)), held(train), Store(beside / "state"), watch)
+    answer = worker.serve(site, _task(blueprint, worker.contract, start, site.client))
+    if told := answer.header.get("failure"):
+        raise RunStopped(f"could not train: {told[1]}")
+    weights = group(site.store.load(1, answer.header["metrics"]["state_sha256"]), "personal")
     worker.network.load(weights)
     after = loss()
     pipeline.save(
-        out,
+        beside / "model",
         blueprint.spec,
         weights,
         blueprint.process.contract(),
@@ -116,7 +142,6 @@ def personalise(
         autoencoder=blueprint.autoencoder,
     )
     return {
-        "model": str(out),
         "images": len(train),
         "watched": len(watched),
         "held_out": len(scored),
@@ -140,7 +165,12 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[str]) -> Config:
-    """The run's own rules for one client with other images."""
+    """The run's own rules for one client with other images. Raises: ConfigError for a key that may not be set here."""
+    for text in sets:
+        key, value = resolve.parse_set(text)
+        if key not in SETTABLE:
+            rule = "is the run's own here, or of no effect; what can be set: " + ", ".join(SETTABLE)
+            raise ConfigError(key, value, rule, nearest(key, SETTABLE))
     recorded = flatten(to_dict(resolve.recorded(run.config)))
     kept = {key: value for key, value in recorded.items() if key.partition(".")[0] in KEPT or key in READ}
     piece = {k: v for k, v in recorded.items() if k.startswith(f"after.{PERSONALISE}.")}
@@ -154,6 +184,7 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
         "score.encoder": "classifier",
         "score.metrics": [],
         "after.pieces": [PERSONALISE],
+        f"after.{PERSONALISE}.when": "after",
         "data.source": data,
         "data.clients": 1,
         "data.partition": "iid",

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import nn
 
 from osmotic import plugins
@@ -24,7 +22,7 @@ from osmotic.config.schema import Config
 from osmotic.data.strata import apportion
 from osmotic.errors import ConfigError
 from osmotic.federation.blueprint import Blueprint
-from osmotic.models import NetworkSpec, autoencoder_file, construct, pipeline
+from osmotic.models import NetworkSpec, autoencoder_file, construct, pipeline, weights_file
 from osmotic.runs import resolve
 from osmotic.storage import strict_json
 from osmotic.storage.folder import RunDir
@@ -32,6 +30,7 @@ from osmotic.tensors import Tensors
 
 MIXTURE = "mixture"  # in the place of a client's name: all clients' models as one
 INDEX = ("model_index.json", "config.json")  # of a diffusers folder, and of an own network's
+MOST_SIDE = 4096  # pixels; what says that it draws larger images would take all memory
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ def weights(run: RunDir, client: str | None = None) -> Weights:
     plugins.load_installed()  # the network may be of one
     described = _described(model_folder(run, client))
     try:
-        return Weights(described, load_file(described.weights))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(str(described.weights), None, f"cannot be read ({error})") from None
+        return Weights(described, weights_file.read(described.weights))
+    except ValueError as error:
+        raise ConfigError(str(described.weights.parent), None, str(error)) from None
 
 
 def load(run: RunDir, client: str | None = None) -> Any:
@@ -124,9 +123,11 @@ def in_space(config: Config, described: Described) -> Config:
     return replace(config, model=model, adapter=type(config.adapter)())
 
 
-def autoencoder_of(run: RunDir) -> str:
-    """The folder of the autoencoder that lies with a run's models; "" where they work in pixels."""
+def autoencoder_of(run: RunDir, config: Config) -> str:
+    """The folder of the autoencoder that lies with a run's models; "" where they work in pixels. Raises: ConfigError where it is gone."""
     found = sorted(run.model.glob("vae")) + sorted(run.model.glob("*/vae"))
+    if config.model.autoencoder and not found:
+        raise ConfigError(str(run.model), None, "the autoencoder of its latents, vae/, is gone")
     return str(found[0]) if found else ""
 
 
@@ -308,6 +309,9 @@ def _described(folder: Path) -> Described:
                 str(folder), None, "holds a network and an autoencoder that do not fit each other"
             )
         size, channels = size * own.factor, own.channels
-    if not (0 < size <= 65536 and channels in (1, 3) and classes >= 0):
+    elif channels not in (1, 3) and channels > 0:
+        rule = f"its network works in latents of {channels} channels, and their autoencoder, vae/, is gone"
+        raise ConfigError(str(folder), None, rule)
+    if not (0 < size <= MOST_SIDE and channels in (1, 3) and classes >= 0):
         raise ConfigError(str(folder), None, "does not describe a network: sides, channels, classes")
     return Described(size, channels, classes, weights, vae if vae.is_dir() else None)

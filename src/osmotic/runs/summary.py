@@ -20,6 +20,7 @@ from osmotic.runs.study import Study
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_bytes, write_text
 from osmotic.storage.folder import RunDir
+from osmotic.storage.store import safetensors_chunks
 
 
 def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
@@ -184,9 +185,8 @@ def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) 
         autoencoder=study.blueprint.autoencoder,
     )
     if (adapter := study.spec.adapter) is not None:
-        from safetensors.numpy import save
-
         told = {"rank": str(adapter.rank), "alpha": str(adapter.alpha), "trains": adapter.trains}
         told |= {"pretrained_sha256": str(study.blueprint.contract()["pretrained"])}
         tables = {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
-        write_bytes(Path(folder) / "adapter.safetensors", save(tables, told))
+        # Not by the library, whose header has its notes in another order each time.
+        write_bytes(Path(folder) / "adapter.safetensors", b"".join(safetensors_chunks(tables, told)))
