@@ -5,13 +5,17 @@ python experiments/fedddpm/tables.py             # markdown on stdout
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from paired import Rows, interval, read  # noqa: E402
+
 CELLS = (
     "dirichlet-0.5",
     "two-classes",
@@ -22,23 +26,6 @@ CELLS = (
     "feature-rotation",
     "feature-blur",
 )
-Rows = dict[str, dict[str, Any]]
-# Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-
-
-def read(name: str) -> Rows:
-    """Rows by case; none where the study has not begun."""
-    path = HERE / name
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row["case"]: row for row in map(json.loads, lines)}
-
-
-def interval(logs: list[float]) -> tuple[float, float, float]:
-    """Geometric mean of paired ratios and its 95 % interval, given their logarithms; no interval of one."""
-    mean = statistics.fmean(logs)
-    half = math.inf if len(logs) < 2 else T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def by_method(rows: Rows, prefix: str) -> dict[str, dict[int, dict[str, Any]]]:
@@ -82,15 +69,15 @@ def _mean(values: Any) -> float:
 
 def main() -> None:
     """Prints every table that has rows."""
-    if rows := read("pilot.jsonl"):
+    if rows := read(HERE / "pilot.jsonl"):
         print(f"### Pilot, seed 100\n\n{table(by_method(rows, ''))}\n")
-    if rows := read("results.jsonl"):
+    if rows := read(HERE / "results.jsonl"):
         print(f"### Dirichlet 0.1\n\n{table(by_method(rows, 'dirichlet-0.1-'))}\n")
-    if rows := read("cells.jsonl"):
+    if rows := read(HERE / "cells.jsonl"):
         for cell in CELLS:
             if own := by_method(rows, f"{cell}-"):
                 print(f"### {cell}\n\n{table(own)}\n")
-    if rows := read("sizes.jsonl"):
+    if rows := read(HERE / "sizes.jsonl"):
         print("### Size of the set\n")
         for case, row in rows.items():
             print(f"- {case}: FD {row['fd']:.3f}, set {row['set']['fd']:.2f} ({row['set']['images']} images)")

@@ -5,35 +5,26 @@ python experiments/frontier/tables.py             # markdown on stdout, frontier
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-Rows = dict[str, dict[str, Any]]
-# Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+sys.path.insert(0, str(HERE.parent))
+
+from paired import Rows, interval, read  # noqa: E402
+
 MARKS = ((4, 1.02), (8, 1.05), (32, 1.05), (150, 1.10), (500, 1.15))
-
-
-def read(name: str) -> Rows:
-    """Rows by case; none where the study has not begun."""
-    path = HERE / name
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row["case"]: row for row in map(json.loads, lines)}
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     """Geometric mean of paired ratios, and its upper 95 % bound (infinite for one pair)."""
     logs = [math.log(a / b) for a, b in zip(values, base, strict=True)]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), math.inf
-    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean + half)
+    mean, _, upper = interval(logs)
+    return mean, upper
 
 
 def bytes_of(row: dict[str, Any]) -> int:
@@ -152,23 +143,23 @@ def picture(cells: dict[str, list[dict[str, Any]]]) -> None:
 
 def main() -> None:
     """Prints every table that has rows."""
-    rows, cells = read("results.jsonl"), {}
+    rows, cells = read(HERE / "results.jsonl"), {}
     for cell in ("dirichlet", "iid"):
         if found := cell_rows(rows, cell):
             cells[cell] = found
             print(f"### {cell}\n\n{markdown(found)}\n\n{marks(found)}\n")
     if cells:
         picture(cells)
-    if found := cell_rows(read("confirm.jsonl"), "14x14"):
+    if found := cell_rows(read(HERE / "confirm.jsonl"), "14x14"):
         print(f"### 14x14\n\n{markdown(found)}\n")
-    pilot = read("pilot.jsonl")
+    pilot = read(HERE / "pilot.jsonl")
     for cell in ("dirichlet", "iid"):
         if found := cell_rows(pilot, cell):
             print(f"### Pilot, seed 100, {cell}\n\n{markdown(found)}\n")
     for share in ("1", "0.5"):
         feddm = {
             f"{share}-{case.replace(f'-{share}-s', '-s')}": row
-            for case, row in read("feddm.jsonl").items()
+            for case, row in read(HERE / "feddm.jsonl").items()
             if f"-{share}-s" in case
         }
         if found := cell_rows(feddm, share, "vanilla"):

@@ -5,26 +5,20 @@ python experiments/personal/tables.py             # markdown on stdout
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cases import CELLS, METHODS
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from cases import CELLS, METHODS  # noqa: E402
+from paired import interval, read  # noqa: E402
+
 Clients = Mapping[str, Mapping[str, Any]]
-# Half-width of a 95 % interval of a mean, in standard errors, by number of values (Student's t).
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-
-
-def read(name: str) -> dict[str, dict[str, Any]]:
-    """Rows by case; none where the study has not begun."""
-    path = HERE / name
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row["case"]: row for row in map(json.loads, lines)}
 
 
 def clients(row: Mapping[str, Any]) -> Clients:
@@ -48,13 +42,10 @@ def ratio(a: Clients, b: Clients, kind_a: str, kind_b: str, score: str = "fd_own
     return statistics.fmean(logs), sum(value < 0 for value in logs), len(logs)
 
 
-def interval(logs: list[float]) -> str:
+def told(logs: list[float]) -> str:
     """Geometric mean over seeds of ratios and its 95 % interval, given their logarithms; no interval of one."""
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return f"{math.exp(mean):.3f}"
-    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f} to {math.exp(mean + half):.3f})"
+    middle, low, high = interval(logs)
+    return f"{middle:.3f}" if len(logs) < 2 else f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def mean(rows: Mapping[int, Clients], value: Callable[[Mapping[str, Any]], float | None]) -> str:
@@ -92,7 +83,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], cell: str) -> str:
             shared = sorted(found.keys() & by[other].keys())
             pairs = [ratio(found[s], by[other][s], kind, other_kind) for s in shared]
             line += [
-                interval([p[0] for p in pairs]),
+                told([p[0] for p in pairs]),
                 f"{sum(p[1] for p in pairs)} of {sum(p[2] for p in pairs)}",
             ]
         line.append(
@@ -120,13 +111,13 @@ def who_gains(rows: Mapping[str, Mapping[str, Any]], cell: str, method: str) -> 
             distances.append(sum(abs(a - b / sum(union)) for a, b in zip(own, union, strict=True)) / 2)
     if len(gains) < 3 or len(set(sizes)) < 2:
         return "-"
-    told = [statistics.correlation(sizes, gains), statistics.correlation(distances, gains)]
-    return f"{len(gains)} clients: correlation of log(own / global) with log(images) {told[0]:+.2f}, with the distance of the class mix to the union's {told[1]:+.2f}"
+    found = [statistics.correlation(sizes, gains), statistics.correlation(distances, gains)]
+    return f"{len(gains)} clients: correlation of log(own / global) with log(images) {found[0]:+.2f}, with the distance of the class mix to the union's {found[1]:+.2f}"
 
 
 if __name__ == "__main__":
     for file in ("pilot.jsonl", "results.jsonl"):
-        if rows := read(file):
+        if rows := read(HERE / file):
             for cell in CELLS:
                 print(f"\n### {file}, {cell}\n\n{table(rows, cell)}\n")
                 print(f"Who gains (all weights): {who_gains(rows, cell, 'all')}")
