@@ -15,6 +15,8 @@ SEEDS = (0, 1, 2)
 PILOT_SEED = 100  # settings are chosen on it alone
 MNIST, FASHION = ("npz:../shared/data/mnist.npz", "npz:../shared/data/fashion-mnist.npz")
 
+ROUNDS, PASSES = 10, 1.0  # of the clients over their images, in each round
+SIZE = 0.1  # of the set, as a share of all images
 FEATURES = Path("runs/fedddpm-data")  # made by features.py when the cells are run
 
 COMMON: Keys = {
@@ -22,8 +24,8 @@ COMMON: Keys = {
     "data.max_images": 6000,
     "data.clients": 10,
     "model.network": "unet-8",
-    "training.rounds": 10,
-    "training.local_epochs": 1.0,
+    "training.rounds": ROUNDS,
+    "training.local_epochs": PASSES,
     "training.batch_size": 16,
     "training.lr_schedule": "cosine",
     "score.every": 0,
@@ -48,19 +50,19 @@ CELLS: dict[str, Keys] = {
     },
     "fashion": {"data.source": FASHION, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
 }
-LOCAL_EPOCHS = 10.0  # of phase 0: 60,000 images of all clients, two thirds of those of the rounds
+LOCAL_EPOCHS = 10.0  # of phase 0: as many images as all rounds
 
 
 def correction(**options: Any) -> Keys:
     """Server training on synthetic images; options are keys of the piece."""
-    keys = {"local_epochs": LOCAL_EPOCHS} | options
+    keys = {"local_epochs": LOCAL_EPOCHS, "size": SIZE} | options
     if keys.get("images") == "federated":
         del keys["local_epochs"]
     return {"server.pieces": ["correction"]} | {f"server.correction.{k}": v for k, v in keys.items()}
 
 
 FEDDDPM: Keys = correction()
-PLUS: Keys = correction(when="slow", passes=4.0)
+PLUS: Keys = correction(when="once", window=2, passes=0.3 * ROUNDS)
 METHODS: dict[str, tuple[str, Keys]] = {
     "fedavg": ("fedavg", {}),
     "fedprox": ("fedprox", {}),
@@ -68,19 +70,19 @@ METHODS: dict[str, tuple[str, Keys]] = {
     "fedadam": ("fedadam", {"server.adam.learning_rate": 0.003}),
     "fedddpm": ("fedavg", FEDDDPM),
     "fedddpm-upload": ("fedavg", correction(images="upload")),
-    "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=10)),
+    "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=ROUNDS // 2)),
     "fedddpm+": ("fedavg", PLUS),
     "oneshot": ("oneshot", correction(size=1.0)),
     # Controls.
-    # As many steps of the server as clients take in FedAvg's rounds: five passes over a tenth of the images are half a pass.
-    "set-alone": ("oneshot", correction(passes=5.0)),
+    # As many steps of the server as clients take in FedAvg's rounds.
+    "set-alone": ("oneshot", correction(passes=PASSES / SIZE)),
     # The images of phase 0 as further passes of the rounds, its bytes (weights down once, images up) as a further round,
     # and the server's steps as further steps of the clients.
-    "fedavg-equal-images": ("fedavg", {"training.local_epochs": 0.5 + LOCAL_EPOCHS / 30}),
-    "fedavg-equal-bytes": ("fedavg", {"training.rounds": 31}),
-    "fedavg-more-steps": ("fedavg", {"training.local_epochs": 0.6}),
+    "fedavg-equal-images": ("fedavg", {"training.local_epochs": PASSES + LOCAL_EPOCHS / ROUNDS}),
+    "fedavg-equal-bytes": ("fedavg", {"training.rounds": ROUNDS + 1}),
+    "fedavg-more-steps": ("fedavg", {"training.local_epochs": PASSES + SIZE}),
     "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
-    "central": ("central", {"training.local_epochs": 0.5}),
+    "central": ("central", {}),
 }
 OTHER_CELLS = ("fedavg", "fedddpm", "fedddpm+", "oneshot")
 SIZES = (0.01, 0.05, 0.25, 0.5)  # beside 0.1
