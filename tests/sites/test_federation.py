@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,6 +150,37 @@ def test_whatever_dies_the_run_ends_unaided_in_the_weights_of_the_simulation(
     expected = federation.simulated(f"kill-{kind}", "training.rounds=4")["weights_sha256"]
     row = killed_once(federation, f"kill-{kind}", kind, random.Random(kind), expected, "training.rounds=4")
     assert row["killed"] and row["code"] == 0 and row["equal"], row
+
+
+def test_a_task_that_sleeps_past_the_deadline_is_late_once_and_its_site_takes_part_again(
+    federation: Federation,
+) -> None:
+    """SIGSTOP in the middle of a round, SIGCONT once that round is over: what it answers then is nobody's."""
+    run = federation.run("asleep", "training.rounds=4", "score.samples=20", "engine.deadline_seconds=120")
+    lines, end = federation.out("asleep") / "metrics.jsonl", time.monotonic() + 600
+
+    def rounds() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+    def wait(until: Callable[[], Any]) -> None:
+        while not until():
+            assert time.monotonic() < end and run.poll() is None
+            time.sleep(0.05)
+
+    wait(rounds)
+    wait(lambda: federation.pids("client", "client-001"))
+    [asleep, *_] = federation.pids("client", "client-001")
+    os.kill(asleep, signal.SIGSTOP)
+    try:
+        before = len(rounds())
+        wait(lambda: len(rounds()) > before)
+    finally:
+        os.kill(asleep, signal.SIGCONT)
+        told, _ = run.communicate()
+    assert run.returncode == 0, told
+    failures = federation.summary("asleep")["failures"]
+    assert [(f["client_id"], f["round"]) for f in failures] in ([], [(1, before + 1)]), failures
+    assert rounds()[-1]["num_counted"] == 3
 
 
 def test_a_run_that_fails_has_an_exit_code_and_a_reason(federation: Federation) -> None:
