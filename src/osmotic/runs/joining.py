@@ -82,7 +82,7 @@ def _beside(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=".osmotic-", dir=out.parent)
     except OSError as error:
-        raise ConfigError("--out", str(out), f"cannot be made ({error.strerror})") from None
+        raise ConfigError("--out", str(out), f"cannot be made in {out.parent} ({error.strerror})") from None
     with beside as folder:
         yield Path(folder)
 
