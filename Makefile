@@ -33,7 +33,7 @@ test: check
 test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
 
-# Deaths, damage, lies and full disks, for about 20 minutes; writes its figures into docs/reliability.md.
+# Deaths, damage, lies and full disks, under an hour beside other work; writes its figures into docs/reliability.md.
 chaos: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
