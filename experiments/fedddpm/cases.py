@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ MNIST, FASHION = ("npz:../shared/data/mnist.npz", "npz:../shared/data/fashion-mn
 ROUNDS, PASSES = 10, 1.0  # of the clients over their images, in each round
 SIZE = 0.1  # of the set, as a share of all images
 FEATURES = Path("runs/fedddpm-data")  # made by features.py when the cells are run
+RUNS = Path(os.environ.get("RUNS", "runs/fedddpm"))
 
 COMMON: Keys = {
     "data.image_size": 8,
@@ -50,101 +52,124 @@ CELLS: dict[str, Keys] = {
     },
     "fashion": {"data.source": FASHION, "data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
 }
-LOCAL_EPOCHS = 10.0  # of phase 0: as many images as all rounds
+LOCAL_EPOCHS = 30.0  # of phase 0: three times the images of all rounds
 
 
-def correction(**options: Any) -> Keys:
+def correction(piece: str = "correction", **options: Any) -> Keys:
     """Server training on synthetic images; options are keys of the piece."""
-    keys = {"local_epochs": LOCAL_EPOCHS, "size": SIZE} | options
-    if keys.get("images") == "federated":
-        del keys["local_epochs"]
-    return {"server.pieces": ["correction"]} | {f"server.correction.{k}": v for k, v in keys.items()}
+    if piece == "correction":
+        drawn = (
+            {"size": SIZE}
+            if options.get("images") == "federated"
+            else {"size": SIZE, "local_epochs": LOCAL_EPOCHS}
+        )
+        options = drawn | options
+    return {"server.pieces": [piece]} | {f"server.{piece}.{k}": v for k, v in options.items()}
 
 
-FEDDDPM: Keys = correction()
-PLUS: Keys = correction(when="once", window=2, passes=0.3 * ROUNDS)
-METHODS: dict[str, tuple[str, Keys]] = {
+Method = tuple[str, Keys]  # a preset, and keys over those of the cell
+
+
+def drawn(base: str, share: float, preset: str = "fedavg", **options: Any) -> Method:
+    """One whose server trains on a share of the images that the sites of the run `base` drew."""
+    return preset, correction("drawn-set", run=RUNS / base, share=share, **options)
+
+
+ONCE: Keys = {"when": "once", "window": 2, "passes": 0.3 * ROUNDS}  # FedDDPM+, at 30 % of FedDDPM's steps
+ALONE: Keys = {"passes": PASSES / SIZE}  # as many steps of the server as clients take in FedAvg's rounds
+METHODS: dict[str, Method] = {
+    "fedddpm": ("fedavg", correction()),
+    "fedddpm-upload": ("fedavg", correction(images="upload")),
+    "oneshot": ("oneshot", correction(size=1.0)),
+    # Controls: the images of phase 0 as further passes of the rounds, its bytes (weights down once, images up) as a further
+    # round, and the server's steps as further steps of the clients.
+    "fedavg-equal-images": ("fedavg", {"training.local_epochs": PASSES + LOCAL_EPOCHS / ROUNDS}),
     "fedavg": ("fedavg", {}),
     "fedprox": ("fedprox", {}),
     "scaffold": ("scaffold", {}),
     "fedadam": ("fedadam", {"server.adam.learning_rate": 0.003}),
-    "fedddpm": ("fedavg", FEDDDPM),
-    "fedddpm-upload": ("fedavg", correction(images="upload")),
     "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=ROUNDS // 2)),
-    "fedddpm+": ("fedavg", PLUS),
-    "oneshot": ("oneshot", correction(size=1.0)),
-    # Controls.
-    # As many steps of the server as clients take in FedAvg's rounds.
-    "set-alone": ("oneshot", correction(passes=PASSES / SIZE)),
-    # The images of phase 0 as further passes of the rounds, its bytes (weights down once, images up) as a further round,
-    # and the server's steps as further steps of the clients.
-    "fedavg-equal-images": ("fedavg", {"training.local_epochs": PASSES + LOCAL_EPOCHS / ROUNDS}),
     "fedavg-equal-bytes": ("fedavg", {"training.rounds": ROUNDS + 1}),
     "fedavg-more-steps": ("fedavg", {"training.local_epochs": PASSES + SIZE}),
     "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
     "central": ("central", {}),
 }
-OTHER_CELLS = ("fedavg", "fedddpm", "fedddpm+", "oneshot")
-SIZES = (0.01, 0.05, 0.25, 0.5)  # beside 0.1
+COMPARATOR = "fedavg"  # the best of the main cell beside FedDDPM
+SIZES = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+Stage = dict[str, list[str]]  # name of a run and of its folder -> arguments of `osmotic run`
 
 
 def arguments(preset: str, seed: int, *keys: Mapping[str, Any]) -> list[str]:
-    """Arguments of `osmotic run`; split, weights and sampling follow the seed, later keys win."""
+    """As `osmotic run` takes them; split, weights and sampling follow the seed, later keys win."""
     return study.arguments(preset, {"seed": seed, "data.partition_seed": seed}, *keys)
 
 
-def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = None) -> list[str]:
-    """One run."""
-    preset, keys = METHODS[method]
-    return arguments(preset, seed, COMMON, CELLS[cell], keys, more or {})
+def stage(cell: str, seed: int, methods: Mapping[str, Method], prefix: str | None = None) -> Stage:
+    """Runs of one cell and seed, named by the cell or by another prefix."""
+    prefix = f"{cell}-" if prefix is None else prefix
+    return {
+        f"{prefix}{name}-s{seed}": arguments(method[0], seed, COMMON, CELLS[cell], method[1])
+        for name, method in methods.items()
+    }
 
 
-def pilot() -> dict[str, list[str]]:
-    """Seed 100: what to choose."""
-    cell = "dirichlet-0.1"
+def pilot() -> list[Stage]:
+    """Seed 100: what to choose. FedDDPM's variants take a tenth of the images that `oneshot` drew."""
     # Ten passes over all images, divided otherwise: where does skew cost anything?
-    divided = {
-        f"{method}-{rounds}x{10 / rounds:g}": (
-            method,
+    first: dict[str, Method] = {"oneshot": METHODS["oneshot"]} | {
+        f"{preset}-{rounds}x{10 / rounds:g}": (
+            preset,
             {"training.rounds": rounds, "training.local_epochs": 10 / rounds},
         )
-        for method, rounds in (("central", 20), ("fedavg", 20), ("fedavg", 10), ("fedavg", 5))
+        for preset, rounds in (("central", 20), ("fedavg", 20), ("fedavg", 10), ("fedavg", 5))
     }
-    # How long must local models train until their images are of use, and how hard may they be trained on?
-    corrected: dict[str, tuple[str, Keys]] = {
-        f"fedddpm-local-{epochs}": ("fedddpm", {"server.correction.local_epochs": float(epochs)})
-        for epochs in (10, 30, 100)
-    } | {
-        "fedddpm-passes-3": ("fedddpm", {"server.correction.passes": 3.0}),
-        "fedddpm-rate-0.3": ("fedddpm", {"server.correction.rate": 0.3}),
-        "fedddpm-noisy-half": ("fedddpm", {"server.correction.skip_cleanest": 0.5}),
-        "fedddpm-all-copies": ("fedddpm", {"server.correction.drop_copies": False}),
-        "fedddpm-size-0.5": ("fedddpm", {"server.correction.size": 0.5, "server.correction.passes": 0.2}),
+    # How long must local models train until their images are of use?
+    for epochs in (10, 30):
+        first[f"fedddpm-local-{epochs}"] = "fedavg", correction(local_epochs=float(epochs))
+    # How hard may the server train on them, and when?
+    corrected: dict[str, tuple[float, Keys]] = {
+        "": (SIZE, {}),
+        "-passes-3": (SIZE, {"passes": 3.0}),
+        "-rate-0.3": (SIZE, {"rate": 0.3}),
+        "-noisy-half": (SIZE, {"skip_cleanest": 0.5}),
+        "-size-1": (1.0, {"passes": SIZE}),
+        "-size-1-passes-1": (1.0, {}),
+        "+once-loss": (SIZE, ONCE),
+        "+once-agreement": (SIZE, ONCE | {"rule": "agreement"}),
+        "+slow-loss": (SIZE, {"when": "slow", "window": 2}),
+        "+slow-agreement": (SIZE, {"when": "slow", "window": 2, "rule": "agreement"}),
     }
-    return {
-        f"{name}-s{PILOT_SEED}": case(cell, method, PILOT_SEED, keys)
-        for name, (method, keys) in (divided | corrected).items()
-    }
+    base = f"oneshot-s{PILOT_SEED}"
+    then = {f"fedddpm{name}": drawn(base, share, **keys) for name, (share, keys) in corrected.items()}
+    return [stage("dirichlet-0.1", PILOT_SEED, methods, "") for methods in (first, then)]
 
 
-def main() -> dict[str, list[str]]:
-    """Seed by seed, so that a study cut short has whole pairs."""
-    return {f"dirichlet-0.1-{m}-s{seed}": case("dirichlet-0.1", m, seed) for seed in SEEDS for m in METHODS}
+def main() -> list[Stage]:
+    """Seed by seed, so that a study cut short has whole pairs; what shares a phase 0 runs beside the next seed."""
+    stages: list[Stage] = [{} for _ in range(len(SEEDS) + 1)]
+    for at, seed in enumerate(SEEDS):
+        stages[at] |= stage("dirichlet-0.1", seed, METHODS)
+        base = f"dirichlet-0.1-fedddpm-s{seed}"
+        sharing = {"fedddpm+": drawn(base, 1.0, **ONCE), "set-alone": drawn(base, 1.0, "oneshot", **ALONE)}
+        stages[at + 1] |= stage("dirichlet-0.1", seed, sharing)
+    return stages
 
 
-def cells() -> dict[str, list[str]]:
-    """The other cells, one seed."""
-    return {f"{c}-{m}-s0": case(c, m, 0) for c in CELLS if c != "dirichlet-0.1" for m in OTHER_CELLS}
+def cells() -> list[Stage]:
+    """The other cells, one seed; FedDDPM and FedDDPM+ take a tenth of the images that `oneshot` drew."""
+    first: Stage = {}
+    then: Stage = {}
+    for cell in (cell for cell in CELLS if cell != "dirichlet-0.1"):
+        first |= stage(cell, 0, {method: METHODS[method] for method in ("oneshot", "fedavg", COMPARATOR)})
+        base = f"{cell}-oneshot-s0"
+        sharing = {"fedddpm": drawn(base, SIZE), "fedddpm+": drawn(base, SIZE, **ONCE)}
+        then |= stage(cell, 0, sharing)
+    return [first, then]
 
 
-def sizes() -> dict[str, list[str]]:
+def sizes() -> list[Stage]:
     """FD against the size of the set, one seed, at equal server steps: the larger the set, the fewer passes over it."""
-    return {
-        f"size-{size:g}-s0": case(
-            "dirichlet-0.1",
-            "fedddpm",
-            0,
-            {"server.correction.size": size, "server.correction.passes": 0.1 / size},
-        )
-        for size in SIZES
-    }
+    base = "dirichlet-0.1-oneshot-s0"
+    found = {f"size-{size:g}": drawn(base, size, passes=SIZE / size) for size in SIZES}
+    return [stage("dirichlet-0.1", 0, found, "")]

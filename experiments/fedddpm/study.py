@@ -10,8 +10,8 @@ Each skips what is finished and goes on with what was cut off; a case is done wh
 
 from __future__ import annotations
 
-import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ sys.path.insert(0, str(HERE.parent))
 import cases  # noqa: E402
 import numpy as np  # noqa: E402
 from features import made  # noqa: E402
-from study import run_all  # noqa: E402
+from paired import read  # noqa: E402
+from sets import costs  # noqa: E402
+from study import one, run_all  # noqa: E402
 
 import osmotic  # noqa: E402
 
-# Run folders; one in memory is as good.
-RUNS = Path(os.environ.get("RUNS", "runs/fedddpm"))
+SETS = HERE / "sets.py"
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -55,6 +56,9 @@ def figures(out: Path) -> dict[str, Any]:
     }
     if summary["auxiliary"] is None:
         return found
+    server = tomllib.loads((out / "config.toml").read_text())["server"]
+    if drawn := server.get("drawn-set"):  # its phase 0 was another run's
+        found |= {k: summary[k] + v for k, v in costs(Path(drawn["run"]), drawn["share"]).items()}
     held = read_checked(out / "auxiliary" / f"{summary['auxiliary']['sha256']}.safetensors")
     scoring = Scoring(prepare(run.config), None)
     encoder = encoders.get(scoring.seen, run.config.score.encoder, device="cpu")
@@ -70,6 +74,23 @@ def figures(out: Path) -> dict[str, Any]:
     return found
 
 
+def with_sets(stage: cases.Stage, results: str) -> None:
+    """Runs a stage; before it again those runs whose images it takes, if their folders are gone: with the same bits."""
+    missing = [words for name, words in stage.items() if name not in read(HERE / results)]
+    folders = {
+        w.partition(".run=")[2] for words in missing for w in words if w.startswith("server.drawn-set.run=")
+    }
+    for folder in sorted(map(Path, folders)):
+        if not (folder / "summary.json").exists():
+            one(every(folder.name), folder)
+    run_all(HERE, stage, cases.RUNS, jobs=2, more=figures, results=results, plugins=[SETS])
+
+
+def every(name: str) -> list[str]:
+    """The arguments of a run, of whatever study."""
+    return next(stage[name] for study in STUDIES.values() for stage in study() if name in stage)
+
+
 STUDIES = {"pilot": cases.pilot, "main": cases.main, "cells": cases.cells, "sizes": cases.sizes}
 
 if __name__ == "__main__":
@@ -77,7 +98,5 @@ if __name__ == "__main__":
     if which == "cells":
         for kind in cases.KINDS:
             made(kind, cases.FEATURES)
-    results = "results.jsonl" if which == "main" else f"{which}.jsonl"
-    run_all(
-        HERE, STUDIES[which](), RUNS, jobs=2, more=figures, results=results, plugins=[HERE / "real_set.py"]
-    )
+    for stage in STUDIES[which]():
+        with_sets(stage, "results.jsonl" if which == "main" else f"{which}.jsonl")

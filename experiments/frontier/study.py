@@ -119,7 +119,7 @@ LATE: dict[str, dict[str, Setting]] = {
     "iid": {"learned-0.18-kept": (100, KEPT | learned(0.18, 0.18, 20))},
 }
 # Of the confirming cell: from the main cell's best, at fewer bits, and images in the place of weights, half as many as there are
-# real ones: more would outweigh these. fp32 with kept moments tells what is the optimiser's.
+# real ones: more would outweigh these.
 CONFIRMED: dict[str, Setting] = {
     "fp32": (60, {}),
     "oneshot-0.5": (
@@ -127,8 +127,6 @@ CONFIRMED: dict[str, Setting] = {
         {"method.name": "oneshot"} | SEEDED | synthetic(size=0.5, local_epochs=6.0, passes=12 / 20),
     ),
     "learned-0.15-r20-kept": (20, KEPT | learned(0.15, 0.05, 7)),
-    "learned-0.3-r12-kept": (12, KEPT | learned(0.3, 0.1, 5)),
-    "fp32-kept": (60, KEPT),
 }
 
 

@@ -67,7 +67,7 @@ def report(directory: Path) -> Path:
 
 def untrained(summary: Mapping[str, Any]) -> str | None:
     """Why a run that came to its end is worth nothing, or None."""
-    if summary["images_seen"]:
+    if summary["images_seen"] or summary["server_steps"]:
         return None
     reason = summary["failures"][0]["reason"] if summary["failures"] else "nobody was asked"
     return f"no client was counted in any round, the model is untrained: {reason}"
