@@ -136,6 +136,10 @@ def test_weights_that_are_torn_or_gone_and_a_folder_without_any_are_one_line(
     save_file(table | {name: np.full_like(table[name], np.inf)}, file)
     with pytest.raises(ConfigError, match="holds values that are no finite numbers"):
         autoencoder_file.describe(tmp_path / "torn")
+    # Finite ones, and what they make of an image is not.
+    save_file({n: np.full_like(w, 1e30) for n, w in table.items()}, file)
+    with pytest.raises(ConfigError, match="no finite numbers for a plain image"):
+        autoencoder_file.describe(tmp_path / "torn")
     file.unlink()
     os.mkfifo(file)  # whoever opened it would wait for ever
     with pytest.raises(ConfigError, match="is no file"):

@@ -99,7 +99,8 @@ def describe(folder: Path | str) -> Described:
     known = repr(sorted(form.items())).encode()
     digest = hashlib.sha256(known)
     held = _weights(folder)
-    _check(folder, _skeleton(form), held)
+    factor = 2 ** (len(widths) - 1)
+    _try(folder, _filled(folder, form, held), 2 * factor)
     for name, weight in sorted(held.items()):
         digest.update(f"{name} {weight.shape}".encode())
         digest.update(np.ascontiguousarray(weight, "<f4").data)
@@ -108,7 +109,7 @@ def describe(folder: Path | str) -> Described:
         form,
         form["in_channels"],
         form["latent_channels"],
-        2 ** (len(widths) - 1),
+        factor,
         float(scale),
         digest.hexdigest(),
     )
@@ -116,28 +117,33 @@ def describe(folder: Path | str) -> Described:
 
 def load(described: Described) -> AutoencoderKL:
     """The autoencoder in evaluation mode, nothing of it to be trained. Raises: ConfigError for weights of another form."""
-    import torch
+    return _filled(described.folder, described.form, _weights(described.folder))
 
-    model, held = _skeleton(described.form), _weights(described.folder)
-    _check(described.folder, model, held)
+
+def _filled(folder: Path, form: dict[str, Any], held: dict[str, np.ndarray]) -> AutoencoderKL:
+    """An autoencoder of this form, and these weights in it. Raises: ConfigError for weights of another form."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):  # without memory for weights of its own
+        model = AutoencoderKL(**form)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if {name: weight.shape for name, weight in held.items()} != wanted:
+        raise ConfigError(KEY, str(folder), f"{WEIGHTS} does not hold the weights that {CONFIG} tells of")
     model.load_state_dict({name: torch.from_numpy(weight) for name, weight in held.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _skeleton(form: dict[str, Any]) -> AutoencoderKL:
-    """An autoencoder of this form, without memory for its weights."""
+def _try(folder: Path, model: AutoencoderKL, side: int) -> None:
+    """Raises ConfigError for one that a plain image drives out of all bounds: its clients would each find out for themselves."""
     import torch
-    from diffusers import AutoencoderKL
 
-    with torch.device("meta"):
-        return AutoencoderKL(**form)
-
-
-def _check(folder: Path, model: AutoencoderKL, held: dict[str, np.ndarray]) -> None:
-    """Raises ConfigError for weights of another form."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if {name: weight.shape for name, weight in held.items()} != wanted:
-        raise ConfigError(KEY, str(folder), f"{WEIGHTS} does not hold the weights that {CONFIG} tells of")
+    with torch.no_grad():
+        latents = model.encode(
+            torch.linspace(-1, 1, side).expand(1, model.config["in_channels"], side, side)
+        ).latent_dist
+        if not all(t.isfinite().all() for t in (latents.mean, model.decode(latents.mean).sample)):
+            raise ConfigError(KEY, str(folder), "gives values that are no finite numbers for a plain image")
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
