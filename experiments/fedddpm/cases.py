@@ -139,6 +139,14 @@ def pilot() -> list[Stage]:
         "+once-agreement": (SIZE, ONCE | {"rule": "agreement"}),
         "+slow-loss": (SIZE, {"when": "slow", "window": 2}),
         "+slow-agreement": (SIZE, {"when": "slow", "window": 2, "rule": "agreement"}),
+        # None of these four fires in so few rounds; these do, once or three times, with as many steps in all.
+        "+once-loss-0.12": (SIZE, ONCE | {"least_gain": 0.12}),
+        "+once-loss-0.11": (SIZE, ONCE | {"least_gain": 0.11}),
+        "+slow-loss-0.15": (SIZE, {"when": "slow", "window": 2, "least_gain": 0.15}),
+        "+slow-agreement-0.5": (
+            SIZE,
+            {"when": "slow", "window": 2, "rule": "agreement", "least_agreement": 0.5},
+        ),
     }
     base = f"oneshot-s{PILOT_SEED}"
     then = {f"fedddpm{name}": drawn(base, share, **keys) for name, (share, keys) in corrected.items()}
