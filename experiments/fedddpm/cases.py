@@ -75,7 +75,9 @@ def drawn(base: str, share: float, preset: str = "fedavg", **options: Any) -> Me
     return preset, correction("drawn-set", run=RUNS / base, share=share, **options)
 
 
-ONCE: Keys = {"when": "once", "window": 2, "passes": 0.3 * ROUNDS}  # FedDDPM+, at 30 % of FedDDPM's steps
+# FedDDPM+: at each slow-down, at most in every third round; a third of FedDDPM's corrections or a little more.
+PLUS: Keys = {"when": "slow", "window": 2, "rule": "agreement", "least_agreement": 0.5}
+ONCE: Keys = {"when": "once", "window": 2, "passes": 0.3 * ROUNDS}  # as many steps in one go
 ALONE: Keys = {"passes": PASSES / SIZE}  # as many steps of the server as clients take in FedAvg's rounds
 METHODS: dict[str, Method] = {
     "fedddpm": ("fedavg", correction()),
@@ -159,7 +161,7 @@ def main() -> list[Stage]:
     for at, seed in enumerate(SEEDS):
         stages[at] |= stage("dirichlet-0.1", seed, METHODS)
         base = f"dirichlet-0.1-fedddpm-s{seed}"
-        sharing = {"fedddpm+": drawn(base, 1.0, **ONCE), "set-alone": drawn(base, 1.0, "oneshot", **ALONE)}
+        sharing = {"fedddpm+": drawn(base, 1.0, **PLUS), "set-alone": drawn(base, 1.0, "oneshot", **ALONE)}
         stages[at + 1] |= stage("dirichlet-0.1", seed, sharing)
     return stages
 
@@ -171,7 +173,7 @@ def cells() -> list[Stage]:
     for cell in (cell for cell in CELLS if cell != "dirichlet-0.1"):
         first |= stage(cell, 0, {method: METHODS[method] for method in ("oneshot", "fedavg", COMPARATOR)})
         base = f"{cell}-oneshot-s0"
-        sharing = {"fedddpm": drawn(base, SIZE), "fedddpm+": drawn(base, SIZE, **ONCE)}
+        sharing = {"fedddpm": drawn(base, SIZE), "fedddpm+": drawn(base, SIZE, **PLUS)}
         then |= stage(cell, 0, sharing)
     return [first, then]
 

@@ -28,6 +28,8 @@ from osmotic.tensors import Tensors
 class Given(Correction):
     """As `correction`, with images that are there when the rounds begin."""
 
+    least_images = 0
+
     def phases(self, rounds: int) -> Iterator[Phase]:
         """None of its own."""
         return iter(())
