@@ -57,6 +57,20 @@ def test_a_damaged_entry_is_none(tmp_path: Path) -> None:
         assert journal.answer(asked()) is None
 
 
+def test_an_entry_under_the_name_of_another_is_none(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.begin(1)
+    journal.keep_answer(asked(b"x"), ANSWER)
+    [first] = (tmp_path / "journal").glob("*/*.safetensors")
+    journal.keep_answer(asked(b"y"), ANSWER)
+    journal.keep("sample 1", {"images": np.zeros(2)})
+    everything = set((tmp_path / "journal").glob("*/*.safetensors"))
+    for other in everything - {first}:
+        other.write_bytes(first.read_bytes())
+    assert journal.answer(asked(b"x")) is not None
+    assert journal.answer(asked(b"y")) is None and journal.find("sample 1") is None
+
+
 def test_the_last_state_of_a_piece_of_work_is_found(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.begin(1)

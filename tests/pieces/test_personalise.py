@@ -267,6 +267,22 @@ def test_the_last_rounds_own_training_can_be_kept_at_no_cost(make_server: Any) -
     )
 
 
+def test_who_has_trained_in_no_round_has_no_model_of_its_own(make_server: Any) -> None:
+    # All go through the phase before the rounds, one of three is drawn for the only round.
+    server = make_server(
+        "after.pieces=personalise",
+        "after.personalise.when=rounds",
+        "server.pieces=correction",
+        "server.correction.local_epochs=1",
+        "training.fraction_train=0.34",
+        "training.rounds=1",
+    )
+    server.run()
+    trained = [name for name, number in server.state.counted.items() if number == 1]
+    assert len(server.state.counted) == 3 and len(trained) < 3
+    assert list(server.personal_models(book=False)) == trained
+
+
 def test_a_model_that_training_breaks_is_its_clients_failure(make_server: Any) -> None:
     sets = (
         "training.rounds=1",

@@ -51,9 +51,8 @@ class Journal:
 
     def answer(self, sent: Sent) -> Packet | None:
         """The answer to this very task that came before; None if none did, or it is damaged."""
-        path = self._path(_question(sent))
         try:
-            tensors, notes = read_with_notes(path)
+            tensors, notes = self._read(_question(sent))
             header = json.loads(notes["header"])
         except (StateLost, KeyError, ValueError):
             return None  # the client is asked again
@@ -63,14 +62,12 @@ class Journal:
     def keep_answer(self, sent: Sent, packet: Packet) -> None:
         """Keeps an answer that passed the gate. Raises: OSError as the file system gives it."""
         blobs = {f"blob-{i:03d}": np.frombuffer(blob, np.uint8) for i, blob in enumerate(packet.blobs)}
-        path = self._path(_question(sent))
-        self._ready(path)
-        write_checked(path, blobs, {"header": strict_json.dumps(dict(packet.header))})
+        self._write(_question(sent), blobs, {"header": strict_json.dumps(dict(packet.header))})
 
     def find(self, what: str) -> Tensors | None:
         """What was last kept under `what` in this phase, name -> array [...]; None if nothing was, or it is damaged."""
         with contextlib.suppress(StateLost):
-            return read_with_notes(self._path(hashlib.sha256(what.encode()).hexdigest()))[0]
+            return self._read(_name(what))[0]
         return None
 
     def keep(self, what: str, made: Tensors) -> None:
@@ -80,17 +77,21 @@ class Journal:
             what: names the work and all that its result follows from.
         Raises: OSError as the file system gives it.
         """
-        path = self._path(hashlib.sha256(what.encode()).hexdigest())
-        self._ready(path)
-        write_checked(path, made)
+        self._write(_name(what), made, {})
 
-    def _path(self, key: str) -> Path:
-        return self.folder / self._phase / f"{key}.safetensors"
+    def _read(self, key: str) -> tuple[Tensors, dict[str, str]]:
+        """An entry and its notes. Raises: StateLost for none, a damaged one, and one that was another's: files may be swapped."""
+        path = self.folder / self._phase / f"{key}.safetensors"
+        tensors, notes = read_with_notes(path)
+        if notes.get("key") != key:
+            raise StateLost(f"{path}: is another entry")
+        return tensors, notes
 
-    @staticmethod
-    def _ready(path: Path) -> None:
+    def _write(self, key: str, tensors: Tensors, notes: dict[str, str]) -> None:
+        path = self.folder / self._phase / f"{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent)
+        write_checked(path, tensors, notes | {"key": key})
 
 
 def _remove(folder: Path) -> None:
@@ -100,6 +101,10 @@ def _remove(folder: Path) -> None:
         path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _name(what: str) -> str:
+    return hashlib.sha256(what.encode()).hexdigest()
 
 
 def _question(sent: Sent) -> str:

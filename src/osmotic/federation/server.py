@@ -12,7 +12,6 @@ Next on the reader's path: `methods/fedavg.py`.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +43,7 @@ from osmotic.storage import checkpoint, lock
 from osmotic.storage.beside import Beside
 from osmotic.storage.folder import RunDir
 from osmotic.storage.shelf import Shelf
-from osmotic.tensors import Tensors
+from osmotic.tensors import Tensors, group
 
 
 class Server:
@@ -182,6 +181,12 @@ class Server:
             where = f"the first phase, {phase.name} {phase.server_round}"
             raise RunStopped(f"no client came through {where}: {name}: {told}")
         if not self._quorum(tally):
+            if phase.server_round < 1:
+                # What came is in the journal: when the run goes on, only the others are asked again.
+                reason = next((f"; {n}: {tally.failures[n].reason}" for n in sorted(tally.failures)), "")
+                raise RunStopped(
+                    f"phase {phase.name}, which the rounds build on, has no quorum: {len(tally.answers)} of {len(tally.asked)} clients came through{reason}"
+                )
             return Outcome(phase, tally, False, state.weights, state.pieces)
 
         # 4. Change: the mean of the replies, bent by the server's pieces.
@@ -386,8 +391,8 @@ class Server:
         return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
 
     def _trained(self) -> list[Client]:
-        """The clients that have a model of their own: who has trained, or came through the phase that was to leave one."""
-        left = max((phase.server_round for phase in self.phases if phase.published), default=-math.inf)
+        """The clients that have a model of their own: who has trained in a round, or came through the phase that was to leave one."""
+        left = max((phase.server_round for phase in self.phases if phase.published), default=1)
         return [
             c for c in self.clients if c.name in self.state.counted and self.state.counted[c.name] >= left
         ]
@@ -491,6 +496,9 @@ class Server:
             )
         # Before anything is changed. `get`: of earlier versions.
         run.check(notes["files"], notes.get("files_sha256"))
+        if step < len(self.phases):
+            for sha256 in self.chain.shelved(group(tensors, "pieces")):
+                self.shelf.take(sha256)
         agreed()
         self.state.from_checkpoint(step, tensors, notes)
         if step < len(self.phases):

@@ -29,6 +29,7 @@ class Method(ABC):
     global_model: ClassVar[bool] = True  # a full model exists at the server and is scored there
     pools_data: ClassVar[bool] = False  # one trainer holds everybody's images (the centralised baseline)
     server_trains: ClassVar[bool] = False  # no client is asked in a round: a piece must train on the server
+    whole: ClassVar[bool] = True  # a client returns all that is shared; False: a part of it
     travels: ClassVar[bool] = True  # False: nothing goes over a network, so the ledger counts no traffic
 
     # --- how it is told: by the lists, the page, the card and the comparison, none of which knows a method by name ---

@@ -31,6 +31,7 @@ class USplit(FedAvg):
         "{clients} trained {model} together on {data} with {method}, each returning a part of it, for {rounds}; "
         "the images were {split}."
     )
+    whole: ClassVar[bool] = False
     paper: ClassVar[str] = "2406.12575"
     exchanges: ClassVar[str] = "all weights down, changes of one or two parts of the network up, by lot"
 

@@ -78,6 +78,16 @@ class Piece:
         return False
 
     @property
+    def needs_encoder(self) -> bool:
+        """Whether the server looks at images by the encoder of the scores while the rounds go on."""
+        return False
+
+    @property
+    def least_images(self) -> int:
+        """Fewest images of a client that can take part in its phase before the rounds; 0 where it has none, or takes all."""
+        return 0
+
+    @property
     def watches(self) -> bool:
         """Whether it asks `Step.watch`, for which half of `data.holdout` is set aside."""
         return False
@@ -88,6 +98,10 @@ class Piece:
 
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
+        return None
+
+    def idle(self, rounds: int) -> str | None:
+        """Why it would do nothing in a run of so many rounds, or None."""
         return None
 
     # --- server half, in the order of a round ---
@@ -137,6 +151,10 @@ class Piece:
         Returns: new state, name -> array [...], and metrics.
         """
         return state, {}
+
+    def shelved(self, state: Tensors) -> list[str]:
+        """Hashes of the tables that it has put on the shelf and will ask for."""
+        return []
 
     def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
         """{"images", "filtered", "sha256"} of synthetic images that it made, for the summary, and what else it has to say of

@@ -49,6 +49,10 @@ class Chain:
         """Whether a piece trains or draws on the server."""
         return any(type(p).after is not Piece.after for p in self.pieces.values())
 
+    def shelved(self, state: Tensors) -> list[str]:
+        """Hashes of the tables on the server's shelf that the pieces will ask for, given their state."""
+        return [sha256 for name, piece in self.pieces.items() for sha256 in piece.shelved(group(state, name))]
+
     # --- server half ---
     def phases(self, method: Method, rounds: int) -> list[Phase]:
         """The exchange's phases with those of the pieces before and after, numbered so that rounds stay 1 to R."""

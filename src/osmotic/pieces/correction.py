@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ from osmotic.tensors import Tensors, group, grouped
 if TYPE_CHECKING:
     from torch import Tensor
 
+# A model of its own from fewer images than this can but repeat them.
+LEAST_IMAGES = 10
 LOCAL = "local"  # the phase before the rounds, in which every client trains a model of its own
 # The local model is the average over about a tenth of its steps: a model at a full learning rate draws noisy images.
 AVERAGED = 0.1
@@ -119,6 +121,26 @@ class Correction(Piece):
         0, "every so many rounds the images are drawn anew from the global model; 0 is never", 0, 1_000_000
     )
 
+    def __post_init__(self) -> None:
+        # An option without effect is refused: who sets it believes that it has one.
+        idle = {"draw_after": "is of images = federated"} if self.images != "federated" else {}
+        if self.images != "site":
+            idle["drop_copies"] = "only sites know their own images: is of images = site"
+        if self.images == "federated":
+            idle |= dict.fromkeys(
+                ("local_epochs", "spread", "classes"), "nobody trains alone with images = federated"
+            )
+        if self.when == "always":
+            idle |= dict.fromkeys(
+                ("rule", "window", "least_gain", "least_agreement"), "is of when = once or slow"
+            )
+        else:
+            other = "least_agreement" if self.rule == "loss" else "least_gain"
+            idle[other] = f"is not of rule = {self.rule}"
+        defaults = {f.name: f.default for f in fields(Correction)}
+        if odd := [name for name in idle if getattr(self, name) != defaults[name]]:
+            raise ValueError(f"{odd[0]}: {idle[odd[0]]}: leave it out")
+
     @property
     def by_size(self) -> bool:
         """True where a site sends as many images as follow from its own."""
@@ -135,6 +157,16 @@ class Correction(Piece):
         return self.images != "federated"
 
     @property
+    def needs_encoder(self) -> bool:
+        """True where outliers are dropped."""
+        return self.drop_outliers > 0
+
+    @property
+    def least_images(self) -> int:
+        """As many as a model of its own needs, where clients train one."""
+        return 0 if self.images == "federated" else LEAST_IMAGES
+
+    @property
     def holds_models(self) -> bool:
         """True where they are uploaded: until images are drawn of them."""
         return self.images == "upload"
@@ -149,6 +181,18 @@ class Correction(Piece):
             return "no client trains in its rounds: images must be of site or upload"
         if method.server_trains and self.when != "always":
             return "no client trains in its rounds: when must be always"
+        if not method.whole and self.when != "always" and self.rule == "agreement":
+            return "each client returns a part, and such changes cannot agree: rule must be loss"
+        return None
+
+    def idle(self, rounds: int) -> str | None:
+        """None where there is a round in which it can train on images that are there by then."""
+        if self.images == "federated" and self.draw_after >= rounds:
+            return f"images drawn after round {self.draw_after} of {rounds} are trained on in no round: draw_after must be smaller"
+        if self.when != "always" and self.rule == "loss" and self.window >= rounds:
+            return f"a window of {self.window} rounds never ends in {rounds}: window must be smaller"
+        if self.redraw >= rounds:
+            return f"nothing is drawn anew after {self.redraw} of {rounds} rounds: redraw must be smaller"
         return None
 
     # --- server: before the rounds ---
@@ -367,6 +411,10 @@ class Correction(Piece):
         kept = {n: t for n, t in state.items() if not n.startswith("client/")}
         return kept | told, {n: float(v) for n, v in counts.items()}
 
+    def shelved(self, state: Tensors) -> list[str]:
+        """The set of images."""
+        return [_text(state["set"])] if "set" in state else []
+
     def auxiliary(self, state: Tensors) -> dict[str, Any] | None:
         """What the summary says of the set, and in which rounds learning was found slow, with the figure that told it."""
         if "set" not in state:
@@ -394,8 +442,6 @@ class Correction(Piece):
         """
         if step.phase != LOCAL:
             return None
-        from osmotic.pieces.synthetic import LEAST_IMAGES
-
         if (count := len(step.images)) < LEAST_IMAGES:
             rule = f"{count} images are too few for a model of its own; it needs {LEAST_IMAGES}"
             raise PieceError("correction", rule)

@@ -101,6 +101,8 @@ class Personalise(Piece):
         """None where clients train one global model."""
         if method.pools_data:
             return "one trainer holds all images: there is nobody to personalise for"
+        if method.server_trains and self.when == "rounds":
+            return "no client trains in its rounds: when must be after"
         return None if method.global_model else "every client has a model of its own already"
 
     # --- server half ---

@@ -14,8 +14,6 @@ from osmotic.data.strata import apportion
 from osmotic.metrics.near_copies import MAX_HELD_OUT, PERCENT, SAME, nearest
 from osmotic.training.images import Images, Mapped
 
-# A model of its own from fewer images than this can but repeat them.
-LEAST_IMAGES = 10
 # How often a client draws anew in the place of images that it has dropped.
 ATTEMPTS = 3
 # Neighbours that an image needs within the set not to stand alone.
@@ -48,7 +46,7 @@ class CopyFilter:
     """Tells images that lie at one of the client's own as hardly any of these lies at another.
 
     Closeness as in `metrics/near_copies.py`, of pixels, as a site has no encoder; the yardstick is what the 1 % of its own
-    images closest to another one have (with fewer than 100, the closest).
+    images closest to another one have (with fewer than 100, the closest), leaving out those that are there twice.
 
     Args:
         own: as the space keeps them, [N, H, W, C], N >= 2.
@@ -65,7 +63,9 @@ class CopyFilter:
         self.own, self.mirrored, self._kept = own, mirrored, kept
         rows = np.random.default_rng(0).permutation(len(own))[:MAX_HELD_OUT]
         close = np.sort(nearest(own[rows], own, rows)[1])
-        self.threshold = max(float(close[max(1, len(close) * PERCENT // 100) - 1]), SAME)
+        # An image that is there twice is no yardstick.
+        close = close[close > SAME]
+        self.threshold = float(close[max(1, len(close) * PERCENT // 100) - 1]) if len(close) else SAME
 
     def copies(self, images: np.ndarray) -> np.ndarray:
         """Which of these, uint8 [M, H, W, C], are near-copies: bool [M]."""

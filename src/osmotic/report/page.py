@@ -142,10 +142,18 @@ def drawings(run: Run, fd_name: str, many: bool = False) -> list[str]:
 
 
 def corrected(run: Run) -> list[tuple[int, str]]:
-    """(round, the figure that told it) of the rounds in which learning was found slow and the server trained for it."""
+    """(round, what told it) of the rounds in which learning was found slow and the server trained for it."""
     entries = (run.summary.get("auxiliary") or {}).get("corrected") or ()
+    # Under "loss" stands by what share it had fallen over the window.
     return [
-        (int(e["round"]), ", ".join(f"{k} {formatting.figure(v, 3)}" for k, v in e.items() if k != "round"))
+        (
+            int(e["round"]),
+            ", ".join(
+                f"loss down by {100 * v:.1f} %" if k == "loss" else f"{k} {formatting.figure(v, 3)}"
+                for k, v in e.items()
+                if k != "round" and formatting.is_number(v)
+            ),
+        )
         for e in entries
         if isinstance(e, dict) and formatting.is_number(e.get("round"))
     ]

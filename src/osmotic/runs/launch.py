@@ -65,7 +65,7 @@ def start(
         nursery: of workers that are processes; None where clients are threads.
     """
     study = _studied(config, dataset, read)
-    _refuse_encoder(study)
+    _refuse(study)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -101,7 +101,7 @@ def resume(
         extension.check(before, config, method, pieces.make(config))
         begun = strict_json.read_table(run.partition) if run.partition.exists() else {}
         study = _studied(config, dataset, read, begun.get("clients", ()))
-        _refuse_encoder(study)
+        _refuse(study)
         if not run.partition.exists():  # stopped between the two files
             write_text(run.partition, strict_json.dumps(describe_partition(study)))
         refuse_other_images(run, study)
@@ -140,10 +140,23 @@ def _studied(
     return study
 
 
-def _refuse_encoder(study: Study) -> None:
-    """Raises ConfigError for a file that holds no feature network for these images: now, and not at the first score."""
-    if (name := study.config.score.encoder).startswith(PREFIX):
+def _refuse(study: Study) -> None:
+    """Raises ConfigError for what would be found out after much work: an encoder that is none, and a phase before the rounds that too
+    few clients can go through.
+    """
+    config, clients = study.config, [h.client for h in study.holdings]
+    if (name := config.score.encoder).startswith(PREFIX):
         encoders.get(study.dataset, name)
+    whole, training = sum(c.num_examples for c in clients), config.training
+    for name, piece in study.blueprint.chain().pieces.items():
+        able = [c.num_examples for c in clients if c.num_examples >= piece.least_images]
+        if piece.least_images and (
+            len(able) < min(training.quorum_clients, len(clients))
+            or sum(able) < training.quorum_weight * whole
+            or not able
+        ):
+            rule = f"needs clients of at least {piece.least_images} images, and {len(able)} of {len(clients)} are, too few for training.quorum_clients and training.quorum_weight"
+            raise ConfigError(f"{piece.section}.{name}", None, rule)
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:

@@ -173,6 +173,7 @@ def plan(
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
         "memory_bytes": memory(config, method, chain, parameters, count),
         **time_figures,
+        "estimated": bool(by_size),
         "exact": not bounded and not trained and not trains and not by_size,
         "notes": [
             f"codec {name}: the length of a packet depends on the data; bytes are an upper bound"
@@ -456,7 +457,8 @@ def text(figures: Mapping[str, Any]) -> str:
     from osmotic.report.traffic import words
 
     up, down = size(figures["bytes_up"]), size(figures["bytes_down"])
-    about = "" if figures["exact"] else "at most "
+    # With shares that are not equal it may be more as well as less.
+    about = "" if figures["exact"] else "about " if figures["estimated"] else "at most "
     told = words(figures["traffic"], about)
     most = max(figures["sites"].items(), key=lambda s: s[1]["bytes_up"] + s[1]["bytes_down"])
     method = "" if figures["preset"].endswith(figures["method"]) else f" (method {figures['method']})"

@@ -164,8 +164,18 @@ def _pieces(config: Config, method: Method) -> None:
             made = owned_options(
                 PIECES[piece], piece, f"{name}.{piece}", section.options.get(piece, {}), PIECES
             )
-            if reason := made.misfit(method):
+            reason = made.misfit(method)
+            # `after` is the one hook of the server that has something to do where no client trains.
+            bends = type(made).change is not Piece.change and type(made).after is Piece.after
+            if reason is None and method.server_trains and bends:
+                reason = "no client trains in its rounds: there is no mean change"
+            if reason:
                 raise ConfigError(key, piece, f"cannot work with method {config.method.name}: {reason}")
+            if made.needs_encoder and config.engine.name == "sites" and config.score.encoder == "classifier":
+                rule = "needs an encoder, and images are at their sites: name one that is not trained on them, such as score.encoder = dinov2"
+                raise ConfigError(f"{name}.{piece}", None, rule)
+            if reason := made.idle(config.training.rounds):
+                raise ConfigError(f"{name}.{piece}", None, reason)
         for owner, options in section.options.items():
             # Options of a piece that does not run: a comparison would be of two runs that are the same.
             if owner not in section.pieces:
@@ -229,6 +239,9 @@ def _adapter(config: Config) -> None:
 
 
 def _latents(config: Config) -> None:
+    if config.model.network == "autoencoder" and "correction" in config.server.pieces:
+        rule = "trains on images that a denoiser draws, and an autoencoder draws none: leave it out"
+        raise ConfigError("server.pieces", "correction", rule)
     if not config.model.autoencoder:
         return
     if config.model.network == "autoencoder":
