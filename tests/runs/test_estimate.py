@@ -145,6 +145,10 @@ class Counted(Callback):
         ("after.pieces=personalise", "after.personalise.when=rounds"),
         ("training.fraction_train=0.5", "method.name=local", "score.every=2"),
         ("method.name=central", "training.batch_size=10"),
+        ("server.pieces=correction", "server.correction.local_epochs=2", "server.correction.redraw=1"),
+        ("server.pieces=correction", "server.correction.images=upload", "server.correction.size=0.5"),
+        ("server.pieces=correction", "server.correction.images=federated", "server.correction.draw_after=1"),
+        ("preset=oneshot", "server.correction.passes=2", "server.correction.local_epochs=1"),
     ],
 )
 def test_a_run_does_the_work_that_was_foreseen(

@@ -113,6 +113,10 @@ class Piece:
         """Why round 1 to `rounds` would have been otherwise in a longer run, which this one then cannot become; or None."""
         return None
 
+    def foreseen(self, view: View, phase: Phase) -> tuple[int, int]:
+        """(optimiser steps of the server, images drawn for it, here or at sites) in this phase, as far as they are known beforehand."""
+        return 0, 0
+
     def server_start(self, view: View) -> Tensors:
         """Its state before the first phase, name -> array [...]."""
         return {}

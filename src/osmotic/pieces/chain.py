@@ -49,6 +49,11 @@ class Chain:
         """Whether a piece trains or draws on the server."""
         return any(type(p).after is not Piece.after for p in self.pieces.values())
 
+    def foreseen(self, view: View, phase: Phase) -> tuple[int, int]:
+        """(optimiser steps of the server, images drawn for it) in this phase, by all pieces."""
+        found = [piece.foreseen(view, phase) for piece in self.pieces.values()]
+        return sum(steps for steps, _ in found), sum(drawn for _, drawn in found)
+
     def shelved(self, state: Tensors) -> list[str]:
         """Hashes of the tables on the server's shelf that the pieces will ask for, given their state."""
         return [sha256 for name, piece in self.pieces.items() for sha256 in piece.shelved(group(state, name))]

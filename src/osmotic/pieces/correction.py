@@ -201,6 +201,28 @@ class Correction(Piece):
         if self.images != "federated":
             yield Phase(LOCAL, 0, everybody=True)
 
+    def foreseen(self, view: View, phase: Phase) -> tuple[int, int]:
+        """Without images drawn anew for near-copies, and without corrections that hang on how learning goes."""
+        able = [c for c in view.clients if c.num_examples >= self.least_images]
+        if phase.name == LOCAL:
+            return 0, sum(self._samples(view, Task(client, "train")) for client in able)
+        if phase.name != TRAIN:
+            return 0, 0
+        number, first = phase.server_round, self.draw_after if self.images == "federated" else 0
+        samples = sum(self._samples(view, Task(client, "train")) for client in able)
+        if self.images == "federated":
+            samples = self._of_all(view)
+        size = self.batch_size or view.config.training.batch_size
+        trains = self.when == "always" and number > first
+        # The first set of the global model, and those that take its place.
+        again = bool(self.redraw) and number > first and (number - first) % self.redraw == 0
+        draws = again or (self.images == "federated" and number == first)
+        return batch_plan(samples, size, self.passes) if trains else 0, samples if draws else 0
+
+    def _of_all(self, view: View) -> int:
+        """Images of a set that is drawn from the global model, >= 1."""
+        return max(1, round(self.size * sum(c.num_examples for c in view.clients)))
+
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
         """In phase 0: "images" uint8 [M, H, W, C], "labels" int64 [M], "count" int64 [2] (there are, near-copies dropped)
         wanted back; or the change of all weights, and "classes" int64 [classes].
@@ -367,7 +389,7 @@ class Correction(Piece):
 
         asked = state.get("asked")
         if asked is None:
-            samples = max(1, round(self.size * sum(c.num_examples for c in lab.view.clients)))
+            samples = self._of_all(lab.view)
             classes = max(1, lab.view.num_classes)
             asked = np.bincount(apportion(np.ones(classes, np.int64), samples), minlength=classes)
         labels = np.repeat(np.arange(len(asked)), asked) if lab.view.num_classes else None

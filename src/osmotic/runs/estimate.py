@@ -39,15 +39,20 @@ def workload(
         chosen = choose(config, phase, clients)
         # A phase may ask nobody, and only keep what is there.
         epochs = _epochs(config, chain, view, phase, chosen[0]) if chosen else 0.0
+        if method.server_trains and phase.name == TRAIN:
+            epochs = 0.0
         batch = config.training.batch_size
-        work: dict[Work, float] = {
-            "train": sum(batch_plan(c.num_examples, batch, epochs) for c in chosen if epochs)
-        }
+        steps, drawn = chain.foreseen(view, phase)
+        # A step of the server counts as one of a client, though it has no other worker beside it.
+        steps += sum(batch_plan(c.num_examples, batch, epochs) for c in chosen if epochs)
+        work: dict[Work, float] = {"train": steps}
         trained |= {c.name for c in chosen}
         if score_due(config, phases, index):
             own = not method.global_model or (chain.personal and phase.name not in (TRAIN, MERGE))
             work |= scoring(config, len(trained) if own else 1, known, encoder_steps)
             known = encoder_steps = 0
+        if drawn:
+            work["draw"] = work.get("draw", 0) + drawn
         found.append(work)
     return found
 

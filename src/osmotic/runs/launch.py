@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -370,13 +370,16 @@ class ServerTrainer:
             learning_rate=learning_rate,
             rng=np.random.default_rng(seed),
             moments=(held := dict(moments)),
+            stepped=partial(worker.worked, "train", 1),
         )
         return dict(worker.network.copy()), held
 
     def sample(self, weights: Tensors, labels: np.ndarray | None, samples: int, seed: int) -> np.ndarray:
         """Images of these weights, uint8 [samples, H, W, C], with the configuration's sampler."""
         given = labels if self.study.blueprint.spec.num_classes else None
-        return self.study.blueprint.draw(self._loaded(weights).model, given, samples, seed)[0]
+        worker = self._loaded(weights)
+        drawn = partial(worker.worked, "draw")
+        return self.study.blueprint.draw(worker.model, given, samples, seed, drawn=drawn)[0]
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Features of images [N, H, W, C] by the encoder of the scores, float32 [N, D]."""
