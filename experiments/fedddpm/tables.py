@@ -62,6 +62,19 @@ def table(methods: dict[str, dict[int, dict[str, Any]]], base: str = "fedavg") -
     return "\n".join(lines)
 
 
+def kept(methods: dict[str, dict[int, dict[str, Any]]], plus: str = "fedddpm+", base: str = "fedavg") -> str:
+    """How much of FedDDPM's gain FedDDPM+ keeps, and at how many of its server steps, seed by seed."""
+    found = []
+    for seed in sorted(methods.get(plus, {})):
+        if all(seed in methods.get(m, {}) for m in (base, "fedddpm")):
+            without, whole, few = (methods[m][seed] for m in (base, "fedddpm", plus))
+            gain = (without["fd"] - few["fd"]) / (without["fd"] - whole["fd"])
+            found.append(
+                f"seed {seed} {gain:.0%} at {few['server_steps'] / whole['server_steps']:.0%} of the steps"
+            )
+    return f"`{plus}` keeps of the gain of `fedddpm`: " + "; ".join(found) + "." if found else ""
+
+
 def _mean(values: Any) -> float:
     found = list(values)
     return statistics.fmean(found) if found else math.nan
@@ -70,13 +83,14 @@ def _mean(values: Any) -> float:
 def main() -> None:
     """Prints every table that has rows."""
     if rows := read(HERE / "pilot.jsonl"):
-        print(f"### Pilot, seed 100\n\n{table(by_method(rows, ''))}\n")
+        print(f"### Pilot, seed 100\n\n{table(by_method(rows, ''), 'fedavg-10x1')}\n")
     if rows := read(HERE / "results.jsonl"):
-        print(f"### Dirichlet 0.1\n\n{table(by_method(rows, 'dirichlet-0.1-'))}\n")
+        methods = by_method(rows, "dirichlet-0.1-")
+        print(f"### Dirichlet 0.1\n\n{table(methods)}\n\n{kept(methods)}\n")
     if rows := read(HERE / "cells.jsonl"):
         for cell in CELLS:
             if own := by_method(rows, f"{cell}-"):
-                print(f"### {cell}\n\n{table(own)}\n")
+                print(f"### {cell}\n\n{table(own)}\n\n{kept(own)}\n")
     if rows := read(HERE / "sizes.jsonl"):
         print("### Size of the set\n")
         for case, row in rows.items():

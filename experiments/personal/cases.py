@@ -44,7 +44,10 @@ METHODS: dict[str, tuple[str, Keys]] = {
     "decoder": ("fedavg", personal("decoder")),
     "adapter": ("fedavg", personal("adapter", rank=4)),
     "embedding": ("fedavg", personal("embedding")),
-    "last-round": ("fedavg", personal("all", when="rounds")),
+    "last-round": (
+        "fedavg",
+        {"after.pieces": ["personalise"], "after.personalise.when": "rounds"},
+    ),
     # As many passes as the rounds and the fine-tuning together.
     "local": ("local", {"training.local_epochs": 0.5 + EPOCHS / ROUNDS}),
     "udec": ("udec", {"training.local_epochs": 0.5 + EPOCHS / ROUNDS}),

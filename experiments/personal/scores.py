@@ -33,7 +33,13 @@ def figures(out: Path) -> dict[str, Any]:
     scoring = Scoring(study, None)
     folder = RunDir.existing(out)
     encoder = encoders.get(scoring.seen, run.config.score.encoder, device="cpu")
-    whole = saved.is_model(folder.model)
+    # The runs of a seed that differ in fine-tuning alone have one global model: it is scored in the first.
+    tuned = run.config.after.options.get("personalise", {})
+    whole = (
+        saved.is_model(folder.model)
+        and tuned.get("trains") == "all"
+        and tuned.get("when", "after") == "after"
+    )
     clients = [_client(study, scoring, encoder, folder, place, whole) for place in range(len(study.holdings))]
     return {"clients": clients}
 
