@@ -87,9 +87,9 @@ METHODS: dict[str, Method] = {
     # round, and the server's steps as further steps of the clients.
     "fedavg-equal-images": ("fedavg", {"training.local_epochs": PASSES + LOCAL_EPOCHS / ROUNDS}),
     "fedavg": ("fedavg", {}),
-    "fedprox": ("fedprox", {}),
+    "fedprox": ("fedprox", {"local.prox.mu": 0.001}),
     "scaffold": ("scaffold", {}),
-    "fedadam": ("fedadam", {"server.adam.learning_rate": 0.003}),
+    "fedadam": ("fedadam", {"server.adam.learning_rate": 0.03}),
     "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=ROUNDS // 2)),
     "fedavg-equal-bytes": ("fedavg", {"training.rounds": ROUNDS + 1}),
     "fedavg-more-steps": ("fedavg", {"training.local_epochs": PASSES + SIZE}),
@@ -126,6 +126,11 @@ def pilot() -> list[Stage]:
         )
         for preset, rounds in (("central", 20), ("fedavg", 20), ("fedavg", 10), ("fedavg", 5))
     }
+    # What it is held against, at its own best.
+    for mu in (0.001, 0.01):
+        first[f"fedprox-{mu:g}"] = "fedprox", {"local.prox.mu": mu}
+    for rate in (0.001, 0.003, 0.01, 0.03, 0.1):
+        first[f"fedadam-{rate:g}"] = "fedadam", {"server.adam.learning_rate": rate}
     # How long must local models train until their images are of use?
     for epochs in (10, 30):
         first[f"fedddpm-local-{epochs}"] = "fedavg", correction(local_epochs=float(epochs))
