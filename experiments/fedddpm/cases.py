@@ -75,7 +75,7 @@ def drawn(base: str, share: float, preset: str = "fedavg", **options: Any) -> Me
     return preset, correction("drawn-set", run=RUNS / base, share=share, **options)
 
 
-# FedDDPM+: at each slow-down, at most in every third round; a third of FedDDPM's corrections or a little more.
+# FedDDPM+: at each slow-down, at most in every third round.
 PLUS: Keys = {"when": "slow", "window": 2, "rule": "agreement", "least_agreement": 0.5}
 ONCE: Keys = {"when": "once", "window": 2, "passes": 0.3 * ROUNDS}  # as many steps in one go
 ALONE: Keys = {"passes": PASSES / SIZE}  # as many steps of the server as clients take in FedAvg's rounds
@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
     "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
     "central": ("central", {}),
 }
-COMPARATOR = "fedavg"  # the best of the main cell beside FedDDPM
+COMPARATOR = "fedprox"  # of FedProx, SCAFFOLD and FedAdam the best in the main cell
 SIZES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 Stage = dict[str, list[str]]  # name of a run and of its folder -> arguments of `osmotic run`
@@ -150,10 +150,7 @@ def pilot() -> list[Stage]:
         "+once-loss-0.12": (SIZE, ONCE | {"least_gain": 0.12}),
         "+once-loss-0.11": (SIZE, ONCE | {"least_gain": 0.11}),
         "+slow-loss-0.15": (SIZE, {"when": "slow", "window": 2, "least_gain": 0.15}),
-        "+slow-agreement-0.5": (
-            SIZE,
-            {"when": "slow", "window": 2, "rule": "agreement", "least_agreement": 0.5},
-        ),
+        "+slow-agreement-0.5": (SIZE, PLUS),
     }
     base = f"oneshot-s{PILOT_SEED}"
     then = {f"fedddpm{name}": drawn(base, share, **keys) for name, (share, keys) in corrected.items()}

@@ -512,6 +512,12 @@ def test_rounds_are_not_begun_without_what_they_build_on(make_server: Any) -> No
     )
 
 
+def test_a_run_whose_server_alone_trained_is_no_failure() -> None:
+    nobody = {"images_seen": 0, "failures": []}
+    assert commands.untrained(nobody | {"server_steps": 3}) is None
+    assert commands.untrained(nobody | {"server_steps": 0}) is not None
+
+
 def test_too_few_images_for_phase_0_are_known_before_work(tmp_path: Path) -> None:
     few = ("data.max_images=60", "data.partition=iid", "data.clients=10")
     with pytest.raises(ConfigError, match="clients of at least 10 images, and 0 of 10 are"):
@@ -739,6 +745,9 @@ def test_the_plan_has_the_bytes_of_the_run(make_server: Any, way: str) -> None:
     by_size = way in ("site", "oneshot")  # which sites draw themselves
     assert figures["exact"] is not by_size
     assert any("who holds how many images" in note for note in figures["notes"]) is by_size
+    # Shares that are not equal may send more than was planned.
+    assert figures["estimated"] is by_size and ("about" in plan.text(figures).partition("time")[0]) is by_size
+    assert "at most" not in plan.text(figures)
 
 
 def test_a_site_is_told_that_images_leave_it() -> None:
