@@ -1,7 +1,7 @@
 """Sets of images that the study gives the server, in the place of those that the run itself would ask sites for.
 
 `real-set` is a control that no federation could run. `drawn-set` takes what another run of the same seed was sent: methods
-that differ in the rounds alone then share one phase 0, the dearest part of a run. Their bits are those of a run with a
+that differ in the rounds alone then share one phase 0, the dearest part of a run. With all images their bits are those of a run with a
 phase 0 of its own, and `costs` adds what that phase cost.
 """
 
