@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import SMALL
 
 from osmotic.config import schema
 from osmotic.runs import resolve
@@ -142,3 +145,36 @@ def test_the_table_of_models_made_to_copy_says_what_its_rows_say() -> None:
             in text
         )
         assert loaded(row["arguments"]).data.max_images == count
+
+
+@pytest.mark.slow
+def test_a_shared_phase_0_gives_the_weights_of_ones_own(tmp_path: Path) -> None:
+    """FedDDPM that takes the set another run was sent: equal bits, and equal costs once that run's phase 0 is added."""
+    script = tmp_path / "shared.py"
+    script.write_text(
+        f"""
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{str(FOLDER.parent)!r}, {str(FOLDER.parent / "fedddpm")!r}]
+import cases, study
+small = dict(item.split("=", 1) for item in {SMALL!r}) | {{"model.network": "unet-8", "score.samples": 8}}
+folder = Path({str(tmp_path)!r})
+own = cases.correction(size=0.5, local_epochs=2.0)
+alike = {{"run": folder / "own", "share": 1.0}}
+shared = cases.correction("drawn-set", **alike)
+if __name__ == "__main__":
+    found = []
+    for name, keys in (("own", own), ("shared", shared)):
+        sets = Path(study.__file__).parent / "fedddpm" / "sets.py"
+        found.append(study.one(study.arguments("fedavg", small, keys), folder / name, [sets]))
+    from sets import costs
+    more = costs(folder / "own", 1.0)
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"], found
+    assert found[0]["auxiliary"]["sha256"] == found[1]["auxiliary"]["sha256"]
+    for key, value in more.items():
+        assert value > 0 and found[0][key] == found[1][key] + value, (key, value)
+    print("alike")
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip().endswith("alike"), done.stderr
