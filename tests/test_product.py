@@ -51,7 +51,7 @@ FACTORS: dict[str, list[tuple[str, ...]]] = {
         ("method.name=usplit", "method.freeze=true"),
         ("method.name=ulatdec",),
         ("method.name=udec", "method.encoder_every=2"),
-        ("method.name=oneshot", *SITE),
+        ("method.name=oneshot", *SITE, "server.correction.images=upload"),
         ("method.name=central",),
         ("method.name=local",),
     ],

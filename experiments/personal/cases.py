@@ -27,6 +27,7 @@ COMMON: Keys = {
     "training.batch_size": 16,
     "score.every": 0,
     "score.samples": 20,  # what the study scores is drawn by scores.py, for every client in its own class mix
+    "score.steps": 10,  # thousands of images a run: drawing takes as long as training does
     "track.backends": [],
     "checkpoint.every": 10,
     "engine.workers": 1,
@@ -121,14 +122,17 @@ def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
 
 
 def pilot() -> dict[str, list[str]]:
-    """Seed 100: the learning rate of fine-tuning, and the rank."""
-    found = {f"{cell}-{m}-s{PILOT_SEED}": case(cell, m, PILOT_SEED) for cell in CELLS for m in METHODS}
+    """Seed 100, l-skew: the learning rate of fine-tuning, and how long it takes."""
     varied: dict[str, tuple[str, Keys]] = {
+        "all": ("all", {}),
         "all-rate-0.3": ("all", {"after.personalise.rate": 0.3}),
+        "adapter": ("adapter", {}),
         "adapter-rate-3": ("adapter", {"after.personalise.rate": 3.0}),
+        "embedding": ("embedding", {}),
         "embedding-rate-3": ("embedding", {"after.personalise.rate": 3.0}),
+        "local": ("local", {}),
     }
-    return found | {
+    return {
         f"l-skew-{name}-s{PILOT_SEED}": case("l-skew", method, PILOT_SEED, keys)
         for name, (method, keys) in varied.items()
     }

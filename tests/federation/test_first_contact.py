@@ -313,6 +313,56 @@ def test_killed_and_resumed_it_has_equal_bits_and_knows_who_draws_otherwise(
     assert outcome(resumed) == outcome(whole)
 
 
+@pytest.mark.filterwarnings("ignore:first contact")
+@pytest.mark.parametrize("method", ["fedavg", "oneshot"])
+@pytest.mark.parametrize("names", [(SECOND,), tuple(f"client-00{i}" for i in range(4))], ids=["one", "all"])
+def test_a_phase_before_the_rounds_asks_at_once_who_draws_otherwise(
+    make_server: Any, other_draw: set[str], method: str, names: tuple[str, ...]
+) -> None:
+    """There is no next time: whoever is left out of phase 0 has no image in the set."""
+    other_draw.update(names)
+    sets = (*TINY, SEED, f"method.name={method}", "server.pieces=correction", "server.correction.size=0.3")
+    sets = (*sets, "server.correction.local_epochs=2", "data.partition=iid", "training.quorum_clients=4")
+    server = make_server(*sets, name="whole")
+    server.run()
+    assert not server.state.failures and server.state.down.draws_otherwise == set(names)
+    held = server.shelf.take(bytes(server.state.pieces["correction/set"]).hex())
+    assert np.bincount(held["client"]).tolist() == [5, 5, 5, 5]
+    rows = [json.loads(line) for line in server.run_dir.log("ledger").read_text().splitlines()]
+    full = sum(EXACT.packet_bytes(server.blueprint.flat.of_parts([p]).wanted) for p in PARTS)
+    first = [e["bytes"] for e in rows if e["direction"] == "down" and e["phase"] == "local"]
+    assert sorted(first) == [0] * 4 + [full] * len(names)
+    for answers in (2, 4 + len(names)):  # of the first asking, and the last of the second
+        name = f"killed after {answers}"
+        with pytest.raises(Crash):
+            make_server(*sets, name=name, at=crash_at(1, answers)).run()
+        resumed = make_server(*sets, name=name, resume=True)
+        resumed.run()
+        assert outcome(resumed) == outcome(server)
+
+
+@pytest.mark.filterwarnings("ignore:first contact")
+def test_who_draws_otherwise_twice_is_not_asked_for_ever(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may say so of weights that it was sent."""
+    serve = Worker.serve
+
+    def lies(self: Worker, site: Any, packet: Packet) -> Packet:
+        answer = serve(self, site, packet)
+        if site.client.name == SECOND and packet.header["phase"] == "local":
+            told = {"failure": ["refused", OTHERWISE], "first_contact": "weights"}
+            answer = Packet(dict(answer.header) | told, answer.blobs)
+        return answer
+
+    monkeypatch.setattr(Worker, "serve", lies)
+    keys = ("server.pieces=correction", "server.correction.size=0.3", "server.correction.local_epochs=2")
+    server = make_server(*TINY, SEED, *keys)
+    server.run()
+    [failure] = [f for f in server.state.failures if f["round"] < 1]
+    assert (failure["client_id"], failure["kind"]) == (1, "refused")
+
+
 # --- the links by themselves ---
 
 SHAPES = {"conv.weight": (16, 40), "conv.bias": (16,), "out.weight": (8, 30)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation.client import Worker
 from osmotic.federation.lab import ServerLab
 from osmotic.flat import Flat
-from osmotic.pieces import slow, synthetic
+from osmotic.pieces import PIECES, Piece, slow, synthetic
 from osmotic.pieces.correction import LOCAL, Correction
 from osmotic.protocol.messages import Packet
+from osmotic.protocol.view import Extension
 from osmotic.report import curves, reading
 from osmotic.report.page import corrected, metrics
 from osmotic.runs import commands, launch, leaves, plan, resolve
@@ -291,6 +293,26 @@ def test_it_does_not_fire_while_learning_goes_on(make_server: Any) -> None:
     assert server.state.server_steps == 0 and server.chain.auxiliary(server.state.pieces)["corrected"] == []
 
 
+@dataclass(frozen=True, kw_only=True)
+class Longer(Piece):
+    """Another piece that asks for other epochs in the rounds, as `correction` does in phase 0."""
+
+    section = "local"
+
+    def extend(self, view: Any, state: Any, phase: Any, task: Any) -> Extension:
+        return Extension(local_epochs=2.0, control={"mine": 1})
+
+
+def test_it_watches_the_rounds_beside_a_piece_that_asks_for_other_epochs(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PIECES, "longer", Longer)
+    keys = ("server.correction.when=slow", "server.correction.window=1", "local.pieces=longer")
+    server = make_server(*TINY, *keys)
+    server.run()
+    assert len(server.state.pieces["correction/losses"]) == 3
+
+
 def test_the_rules_by_hand() -> None:
     replies = {"b": slow.Report(1, 4.0, 3.0), "a": slow.Report(3, 8.0, 5.0)}
     assert slow.smoothed(np.zeros(0), replies).tolist() == [8.0], "the median by images: a has three of four"
@@ -458,18 +480,46 @@ def test_a_set_drawn_anew_is_as_large_as_the_first_whatever_was_dropped(
     assert (told["images"], told["outliers"], told["from"]) == (27, 9, "global model")
 
 
-def test_one_shot_without_an_image_stops_and_says_so(
-    make_server: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["oneshot", "fedavg"])
+def test_a_run_without_a_synthetic_image_stops_and_says_so(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(
         ServerTrainer, "sample", lambda self, weights, labels, n, seed: np.zeros((n, 8, 8, 1), np.uint8)
     )
-    server = make_server(*TINY, "method.name=oneshot", "server.correction.images=upload")
-    with (
-        pytest.warns(UserWarning, match="no client has given"),
-        pytest.raises(RunStopped, match=r"nothing to train on"),
+    server = make_server(*TINY, f"method.name={method}", "server.correction.images=upload")
+    with pytest.raises(RunStopped, match=r"no client has given a synthetic image.*nothing of use: 3$"):
+        server.run()
+    assert server.state.step == 0
+
+
+@pytest.mark.parametrize("way", ["blank", "not finite"])
+def test_a_global_model_that_draws_nothing_of_use_is_asked_again_and_it_is_told(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The set that there is stays, whatever a later model would put in its place."""
+    sample = ServerTrainer.sample
+    rounds: list[int] = []
+
+    def drawn(self: ServerTrainer, weights: Any, labels: Any, n: int, seed: Any) -> np.ndarray:
+        rounds.append(server.state.step + 1)
+        if len(rounds) == 2:
+            if way == "not finite":
+                raise NotFinite("12 of 12 images drawn by the model hold values that are not finite")
+            return np.zeros((n, 8, 8, 1), np.uint8)
+        return sample(self, weights, labels, n, seed)
+
+    monkeypatch.setattr(ServerTrainer, "sample", drawn)
+    keys = (*WAYS["federated"], "server.correction.redraw=1")
+    server = make_server(*TINY, *keys, "training.rounds=3")
+    with pytest.warns(
+        UserWarning, match="round 2: the global model gives no synthetic images: .*asked again"
     ):
         server.run()
+    assert rounds == [1, 2, 3]
+    told = {line["round"]: line for line in server.observer.lines}
+    assert told[2]["correction/useless"] == 1 and "correction/useless" not in told[3]
+    assert int(server.state.pieces["correction/drawn"][0]) == 3
 
 
 def test_one_shot_is_scored_by_its_average(make_server: Any) -> None:

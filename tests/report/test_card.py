@@ -23,7 +23,7 @@ def test_the_card_stands_in_the_model_folder_and_tells_counts(run_folder: MakeRu
     assert card.write(path) == [path / "model" / "README.md"]
     text = text_of(path)
     assert text.startswith("---\nlibrary_name: diffusers\n")
-    assert "562,264,800 bytes up" in text and "No image leaves a client in training." in text
+    assert "562,264,800 bytes up" in text and "No image of a client's own leaves it in training." in text
     assert "| FD, lower is better | 6.300 |" in text and "| floor of FD | 2.870 |" in text
     assert "encoder classifier-digits · 1,000 samples" in text and "It is not an FID" in text
 

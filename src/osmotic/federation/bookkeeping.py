@@ -29,6 +29,13 @@ class Tally:
     entries: list[ledger.Entry] = field(default_factory=list)
     draw_otherwise: set[str] = field(default_factory=set)  # clients that draw other initial weights
 
+    def forgotten(self, names: Set[str]) -> Set[str]:
+        """These clients, no longer as asked: they can be asked once more. What went back and forth stays in the books."""
+        for held in (self.asked, self.expected, self.posted, self.failures):
+            for name in names:
+                held.pop(name, None)  # type: ignore[attr-defined]
+        return names
+
     def share(self) -> float:
         """Images behind the good answers, as a share of those asked for, in [0, 1]."""
         asked = sum(task.client.num_examples for task in self.asked.values())

@@ -169,10 +169,20 @@ class Server:
             self.chain.gather(view, gathered, reply)
             state.up.observe(reply.task.client.name, reply.tensors)
 
-        posted = self.exchange.post(phase, tasks, tally, state.scored_weights() if phase.published else None)
         journal = self.journal if self.chain.works_after else None
         vet = partial(self.chain.object_to, view, phase)
-        self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
+
+        def ask(some: Sequence[Task]) -> None:
+            posted = self.exchange.post(
+                phase, some, tally, state.scored_weights() if phase.published else None
+            )
+            self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
+
+        ask(tasks)
+        if phase.server_round < 1 and tally.draw_otherwise:
+            # In the rounds a client that draws other initial weights is sent them in the next; this phase has no next.
+            state.down.draws_otherwise |= tally.forgotten(set(tally.draw_otherwise))
+            ask([task for task in tasks if task.client.name in tally.draw_otherwise])
         state.down.release()
         if tally.asked and not (tally.answers or state.counted or state.failures or tally.draw_otherwise):
             # A bug in a hook, say, fails everybody, and hours more would end in the untrained network.

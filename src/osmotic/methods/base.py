@@ -38,7 +38,9 @@ class Method(ABC):
     sentence: ClassVar[str] = (
         "{clients} trained {model} together on {data} with {method}, for {rounds}; the images were {split}."
     )
-    left: ClassVar[str] = "No image leaves a client in training."  # opens the card's "What left the clients"
+    left: ClassVar[str] = (
+        "No image of a client's own leaves it in training."  # opens the card's "What left the clients"
+    )
     # What a curious server can learn from what comes back, for a site that decides whether to join.
     reveals: ClassVar[str] = (
         "a change of weights is computed from one site's images alone: images can be reconstructed from it, the better the "

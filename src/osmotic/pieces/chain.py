@@ -158,8 +158,9 @@ class Chain:
 
 
 def _own(name: str, reply: Reply, change: Mapping[str, np.ndarray]) -> Reply:
-    """A reply as the piece of this name sees it."""
-    return replace(reply, tensors=group(reply.tensors, name), change=change)
+    """A reply as the piece of this name sees it: its own extras, and of the task what it asked for itself."""
+    task = replace(reply.task, control=reply.task.control.get(name, {}))
+    return replace(reply, task=task, tensors=group(reply.tensors, name), change=change)
 
 
 def _with(state: Tensors, name: str, own: Tensors) -> Tensors:

@@ -18,6 +18,7 @@ import numpy as np
 
 from osmotic.config.keys import key
 from osmotic.data.strata import apportion
+from osmotic.errors import RunStopped
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
 from osmotic.pieces import slow
@@ -144,7 +145,7 @@ class Correction(Piece):
     @property
     def by_size(self) -> bool:
         """True where a site sends as many images as follow from its own."""
-        return self.images == "site"
+        return self.images == "site" and self.spread == "size"
 
     @property
     def draws_at_sites(self) -> bool:
@@ -275,7 +276,7 @@ class Correction(Piece):
     def gather(self, view: View, gathered: dict[str, Any] | None, reply: Reply) -> dict[str, Any]:
         """By client: what it sent in phase 0, name -> array [...]; in a round what `slow.Report` holds."""
         name, found = reply.task.client.name, gathered or {}
-        if reply.task.local_epochs is None:
+        if not reply.task.control:  # `extend` gives one in phase 0 alone
             if self.when == "always":
                 return found
             squares = (float(np.square(t, dtype=np.float64).sum()) for _, t in sorted(reply.change.items()))
@@ -327,7 +328,8 @@ class Correction(Piece):
         if "set" in state and (self.when == "always" or "due" in state):
             state, metrics = self._correct(lab, state, phase)
         if self._draws(state, phase):
-            state = self._drawn(lab, state, phase)
+            state, drawn = self._drawn(lab, state, phase)
+            metrics |= drawn
         return state, metrics
 
     def _correct(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
@@ -357,6 +359,11 @@ class Correction(Piece):
                 continue
             part = {"images": images, "client": np.full(len(images), numbers[name], np.int64)}
             parts.append(part if labels is None else part | {"labels": labels})
+        if not parts:
+            # Rounds without a set would be those of plain averaging.
+            raise RunStopped(
+                f"no client has given a synthetic image, and the rounds build on them; uploaded models that drew nothing of use: {useless}"
+            )
         return self._kept(lab, parts, copies, useless, {})
 
     def _drawn_from(self, lab: Lab, name: str, own: Tensors) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -380,12 +387,13 @@ class Correction(Piece):
             return self.images == "federated" and phase.server_round >= self.draw_after
         return bool(self.redraw) and phase.server_round - since >= self.redraw
 
-    def _drawn(self, lab: Lab, state: Tensors, phase: Phase) -> Tensors:
+    def _drawn(self, lab: Lab, state: Tensors, phase: Phase) -> tuple[Tensors, Metrics]:
         """The set drawn from the global model: of the classes of the first one, or as many of each.
 
-        The state as it is, and so another try after the next round, where the model draws what is not finite.
+        The state as it is, and so another try after the next round, where what the model draws is of no use.
         """
         from osmotic.diffusion.sampler import NotFinite
+        from osmotic.pieces.synthetic import objection
 
         asked = state.get("asked")
         if asked is None:
@@ -396,23 +404,25 @@ class Correction(Piece):
         samples = int(asked.sum())
         try:
             images = lab.sample(lab.weights, labels, samples)
-        except NotFinite:
-            return state
+            useless = objection(images, labels, lab.view.num_classes)
+        except NotFinite as error:
+            useless = str(error)
+        if useless:
+            told = f"round {phase.server_round}: the global model gives no synthetic images: {useless}; it is asked again after the next round"
+            warnings.warn(told, stacklevel=2)
+            return state, {"useless": 1.0}
         part = {"images": images, "client": np.full(samples, -1, np.int64)}
         part |= {} if labels is None else {"labels": labels}
-        copies, useless = (int(state["counts"][i]) for i in (1, 3)) if "counts" in state else (0, 0)
-        found, _ = self._kept(lab, [part], copies, useless, state)
-        return found | {"drawn": np.array([phase.server_round])}
+        copies, clients = (int(state["counts"][i]) for i in (1, 3)) if "counts" in state else (0, 0)
+        found, _ = self._kept(lab, [part], copies, clients, state)
+        return found | {"drawn": np.array([phase.server_round])}, {}
 
     def _kept(
         self, lab: Lab, parts: list[Tensors], copies: int, useless: int, state: Tensors
     ) -> tuple[Tensors, Metrics]:
-        """The state with a new set in it, put on the shelf; outliers dropped. Without any image a warning, and no set."""
+        """The state with a new set in it, put on the shelf; outliers dropped."""
         from osmotic.pieces.synthetic import outliers
 
-        if not parts:
-            warnings.warn("no client has given a synthetic image: there is no correction", stacklevel=2)
-            return state, {"images": 0.0}
         whole = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
         labels = whole.get("labels", np.zeros(len(whole["images"]), np.int64))
         asked = np.bincount(labels, minlength=max(1, lab.view.num_classes))

@@ -102,7 +102,9 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         if (codec.bounded and side["codec"].startswith(codec.name)) or "codec" in side["tensors"]:
             side["bytes"] = [0, side["bytes"][1]]
     own = [e for e in exchanges if e.action != "train"]
-    reveals = {f"method {config.method.name}": method.reveals}
+    # What clients train in a round may be asked of nobody: then nothing is computed for the server but what pieces ask for.
+    weights = any(e.from_site["parts"] for e in exchanges) or not method.server_trains
+    reveals = {f"method {config.method.name}": method.reveals} if weights else {}
     reveals |= {f"codec {codec.name}": codec.reveals for codec in used if codec.reveals}
     labelled = {
         part for part, names in part_names.items() if any(n.startswith("class_embedding") for n in names)

@@ -176,6 +176,8 @@ def _pieces(config: Config, method: Method) -> None:
                 raise ConfigError(f"{name}.{piece}", None, rule)
             if reason := made.idle(config.training.rounds):
                 raise ConfigError(f"{name}.{piece}", None, reason)
+            if method.server_trains and made.draws_at_sites:
+                _nothing_coded(config)
         for owner, options in section.options.items():
             # Options of a piece that does not run: a comparison would be of two runs that are the same.
             if owner not in section.pieces:
@@ -183,6 +185,14 @@ def _pieces(config: Config, method: Method) -> None:
                 if owner not in PIECES:
                     raise ConfigError(key, value, "unknown key", nearest(owner, PIECES))
                 raise ConfigError(key, value, f"is of a piece that {name}.pieces does not name: add it there")
+
+
+def _nothing_coded(config: Config) -> None:
+    """Raises ConfigError for a key of what is coded on its way up, where sites are asked for images alone."""
+    for key in ("up", "error_feedback", "up_sends"):
+        if (given := getattr(config.codec, key)) != getattr(CodecConfig(), key):
+            rule = f"method {config.method.name} asks sites for images alone, which are not coded: leave this key out"
+            raise ConfigError(f"codec.{key}", given, rule)
 
 
 def _codecs(config: Config) -> None:
