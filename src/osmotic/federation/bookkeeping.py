@@ -33,7 +33,7 @@ class Tally:
         """These clients, no longer as asked: they can be asked once more. What went back and forth stays in the books."""
         for held in (self.asked, self.expected, self.posted, self.failures):
             for name in names:
-                held.pop(name, None)  # type: ignore[attr-defined]
+                held.pop(name, None)
         return names
 
     def share(self) -> float:
