@@ -75,6 +75,35 @@ def kept(methods: dict[str, dict[int, dict[str, Any]]], plus: str = "fedddpm+", 
     return f"`{plus}` keeps of the gain of `fedddpm`: " + "; ".join(found) + "." if found else ""
 
 
+PAIRS = (
+    ("fedddpm", "fedavg-equal-images"),
+    ("fedddpm", "fedavg-equal-bytes"),
+    ("fedddpm", "fedavg-more-steps"),
+    ("fedddpm", "set-alone"),
+    ("fedddpm", "real-set"),
+    ("fedddpm", "fedddpm-upload"),
+    ("fedddpm+", "fedddpm"),
+    ("oneshot", "fedddpm"),
+    ("oneshot", "fedavg-equal-images"),
+    ("oneshot", "central"),
+)
+
+
+def pairs(methods: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Paired ratios of FD that FedAvg's column does not tell."""
+    lines = ["| FD of | over that of | by seed | mean | 95 % |", "|---|---|---|---|---|"]
+    for a, b in PAIRS:
+        seeds = [s for s in sorted(methods.get(a, {})) if s in methods.get(b, {})]
+        if not seeds:
+            continue
+        logs = [math.log(methods[a][s]["fd"] / methods[b][s]["fd"]) for s in seeds]
+        middle, low, high = interval(logs)
+        each = ", ".join(f"{math.exp(v):.2f}" for v in logs)
+        told = "" if len(seeds) < 2 else f"{low:.2f} to {high:.2f}"
+        lines.append(f"| {a} | {b} | {each} | {middle:.2f} | {told} |")
+    return "\n".join(lines)
+
+
 def _mean(values: Any) -> float:
     found = list(values)
     return statistics.fmean(found) if found else math.nan
@@ -86,15 +115,22 @@ def main() -> None:
         print(f"### Pilot, seed 100\n\n{table(by_method(rows, ''), 'fedavg-10x1')}\n")
     if rows := read(HERE / "results.jsonl"):
         methods = by_method(rows, "dirichlet-0.1-")
-        print(f"### Dirichlet 0.1\n\n{table(methods)}\n\n{kept(methods)}\n")
+        print(f"### Dirichlet 0.1\n\n{table(methods)}\n\n{pairs(methods)}\n\n{kept(methods)}\n")
     if rows := read(HERE / "cells.jsonl"):
         for cell in CELLS:
             if own := by_method(rows, f"{cell}-"):
                 print(f"### {cell}\n\n{table(own)}\n\n{kept(own)}\n")
     if rows := read(HERE / "sizes.jsonl"):
-        print("### Size of the set\n")
+        print(
+            "### Size of the set\n\n| images | share | FD | held-out FD | FD of the set (floor) |\n|---|---|---|---|---|"
+        )
         for case, row in rows.items():
-            print(f"- {case}: FD {row['fd']:.3f}, set {row['set']['fd']:.2f} ({row['set']['images']} images)")
+            held = row["set"]
+            share = float(case.removeprefix("dirichlet-0.1-size-").rpartition("-s")[0])
+            drawn = f"{held['fd']:.2f} ({held['floor']:.2f})"
+            print(
+                f"| {held['images']:,} | {share:.0%} | {row['fd']:.3f} | {row['held_out_fd']:.3f} | {drawn} |"
+            )
 
 
 if __name__ == "__main__":

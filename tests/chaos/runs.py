@@ -1,4 +1,4 @@
-"""What all kinds of chaos share: three tiny runs, commands in forked processes, and what a run leaves, without time.
+"""What all kinds of chaos share: tiny runs, commands in forked processes, and what a run leaves, without time.
 
 A process is forked from a server that has imported everything and run nothing, so a whole run takes about a second.
 """

@@ -24,7 +24,9 @@ class OneShot(FedAvg):
         "{clients} each trained {model} alone on its own part of {data}, {split}, and were asked once; a server trained one model "
         "on synthetic images that theirs drew, with {method}, in {rounds}."
     )
-    paper: ClassVar[str] = "2503.06426"
+    paper: ClassVar[str] = (
+        ""  # the set of images is FedDDPM's, and told with `correction`; a run without rounds is ours
+    )
     exchanges: ClassVar[str] = (
         "once: initial weights down, what a model of one's own draws up; nothing in rounds"
     )

@@ -128,7 +128,8 @@ class Piece:
     def gather(self, view: View, gathered: Any, reply: Reply) -> Any:
         """Takes in what one reply holds for this piece, and returns it with the rest.
 
-        `gathered` is None at the first reply of a phase; `reply.tensors` is own name -> array [...].
+        `gathered` is None at the first reply of a phase; `reply.tensors` is own name -> array [...], `reply.task.control` what
+        its own `extend` gave.
         Order must not matter: use `view.accumulator`, or keep by client name and sort.
         """
         return gathered
