@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from osmotic.storage.store import read_checked  # noqa: E402
 from osmotic.training.images import Images  # noqa: E402
 
 RUNS = Path(os.environ.get("RUNS", "runs/membership"))
-SEEDS, ROUNDS, CLIENTS, OWN = (0, 1, 2), 10, 5, 64
+SEEDS, ROUNDS, CLIENTS, OWN = (0, 1, 2), 10, 3, 64
+PASSES = (30, 300)  # of a client over its images in all
 DRAWS = 64  # noisy copies of an image behind its loss
 COMMON: dict[str, Any] = {
     "data.source": "npz:../shared/data/mnist.npz",
@@ -41,20 +43,18 @@ COMMON: dict[str, Any] = {
     "data.partition": "iid",
     "model.network": "unet-8",
     "training.rounds": ROUNDS,
-    "training.local_epochs": 3,
     "training.batch_size": 16,
     "score.every": 0,
     "score.samples": 100,
     "track.backends": [],
     "engine.workers": 1,
     "server.correction.size": 1.0,  # as many synthetic images as real ones
-    "server.correction.local_epochs": 30,
 }
-# What leaves: local models, images, and images of which near-copies were not dropped. FedAvg beside the first: its rounds are seen.
+# What leaves: local models, images, changes of weights. What the server draws from an uploaded model is what its site would send
+# without the filter of near-copies.
 WAYS: dict[str, dict[str, Any]] = {
     "upload": {"server.correction.images": "upload", "server.pieces": ["correction", "listening"]},
     "site": {"server.pieces": ["correction"]},
-    "site-with-copies": {"server.pieces": ["correction"], "server.correction.drop_copies": False},
     "fedavg": {"server.pieces": ["listening"]},
 }
 
@@ -106,14 +106,13 @@ def nearness(drawn: np.ndarray, images: Images) -> np.ndarray:
     return -torch.cdist(own, made).min(dim=1).values.numpy()
 
 
-def attack(seed: int) -> dict[str, list[float]]:
+def attack(case: str) -> dict[str, list[float]]:
     """AUC of each attack on each client."""
-    runs = {way: osmotic.load(RUNS / f"{way}-s{seed}") for way in WAYS}
-    study = prepare(runs["fedavg"].config)
-    [alone] = (RUNS / f"seen-upload-s{seed}").glob("local-*.npz")
+    study = prepare(osmotic.load(RUNS / f"fedavg-{case}").config)
+    [alone] = (RUNS / f"seen-upload-{case}").glob("local-*.npz")
     local = np.load(alone)
-    first, last = (np.load(RUNS / f"seen-fedavg-s{seed}" / f"train-{r}.npz") for r in (1, ROUNDS))
-    final = dict(saved.weights(RunDir.existing(RUNS / f"fedavg-s{seed}")).tensors)
+    first, last = (np.load(RUNS / f"seen-fedavg-{case}" / f"train-{r}.npz") for r in (1, ROUNDS))
+    final = dict(saved.weights(RunDir.existing(RUNS / f"fedavg-{case}")).tensors)
     found: dict[str, list[float]] = {}
 
     def told(what: str, score: Any, members: Images, others: Images) -> None:
@@ -136,11 +135,11 @@ def attack(seed: int) -> dict[str, list[float]]:
 
             told(what, fell, members, others)
         told("global model", lambda images: -losses(study, final, images), members, others)
-        for way in ("site", "site-with-copies"):
-            [path] = sorted((RUNS / f"{way}-s{seed}" / "auxiliary").glob("*.safetensors"))
+        for way, what in (("site", "images"), ("upload", "images, near-copies not dropped")):
+            [path] = sorted((RUNS / f"{way}-{case}" / "auxiliary").glob("*.safetensors"))
             held = read_checked(path)
             drawn = held["images"][held["client"] == number]
-            told(f"images ({way})", lambda images, d=drawn: nearness(d, images), members, others)
+            told(what, lambda images, d=drawn: nearness(d, images), members, others)
     return found
 
 
@@ -149,42 +148,47 @@ def _group(seen: Any, name: str) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Runs what is missing, seed by seed, and writes a line for each seed."""
+    """Runs what is missing, seed by seed, and writes a line for each seed and number of passes."""
     path = HERE / "results.jsonl"
-    rows = {r["seed"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
-    for seed in SEEDS:
-        if seed in rows:
+    rows = {r["case"]: r for r in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+    for seed, passes in product(SEEDS, PASSES):
+        case = f"{passes}-s{seed}"
+        if case in rows:
             continue
         for way, keys in WAYS.items():
-            out = RUNS / f"{way}-s{seed}"
-            if (out / "summary.json").exists():
-                continue
-            own = {"seed": seed, "data.partition_seed": seed}
-            common = {
-                k: v
-                for k, v in COMMON.items()
-                if "correction" in keys["server.pieces"] or "correction" not in k
-            }
-            listens = (
-                {"server.listening.folder": str(RUNS / f"seen-{way}-s{seed}")}
-                if "listening" in keys["server.pieces"]
-                else {}
-            )
-            one(arguments("fedavg", common, own, keys, listens), out, [HERE / "listening.py"])
-        rows[seed] = {"seed": seed, "clients": CLIENTS, "images": OWN, "auc": attack(seed)}
-        path.write_text("".join(json.dumps(rows[s]) + "\n" for s in sorted(rows)))
+            out = RUNS / f"{way}-{case}"
+            if not (out / "summary.json").exists():
+                one(arguments("fedavg", keys_of(way, keys, seed, passes)), out, [HERE / "listening.py"])
+        rows[case] = {"case": case, "seed": seed, "passes": passes, "auc": attack(case)}
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
     print(table(list(rows.values())))
+
+
+def keys_of(way: str, keys: dict[str, Any], seed: int, passes: int) -> dict[str, Any]:
+    """The keys of one run; those of pieces that it does not have are left out."""
+    own = {"seed": seed, "data.partition_seed": seed, "training.local_epochs": passes / ROUNDS}
+    own |= {
+        "server.correction.local_epochs": passes,
+        "server.listening.folder": RUNS / f"seen-{way}-{passes}-s{seed}",
+    }
+    pieces = keys["server.pieces"]
+    wanted = COMMON | own | keys
+    return {k: v for k, v in wanted.items() if k.count(".") < 2 or k.split(".")[1] in pieces}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean over clients, then over seeds with the 95 % interval of that mean."""
-    lines = ["| what the server sees | AUC | 95 % over seeds |", "|---|---|---|"]
+    lines = [
+        "| what the server sees | " + " | ".join(f"AUC, {p} passes" for p in PASSES) + " |",
+        "|---" * (1 + len(PASSES)) + "|",
+    ]
     for what in rows[0]["auc"]:
-        means = [statistics.fmean(row["auc"][what]) for row in rows]
-        half = (
-            T95[len(means)] * statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-        )
-        lines.append(f"| {what} | {statistics.fmean(means):.2f} | +- {half:.2f} |")
+        told = []
+        for passes in PASSES:
+            means = [statistics.fmean(row["auc"][what]) for row in rows if row["passes"] == passes]
+            half = T95[len(means)] * statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+            told.append(f"{statistics.fmean(means):.2f}" + (f" +- {half:.2f}" if len(means) > 1 else ""))
+        lines.append(f"| {what} | " + " | ".join(told) + " |")
     return "\n".join(lines)
 
 

@@ -91,6 +91,7 @@ def test_every_client_gives_its_share_in_the_mix_of_its_own_classes(make_server:
     assert found["images"].dtype == np.uint8 and found["images"].shape[1:] == (8, 8, 1)
     sizes = [client.num_examples for client in server.clients]
     assert np.bincount(found["client"]).tolist() == [round(0.3 * n) for n in sizes]
+    assert (np.diff(found["client"]) >= 0).all(), "sorted by client"
     for number in range(3):
         mine = found["labels"][found["client"] == number]
         assert len(np.unique(mine)) == 2, "two classes each, and no other is drawn"
