@@ -220,3 +220,11 @@ def test_the_pictures_of_nearest_images_say_whose_they_are(
     assert "Of client-000’s own model, and of no other: the generated images closest" in told[0]
     assert "Of the first client’s own model, and of no other: the generated images closest" in told[1]
     assert "The generated images closest to a training image" in told[2]
+
+
+def test_of_many_clients_the_page_tells_quantiles_of_their_own_models(beside_folder: MakeRun) -> None:
+    run = reading.read(beside_folder(clients=120))
+    # FD 10 to 129 of 120 clients: the 60th has 69, the least at or above half of them.
+    text = flat(page.render(run))
+    assert "FD all 120 10.00 15.00 39.00 69.00 99.00 123.0 129.0" in text
+    assert "client-060 " not in text.partition("beside the global one")[2].partition("Further scores")[0]
