@@ -26,7 +26,8 @@ from osmotic.errors import ConfigError
 from osmotic.federation.interfaces import Engine
 from osmotic.methods import METHODS, Method
 from osmotic.pieces import PIECES, Piece
-from osmotic.runs import resolve
+from osmotic.runs import resolve, study, summary
+from osmotic.storage.folder import RunDir
 from osmotic.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +224,27 @@ def test_the_circle_test_would_see_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "imports", lambda: {m: set(t) for m, t in circle.items()})
     with pytest.raises(AssertionError, match="circle"):
         test_there_is_no_circle_of_imports()
+
+
+def test_the_page_of_the_run_folder_names_every_field_file_and_key_that_may_change() -> None:
+    page = (DOCS / "run-folder.md").read_text()
+    # Fields as the functions that write them spell them.
+    written = inspect.getsource(summary.summarise) + inspect.getsource(study.describe_partition)
+    fields = {
+        *re.findall(r'^ +"(\w+)":', written, re.M),
+        *summary.QUALITY,
+        *(set(summary.MORE) - {"metrics"}),
+    }
+    files = {"model/vae/", "model/adapter.safetensors", "personal/NAME/"}
+    assert not [name for name in sorted(fields | files | {*schema.FREE}) if f"`{name}`" not in page]
+
+
+def test_the_design_page_names_every_folder_of_a_run() -> None:
+    page = (DOCS / "design.md").read_text().partition("## 7.")[2].partition("## 8.")[0]
+    paths = {n: getattr(RunDir(Path("run")), n) for n, p in vars(RunDir).items() if isinstance(p, property)}
+    folders = {path.name for path in paths.values() if isinstance(path, Path) and not path.suffix}
+    assert {"auxiliary", "journal", "personal"} <= folders
+    assert not [name for name in sorted(folders) if f"{name}/" not in page]
 
 
 def test_hooks_and_pieces_named_on_the_page_exist() -> None:

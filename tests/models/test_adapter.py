@@ -149,8 +149,13 @@ def test_it_is_saved_as_an_adapter_and_as_a_merged_pipeline(begun: RunDir, tmp_p
     sets = [*SMALL, *keys(begun, "adapter.rank=2"), "training.rounds=1", "after.pieces=personalise"]
     run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
     summary = json.loads(run.summary.read_text())
-    assert summary["parameters"] < 30_000
     before, table = weights(begun.model), weights(run.model)
+    whole = sum(w.size for w in table.values())
+    assert summary["parameters"] < 30_000 and summary["parameters_whole"] == whole
+    # fp32 FedAvg of the whole network: 3 clients, one round, both ways.
+    assert summary["traffic"]["fp32_fedavg_bytes"] == 4 * 2 * whole * 3 and summary["traffic"]["factor"] > 50
+    assert summary["model_weights_sha256"] == weights_sha256(table)
+    assert summary["scored_weights_sha256"] == weights_sha256(load_file(run.model / "adapter.safetensors"))
     moved = {n for n in table if not np.array_equal(table[n], before[n])}
     assert table.keys() == before.keys() and moved and all(n.endswith(".weight") for n in moved)
     with safe_open(run.model / "adapter.safetensors", "np") as file:
@@ -288,3 +293,32 @@ def test_weights_that_are_torn_gone_or_not_finite_are_one_line(
     file.unlink()
     with pytest.raises(ConfigError, match="neither itself nor in unet/"):
         make_server(f"model.pretrained={tmp_path / 'copy'}")
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local"])
+def test_without_an_adapter_the_weights_in_the_folder_are_those_that_were_scored(
+    tmp_path: Path, method: str
+) -> None:
+    sets = [*SMALL, "training.rounds=1", f"method.name={method}"]
+    run = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
+    summary = json.loads(run.summary.read_text())
+    assert summary["model_weights_sha256"] == summary["scored_weights_sha256"]
+    assert summary["parameters_whole"] == summary["parameters"]
+
+
+def test_a_plan_with_an_adapter_counts_the_network_under_it(begun: RunDir) -> None:
+    sets = [*SMALL, *keys(begun, "adapter.rank=2")]
+    figures = plan.plan(resolve.load(sets=sets))
+    factors, whole = figures["parameters"], sum(w.size for w in weights(begun.model).values())
+    assert factors < 30_000 and figures["parameters_whole"] == whole
+    # Three clients in three rounds, both ways.
+    assert figures["traffic"]["fp32_fedavg_bytes"] == 4 * 2 * whole * 9 and figures["traffic"]["factor"] > 50
+    # A client: seven copies of the factors; the network as it was read, and in the one that trains. The server: six copies of the
+    # factors, two averages of 8 bytes twice, and the network as it was read.
+    assert figures["memory_bytes"] == {
+        "client": 7 * 4 * factors + 2 * 4 * whole,
+        "server": (6 * 4 + 2 * 2 * 8) * factors + 4 * whole,
+    }
+    told = plan.text(figures)
+    assert f"{whole:,} parameters under an adapter of {factors:,}, codec" in told
+    assert "times less than fp32 FedAvg" in told

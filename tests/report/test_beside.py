@@ -121,3 +121,110 @@ def test_grids_of_both_kinds_have_sections_and_captions_of_their_own(beside_fold
     html = page.render(run)
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert {"samples", "own-samples"} <= set(ids) and len(ids) == len(set(ids))
+
+
+# --- what own models' scores must be read with ---
+
+
+def held_out(fd: float) -> dict[str, float]:
+    return {
+        **{"fd": fd, "kid": fd / 100, "precision": 0.5, "recall": 0.25},
+        **{"images": 360, "samples": 1000, "floor": 3.25},
+    }
+
+
+def near_copies(share: float) -> dict[str, float]:
+    return {"features": share, "pixels": 0.02, "expected": 0.01, "images": 1000, "held_out": 360}
+
+
+def with_own_evidence(path: Path) -> Path:
+    """Client k scores a held-out FD of 20 + k; 10, 40 and 77 % of what its model draws are near-copies. Of the global one 0.1 %."""
+    summary = json.loads((path / "summary.json").read_text())
+    quality = summary["quality"]
+    quality |= {"near_copies": near_copies(0.001), "held_out": held_out(7.5)}
+    entries = quality["personal"]["per_client"] if "personal" in quality else quality["per_client"]
+    for k, entry in enumerate(entries[:3]):
+        entry |= {"held_out": held_out(20 + k), "near_copies": near_copies((0.1, 0.4, 0.77)[k])}
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def test_a_client_s_card_tells_its_own_near_copies_and_held_out_scores(
+    beside_folder: MakeRun, personal_folder: MakeRun
+) -> None:
+    both, alone = with_own_evidence(beside_folder()), with_own_evidence(personal_folder("alone", "local"))
+    for path, folder in ((both, "personal"), (alone, "model")):
+        text = card.render(reading.read(path), f"{folder}/client-002")
+        assert "Near-copies of training images: 77.0 % of the generated images by features, 2.0 %" in text
+        assert "far more than expected" in text and "no more than chance" not in text
+        assert "Reference: the training images, and beside them held-out ones." in text
+        assert "| FD against held-out images, lower is better | 22.00 |" in text
+        assert "| FD of real images against these (floor) | 3.250 |" in text
+        assert "| KID against held-out images, lower is better | 0.2200 |" in text
+        assert "| recall against held-out images, higher is better | 0.2500 |" in text
+    whole = card.render(reading.read(both))
+    assert "Near-copies of training images: 0.1 % of" in whole and "no more than chance" in whole
+
+
+def test_a_card_of_a_merged_run_tells_the_near_copies_of_the_weights_that_it_holds(
+    personal_folder: MakeRun,
+) -> None:
+    path = with_own_evidence(personal_folder())  # the entries of before merging
+    text = card.render(reading.read(path), "model/client-001")
+    assert "| FD against held-out images, lower is better | 21.00 | — |" in text
+    assert "Near-copies of training images: 40.0 % of" in text
+    over = {name: (was, became) for name, was, became in tables.over_clients(reading.read(path).quality)}
+    assert over["FD against held-out images, worst"] == ("22.00", "—")
+    # (0.1 + 0.4 + 0.77) / 3; by 100, 101 and 102 images (10 + 40.4 + 78.54) / 303.
+    assert over["near-copies of training images, mean"] == ("42.3 %", "—")
+    assert over["near-copies of training images, mean weighted by images"] == ("42.6 %", "—")
+
+
+def test_a_client_that_was_not_looked_at_has_no_other_s_near_copies(beside_folder: MakeRun) -> None:
+    path = with_own_evidence(beside_folder())
+    summary = json.loads((path / "summary.json").read_text())
+    summary["quality"]["personal"]["per_client"][1] |= {"near_copies": None, "held_out": None}
+    (path / "summary.json").write_text(json.dumps(summary))
+    text = card.render(reading.read(path), "personal/client-001")
+    assert "Whether this model repeats training images was not measured in this run." in text
+    assert "held-out" not in text and "0.1 %" not in text
+
+
+def test_the_page_tells_them_for_each_client_and_over_all(beside_folder: MakeRun) -> None:
+    run = reading.read(with_own_evidence(beside_folder()))
+    more = [
+        ("FD against held-out images", "21.00", "21.01", "22.00"),
+        ("near-copies of training images", "42.3 %", "42.6 %", "77.0 %"),
+    ]
+    assert narrative.personal_rows(run.quality) == ROWS + more
+    headings, rows = tables.client_table(*tables.own_columns(tables.client_rows(run), run.quality))
+    assert headings == ["FD all", "FD own", "KID all", "KID own", "FD held-out", "near-copies"]
+    assert rows[2] == ("client-002", ["12.00", "13.00", "0.1200", "0.1300", "22.00", "77.0 %"])
+    text = flat(page.render(run)).replace("&#39;", "'")
+    assert "near-copies of training images 42.3 % 42.6 % 77.0 %" in text
+    assert "client-002 12.00 13.00 0.1200 0.1300 22.00 77.0 %" in text
+    assert "3 of 3 own models drew far more near-copies of training images than expected." in text
+
+
+def test_the_pictures_of_nearest_images_say_whose_they_are(
+    beside_folder: MakeRun, personal_folder: MakeRun, run_folder: MakeRun
+) -> None:
+    both, alone, one = beside_folder(), personal_folder("alone", "local"), run_folder("one", rounds=5)
+    for path in (both, alone, one):
+        grid = next((path / "samples").glob("round-*.png")).read_bytes()
+        (path / "samples" / "nearest.png").write_bytes(grid)
+    (both / "samples" / "round-0006-client-000.png").write_bytes(grid)
+    (both / "samples" / "nearest-client-000.png").write_bytes(grid)
+    told = [flat(page.render(reading.read(path))) for path in (both, alone, one)]
+    assert "Of the global model: the generated images closest to a training image" in told[0]
+    assert "Of client-000’s own model, and of no other: the generated images closest" in told[0]
+    assert "Of the first client’s own model, and of no other: the generated images closest" in told[1]
+    assert "The generated images closest to a training image" in told[2]
+
+
+def test_of_many_clients_the_page_tells_quantiles_of_their_own_models(beside_folder: MakeRun) -> None:
+    run = reading.read(beside_folder(clients=120))
+    # FD 10 to 129 of 120 clients: the 60th has 69, the least at or above half of them.
+    text = flat(page.render(run))
+    assert "FD all 120 10.00 15.00 39.00 69.00 99.00 123.0 129.0" in text
+    assert "client-060 " not in text.partition("beside the global one")[2].partition("Further scores")[0]

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 
-from osmotic.report import card, templates
+from osmotic.config import toml
+from osmotic.report import card, page, reading, templates
 
 MakeRun = Callable[..., Path]
 
@@ -113,3 +115,89 @@ def test_names_cannot_inject_markdown(run_folder: MakeRun) -> None:
 
 def test_an_ampersand_stays_one() -> None:
     assert templates.escape_markdown("R&D <x>") == "R&amp;D &lt;x&gt;"
+
+
+# --- what a run started from, and adapters ---
+
+
+def adapted(path: Path, pretrained: str = "public/model", rank: int = 2, **more: object) -> Path:
+    """Makes the run one of an adapter of 3,712 weights, or with rank 0 one that only started from others."""
+    told = toml.read_toml(path / "config.toml")
+    told["model"] |= {"pretrained": pretrained, "pretrained_sha256": "bc" * 32}
+    told["adapter"] |= {"rank": rank, "alpha": 8.0, "targets": ["to_q", "conv1"], "trains": "b"}
+    (path / "config.toml").write_text(tomli_w.dumps(told))
+    summary = json.loads((path / "summary.json").read_text())
+    if rank:
+        summary |= {"parameters": 3712, "parameters_whole": 702_753, "model_weights_sha256": "de" * 32}
+    (path / "summary.json").write_text(json.dumps(summary | more))
+    return path
+
+
+def rows_of(text: str) -> dict[str, str]:
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+def test_the_card_of_an_adapter_tells_the_whole_network_and_what_was_trained(run_folder: MakeRun) -> None:
+    text = text_of(adapted(run_folder())).replace("\\_", "_")
+    assert (
+        "model of 702,753 parameters (through a low-rank adapter of 3,712; all else stayed as it was)" in text
+    )
+    found = rows_of(text)
+    assert found["parameters"] == "702,753" and found["of the adapter, all that was trained"] == "3,712"
+    assert found["start"] == "the pretrained weights public/model"
+    assert found["adapter"].startswith(
+        "low-rank, rank 2, alpha 8.000; of the layers to_q, conv1; trained was B,"
+    )
+    assert found["SHA-256 of the weights that it started from"] == "bc" * 32
+    assert found["SHA-256 of these weights, the adapter merged"] == "de" * 32
+    assert found["SHA-256 of the adapter alone"] == "a7" * 32
+    data = text.partition("## Training data")[2].partition("##")[0]
+    assert (
+        "- It started from other weights, public/model. What these were trained on is not known to this card"
+        in data
+    )
+
+
+def test_a_run_that_only_started_from_other_weights_says_so(run_folder: MakeRun) -> None:
+    text = text_of(adapted(run_folder(), rank=0))
+    assert "It started from other weights, public/model." in text and "adapter" not in text
+    assert rows_of(text)["SHA-256 of these weights"] == "a7" * 32
+    assert "started from" not in text_of(run_folder("plain"))
+
+
+def test_an_older_run_with_an_adapter_does_not_take_it_for_the_network(run_folder: MakeRun) -> None:
+    text = text_of(adapted(run_folder(), parameters_whole=None, model_weights_sha256=None))
+    assert "diffusion model (through a low-rank adapter of 3,712; all else stayed as it was)" in text
+    assert rows_of(text)["parameters"] == "—"
+    assert rows_of(text)["SHA-256 of these weights, the adapter merged"] == "—"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/home/ann/start", "start"),
+        ("~/runs/start", "start"),
+        ("../ann/start/", "start"),
+        ("org/unet.v2", "org/unet.v2"),
+        ("deep/er/start", "start"),
+    ],
+)
+def test_pretrained_weights_are_named_without_the_path_to_them(
+    run_folder: MakeRun, place: str, name: str
+) -> None:
+    text = text_of(adapted(run_folder(), place))
+    assert f"| start | the pretrained weights {name} |" in text and "/ann" not in text and "ann/" not in text
+
+
+def test_the_page_of_an_adapter_tells_the_same(run_folder: MakeRun) -> None:
+    text = " ".join(
+        re.sub(
+            r"<style>.*?</style>|<[^>]*>", " ", page.render(reading.read(adapted(run_folder()))), flags=re.S
+        ).split()
+    )
+    assert "start the pretrained weights public/model adapter low-rank, rank 2" in text
+    assert "Parameters 702,753 network auto; trained were 3,712 of an adapter" in text
+    assert f"Weights in model/, the adapter merged {'de' * 32}" in text
+    assert f"Scored weights, of the adapter alone {'a7' * 32}" in text
+    assert f"Pretrained weights that it started from {'bc' * 32}" in text

@@ -96,3 +96,38 @@ def test_json_rows_hold_the_exact_figures(run_folder: MakeRun) -> None:
     out = compare.compare([run_folder()]).as_dicts()
     assert out["comparable"] is True and out["runs"][0]["bytes_up"] == 562_264_800
     json.dumps(out)
+
+
+def test_models_of_the_clients_own_beside_a_global_one_have_columns(
+    beside_folder: MakeRun, run_folder: MakeRun, tmp_path: Path
+) -> None:
+    both = beside_folder()
+    summary = json.loads((both / "summary.json").read_text())
+    for entry in summary["quality"]["personal"]["per_client"]:
+        entry |= {"own_images": 60, "fd_own_floor": 2.5}
+    (both / "summary.json").write_text(json.dumps(summary))
+    plain = run_folder("plain", rounds=5)
+    result = compare.compare([both, plain])
+    cells = {heading: [cell(row) for row in result.shown()] for heading, cell in result.columns()}
+    assert cells["models scored"] == ["global, 3 own beside", "global"]
+    assert cells["FD"] == ["6.300", "6.300"]  # ranked is the global model
+    # 10, 11, 12 against all clients' images, one more against own ones.
+    assert cells["FD of own models beside, mean"] == ["11.00", "—"]
+    own = "12.00 (3 of 3 clients, 60 real images each, floor 2.500 (mean))"
+    assert cells["FD of own models beside on own images, mean"] == [own, "—"]
+    assert "FD, worst model" not in cells
+    assert own in result.write_html(tmp_path / "c.html").read_text()
+    told = result.as_dicts()["groups"][0]
+    assert told["fd_personal"]["mean"] == 11.0 and told["fd_personal_own"]["mean"] == 12.0
+    alone = {heading for heading, _ in compare.compare([plain]).columns()}
+    assert not any("own models beside" in heading for heading in alone) and "models scored" not in alone
+
+
+def test_an_adapter_is_no_smaller_network(run_folder: MakeRun) -> None:
+    whole, small = (
+        run_folder("whole", rounds=5),
+        run_folder("small", rounds=5, parameters=3712, parameters_whole=702_753),
+    )
+    config = (small / "config.toml").read_text().replace("rank = 0", "rank = 2")
+    (small / "config.toml").write_text(config)
+    assert not any("networks differ" in told for told in compare.compare([whole, small]).cautions)

@@ -64,7 +64,8 @@ def test_the_table_tells_how_many_clients_have_a_figure(run_folder: MakeRun) -> 
     line["client_loss"] = {"client-007": 0.25, "client-008": 0.75}
     (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     run = reading.read(path)
-    headings, rows = crowds.quantile_table(tables.client_rows(run), run.quality)
+    clients = tables.client_rows(run)
+    headings, rows = crowds.quantile_table(clients, tables.columns(clients, run.quality))
     assert headings == ["Clients", "least", "5 %", "25 %", "50 %", "75 %", "95 %", "greatest"]
     assert dict(rows)["Last loss"] == [
         "2",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_autoencoder
 
 from osmotic import codecs, methods, models, pieces
 from osmotic.codecs import base
@@ -413,3 +414,16 @@ def test_a_plan_of_ten_thousand_clients_does_no_more_for_those_who_are_not_asked
         plan.plan(resolve.load(sets=[*sets, f"data.clients={clients}", f"training.fraction_train={share}"]))
         made.append(dict(counts))
     assert made[0] == made[1] and made[0]["asked"] == 300 and made[0]["checked"] == 1
+
+
+def test_an_autoencoder_lies_in_the_memory_of_everybody(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    folder = small_autoencoder.write(tmp_path / "latents")
+    held = load_file(folder / "diffusion_pytorch_model.safetensors")
+    cfg = resolve.load(sets=["data.image_size=32", f"model.autoencoder={folder}"])
+    figures = plan.plan(cfg)
+    method, chain = methods.make("fedavg", {}), pieces.make(cfg)
+    without = plan.memory(cfg, method, chain, figures["parameters"], figures["num_clients"])
+    more = 4 * sum(w.size for w in held.values())
+    assert figures["memory_bytes"] == {side: held + more for side, held in without.items()}

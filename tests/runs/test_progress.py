@@ -180,3 +180,8 @@ def test_evaluate_tells_how_far_it_is(
         "drawing 26 of 40 images",
     ]
     assert any("scoring" in line for line in lines) and all(line.endswith(" left") for line in lines[-2:])
+
+
+def test_the_start_of_a_run_with_an_adapter_tells_the_network_too(clock: Clock) -> None:
+    told = announce.lines(start(Estimate([], {}, clock), parameters=3712, parameters_whole=35_746_307))[1]
+    assert "network unet-32 with 35,746,307 weights, under an adapter of 3,712; 3 rounds" in told

@@ -201,3 +201,28 @@ def test_every_personal_model_is_held_against_unseen_images_and_looked_at_for_co
 
 def read_png(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_global_model_s_nearest_images_stay_where_clients_have_models_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scoring = Scoring(study("score.samples=100"), RunDir(tmp_path))
+    copied = real_as_generator(scoring, monkeypatch)
+    scoring.score_global({}, 1)
+    before = (tmp_path / "samples" / "nearest.png").read_bytes()
+    pools = {holding.client.name: 255 - copied for holding in scoring.study.holdings}
+    scoring.score_personal(pools, "after", 2)
+    assert (tmp_path / "samples" / "nearest.png").read_bytes() == before
+    found = sorted(path.name for path in (tmp_path / "samples").glob("nearest*"))
+    assert found == ["nearest-client-000.png", "nearest.png"]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_without_a_global_model_they_are_those_of_the_first_client(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scoring = Scoring(study("score.samples=100", "method.name=local"), RunDir(tmp_path))
+    copied = real_as_generator(scoring, monkeypatch)
+    scoring.score_personal({holding.client.name: copied for holding in scoring.study.holdings}, "after", 1)
+    assert [path.name for path in (tmp_path / "samples").glob("nearest*")] == ["nearest.png"]

@@ -37,6 +37,7 @@ class Described:
         factor: by which a side is divided.
         scale: by which latents are multiplied to have a standard deviation near 1.
         sha256: of form, factor and weights, 64 hexadecimal digits.
+        parameters: its weights.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Described:
     factor: int
     scale: float
     sha256: str
+    parameters: int
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Lengths C, H, W of the latents of an image of this side. Raises: ConfigError for a side that it cannot take."""
@@ -112,6 +114,7 @@ def describe(folder: Path | str) -> Described:
         factor,
         float(scale),
         digest.hexdigest(),
+        sum(weight.size for weight in held.values()),
     )
 
 

@@ -65,7 +65,7 @@ class Personalise(Piece):
     epochs: float = key(2.0, "passes over a client's own images after the rounds", 0, 10_000, above=True)
     trains: Literal["all", "decoder", "adapter", "embedding"] = key(
         "all",
-        "what may move: all weights, the decoder, a low-rank adapter of all layers, or the embedding of class and time (at most 64 KB)",
+        "what may move: all weights, the decoder, a low-rank adapter of its layers, or the embedding of class and time (at most 64 KB)",
     )
     rank: int = key(4, "rank of the adapter", 1, 1024)
     rate: float = key(1.0, "learning rate, as a share of training.learning_rate", 0, 100, above=True)

@@ -50,6 +50,7 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
     sizes = run.summary.get("client_sizes") or []
     # Cards are published: sizes and scores are told as a spread, without the names of the clients.
     client = folder.partition("/")[2]
+    entry = tables.own_entries(q, client)[0] if client else q
     return (
         templates.markdown()
         .get_template("card.md.jinja")
@@ -62,7 +63,11 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
             sentence=narrative.sentence(run),
             exchange=learning_rule.exchange_of(run),
             pieces=learning_rule.pieces_of(run),
-            rule=learning_rule.rule_lines(run),
+            rule=learning_rule.rule_lines(run) + narrative.started_from(run),
+            pretrained=narrative.pretrained_name(run),
+            pretrained_sha256=run.setting("model.pretrained_sha256"),
+            adapter=narrative.has_adapter(run),
+            parameters=narrative.whole_parameters(run),
             where=narrative.where(run),
             sites=narrative.at_sites(run),
             traffic=traffic.words(run.summary.get("traffic")),
@@ -71,7 +76,8 @@ def render(run: Run, folder: str = "model", clients: Sequence[tables.ClientRow] 
             target=narrative.target(run),
             licence=LICENCE,
             score_rows=evidence.score_rows(run),
-            copies=evidence.copies(q),
+            copies=evidence.copies(entry),
+            held_out=bool(entry.get("held_out")),
             own_basis=evidence.own_basis(q),
             phrase=narrative.partition_phrase(run),
             sizes=narrative.spread(sizes),

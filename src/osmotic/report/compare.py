@@ -17,7 +17,7 @@ from osmotic.errors import ConfigError
 from osmotic.report import curves, formatting, gallery, narrative, templates
 from osmotic.report.groups import FIGURES, Group, group
 from osmotic.report.reading import Run, read
-from osmotic.report.rows import Row, columns_of, metric_names, row_of
+from osmotic.report.rows import BESIDE, Row, columns_of, metric_names, row_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,7 +108,11 @@ class Comparison:
         """(heading, Row -> text) of every column; how a run was scored is one only where runs differ in it."""
         hidden = {"encoder", "samples"} if self.conditions else set()
         if not any(row.own_models for row in self.rows):
-            hidden |= {"models scored", f"{self.fd_name}, worst model"}
+            hidden.add(f"{self.fd_name}, worst model")
+        if not any(row.own_models or row.own_beside for row in self.rows):
+            hidden.add("models scored")
+        if not any(row.own_beside for row in self.rows):
+            hidden |= {heading.format(fd=self.fd_name) for heading in BESIDE}
         # A column that says nothing of any run only makes the table wider than a terminal.
         if not any(row.pieces for row in self.rows):
             hidden.add("pieces")
@@ -325,7 +329,7 @@ def cautions(runs: Sequence[Run]) -> tuple[str, ...]:
             lambda r: r.quality and r.quality.get("guidance") is not None and f"{r.quality['guidance']:g}",
         ),
         ("images seen differ", lambda r: formatting.count(r.summary.get("images_seen"))),
-        ("networks differ in size", lambda r: formatting.count(r.summary.get("parameters"))),
+        ("networks differ in size", lambda r: formatting.count(narrative.whole_parameters(r))),
         ("splits differ", lambda r: f"{r.setting('data.partition')}, {r.summary.get('num_clients')} clients"),
     )
     out: list[str] = []

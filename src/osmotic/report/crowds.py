@@ -36,11 +36,16 @@ def quantiles(values: Iterable[float | None], shares: Sequence[float] = SHARES) 
 
 
 def quantile_table(
-    clients: Sequence[tables.ClientRow], quality: Mapping[str, Any]
+    clients: Sequence[tables.ClientRow], told: Sequence[tables.Column]
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(headings, (figure, cells) by figure): least, quantiles and greatest over the clients that have the figure."""
+    """(headings, (figure, cells) by figure): least, quantiles and greatest over the clients that have the figure.
+
+    Empty where nothing is told.
+    """
+    if not told:
+        return [], []
     rows = []
-    for column in tables.columns(clients, quality):
+    for column in told:
         found = quantiles(column.values, (0.0, *SHARES, 1.0))
         known = sum(v is not None for v in column.values)
         rows.append((column.heading, [formatting.count(known), *map(column.write, found)]))

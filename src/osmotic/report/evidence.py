@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from osmotic.report import formatting, narrative
-from osmotic.report.formatting import count, figure
+from osmotic.report.formatting import count, figure, percent
 from osmotic.report.reading import Run
 
 
@@ -87,6 +87,20 @@ def copies(quality: Mapping[str, Any]) -> Copies | None:
     )
 
 
+def own_copies(quality: Mapping[str, Any]) -> str:
+    """One plain sentence where clients' own models repeat training images; empty where none does, or none was looked at."""
+    stage = "before" if narrative.before_merging(quality) else "after"
+    entries = narrative.own_quality(quality).get("per_client") or ()
+    found = [told for c in entries if c.get("stage") == stage and (told := copies(c)) is not None]
+    many = sum(told.many for told in found)
+    if not many:
+        return ""
+    return (
+        f"{count(many)} of {formatting.plural(len(found), 'own model')} drew far more near-copies of training images than expected. "
+        "Look at the nearest real images before sharing what they draw."
+    )
+
+
 def far_above(share: float, expected: float | None, images: int, held_out: int) -> bool:
     """Whether a share is more than twice what is expected, and more than chance makes of it.
 
@@ -98,11 +112,6 @@ def far_above(share: float, expected: float | None, images: int, held_out: int) 
     likely = min(1.0, max(expected, 1 / images))
     chance = math.sqrt(likely * (1 - likely) * (1 / images + 1 / held_out))
     return share > max(2 * expected, likely + 3 * chance)
-
-
-def percent(share: float | None) -> str:
-    """A share in [0, 1] as `1.2 %`."""
-    return formatting.DASH if share is None else f"{100 * share:.1f} %"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ def figure(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(0, digits - 1 - size)}f}"
 
 
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as `1.2 %`."""
+    return DASH if share is None else f"{100 * share:.1f} %"
+
+
 def size(value: float | None) -> str:
     """Bytes in decimal units: 999 B, 1.00 kB, 56.2 MB, 1.23 GB."""
     if value is None:

@@ -24,6 +24,11 @@ def nearest(run: Run) -> str | None:
     return source(run.nearest_samples) if run.nearest_samples else None
 
 
+def own_nearest(run: Run) -> list[tuple[str, str]]:
+    """(client, data URI) of the same of clients' own models beside a global one."""
+    return [(client, source(path)) for client, path in evenly(run.own_nearest, MAX_CLIENT_GRIDS)]
+
+
 def source(path: Path) -> str:
     """A PNG file as a data URI. Raises: OSError if it cannot be read."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -28,6 +28,8 @@ FIGURES = {
     "fd_ranked": "{fd}",
     "fd_held_out": "{fd} against held-out images",
     "fd_own": "{fd} on own images",
+    "fd_personal": "{fd} of own models beside",
+    "fd_personal_own": "{fd} of own models beside on own images",
     "kid_ranked": "KID",
     "bytes_up": "up",
     "bytes_down": "down",

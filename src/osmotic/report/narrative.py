@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from osmotic.engines import WHERE
+from osmotic.errors import plain
 from osmotic.methods import METHODS
 from osmotic.report import formatting
 from osmotic.report.learning_rule import exchange_of, rule_name, words_of
 from osmotic.report.reading import Run
 
 OWN_SCORES = ("fd_all", "fd_own", "kid_all", "kid_own")  # scores that are taken client by client
-REALS = {"all": "all clients' images", "own": "own images"}  # what a score of a client compares with
+OWN_EVIDENCE = ("fd_held_out", "near_copies")  # what they must be read with; of own models alone
+# What a score of a client compares with.
+REALS = {"all": "all clients' images", "own": "own images", "held_out": "held-out images"}
 # By `data.partition`; the fields are those of `partition_phrase`.
 PARTITIONS = {
     "iid": "split evenly at random",
@@ -32,8 +35,7 @@ PARTITIONS = {
 def sentence(run: Run) -> str:
     """What this run was: exchange and pieces, network, data, clients, rounds; in the words of its exchange."""
     summary, exchange = run.summary, exchange_of(run)
-    size = summary.get("parameters")
-    model = model_kind(run) + (f" of {formatting.count(size)} parameters" if size is not None else "")
+    model = model_kind(run) + size_words(run)
     simulated = where(run) and not at_sites(run)
     kind = "site" if at_sites(run) else "simulated client" if simulated else "client"
     clients = formatting.plural(int(summary.get("num_clients") or 0), kind)
@@ -49,6 +51,56 @@ def sentence(run: Run) -> str:
     # No exchange can say so of itself: own models beside a global one are the work of a piece.
     own_beside = exchange.global_model and summary.get("personal")
     return told + (" Each client also has a model of its own." if own_beside else "")
+
+
+def size_words(run: Run) -> str:
+    """` of 702,753 parameters`, and beside it how many of an adapter alone were trained; empty where that is not known."""
+    trained, whole = run.summary.get("parameters"), whole_parameters(run)
+    if trained is None:
+        return ""
+    if not has_adapter(run):
+        return f" of {formatting.count(trained)} parameters"
+    size = "" if whole is None else f" of {formatting.count(whole)} parameters"
+    return f"{size} (through a low-rank adapter of {formatting.count(trained)}; all else stayed as it was)"
+
+
+def has_adapter(run: Run) -> bool:
+    """Whether an adapter of a pretrained network was all that was trained."""
+    rank = run.setting("adapter.rank", 0)
+    return formatting.is_number(rank) and rank > 0
+
+
+def whole_parameters(run: Run) -> int | None:
+    """Parameters of the whole network; None where the folder tells those of an adapter alone."""
+    told: int | None = run.summary.get("parameters_whole")
+    return run.summary.get("parameters") if told is None and not has_adapter(run) else told
+
+
+def pretrained_name(run: Run) -> str:
+    """The weights that the run started from, as `public/model`, without the path to a folder; empty where there were none."""
+    place = str(run.setting("model.pretrained", "") or "")
+    # A name on a hub has two parts; a longer path, or one from the root or from home, is nobody's business on a card.
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", place):
+        return place
+    return plain(Path(place).name or "a folder") if place else ""
+
+
+def started_from(run: Run) -> list[tuple[str, str]]:
+    """(what, words): the pretrained weights and the adapter of them; empty where a run has neither."""
+    name = pretrained_name(run)
+    lines = [("start", f"the pretrained weights {name}")] if name else []
+    if has_adapter(run):
+        rank, alpha, targets = (run.setting(f"adapter.{key}") for key in ("rank", "alpha", "targets"))
+        layers = ", ".join(plain(target) for target in targets or ())
+        factors = "A and B" if run.setting("adapter.trains") == "both" else "B, with A drawn once"
+        scale = f", alpha {formatting.figure(alpha)}" if formatting.is_number(alpha) else ""
+        lines.append(
+            (
+                "adapter",
+                f"low-rank, rank {rank}{scale}; of the layers {layers}; trained was {factors} (arXiv 2106.09685)",
+            )
+        )
+    return lines
 
 
 def where(run: Run) -> str:
@@ -126,7 +178,49 @@ def personal_rows(quality: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
 
     For page, card and terminal alike. Runs without a global model are told otherwise: their own models are the result.
     """
-    return rows_over(quality.get("personal") or {}, quality, OWN_SCORES)
+    own = quality.get("personal") or {}
+    return rows_over(own, quality, OWN_SCORES) + evidence_rows(own, quality)
+
+
+def evidence_rows(own: Mapping[str, Any], quality: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The same of what own models' scores must be read with: held-out images, and near-copies.
+
+    Args:
+        own: scores of own models, with `per_client`.
+        quality: of the run, which names the encoder.
+    """
+    entries = own.get("per_client") or ()
+    stage = "before" if any(c.get("stage") == "before" for c in entries) else "after"
+    return rows_over(over(entries, stage), quality, OWN_EVIDENCE)
+
+
+def over(entries: Iterable[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
+    """`mean`, `weighted` and `worst` of OWN_EVIDENCE over the clients that have it: the summary has no groups of these.
+
+    Args:
+        entries: of `per_client`.
+        stage: whose entries are taken.
+    """
+    groups: dict[str, dict[str, float]] = {"mean": {}, "weighted": {}, "worst": {}}
+    mine = [c for c in entries if c.get("stage") == stage]
+    for key in OWN_EVIDENCE:
+        found = [(value, c.get("num_examples") or 0) for c in mine if (value := score_of(c, key)) is not None]
+        if not found:
+            continue
+        groups["mean"][key] = sum(value for value, _ in found) / len(found)
+        groups["worst"][key] = max(value for value, _ in found)
+        if total := sum(images for _, images in found):
+            groups["weighted"][key] = sum(value * images for value, images in found) / total
+    return groups
+
+
+def score_of(client: Mapping[str, Any], key: str) -> float | None:
+    """One score out of an entry of `per_client`, by its name there or in OWN_EVIDENCE; None where it was not measured."""
+    if key == "fd_held_out":
+        return (client.get("held_out") or {}).get("fd")
+    if key == "near_copies":
+        return (client.get("near_copies") or {}).get("features")
+    return client.get(key)
 
 
 def rows_over(
@@ -142,16 +236,23 @@ def rows_over(
     for key in keys:
         values = [(over.get(group) or {}).get(key) for group in ("mean", "weighted", "worst")]
         if any(value is not None for value in values):
-            mean, weighted, worst = map(formatting.figure, values)
+            mean, weighted, worst = map(score_writer(key), values)
             rows.append((score_name(key, quality), mean, weighted, worst))
     return rows
 
 
 def score_name(key: str, quality: Mapping[str, Any]) -> str:
     """`fd_all` as `FD against all clients' images`; FID where the encoder is Inception-v3."""
+    if key == "near_copies":
+        return "near-copies of training images"
     metric, _, reals = key.partition("_")
     name = formatting.fd_name(quality.get("encoder")) if metric == "fd" else "KID"
     return f"{name} against {REALS[reals]}"
+
+
+def score_writer(key: str) -> Callable[[float | None], str]:
+    """How a score of this name is written: a share in percent, all others as figures."""
+    return formatting.percent if key == "near_copies" else formatting.figure
 
 
 def own_count(quality: Mapping[str, Any]) -> int:

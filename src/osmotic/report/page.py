@@ -45,7 +45,7 @@ def render(run: Run) -> str:
     clients = tables.client_rows(run)
     many = len(clients) > crowds.MOST
     failures = [(tables.failed_client(run, f), f) for f in run.failures[: crowds.MOST]]
-    draw = crowds if many else bars
+    draw, table = crowds if many else bars, crowds.quantile_table if many else tables.client_table
     folders = narrative.model_folders(run)
     return (
         templates.html()
@@ -57,13 +57,17 @@ def render(run: Run) -> str:
             quality=q,
             fd_name=fd_name,
             sentence=narrative.sentence(run),
-            rule=learning_rule.rule_lines(run),
+            rule=learning_rule.rule_lines(run) + narrative.started_from(run),
+            pretrained=narrative.pretrained_name(run),
+            pretrained_sha256=run.setting("model.pretrained_sha256"),
+            adapter=narrative.has_adapter(run),
             conditions=narrative.score_conditions(run),
             tiles=tiles.tiles(run),
             # Not the best grid, nor a chosen one: the last.
             last=gallery.picture(run.samples[-1]) if run.samples else None,
             real=gallery.real(run),
             nearest=gallery.nearest(run),
+            own_nearest=gallery.own_nearest(run),
             strip=gallery.strip(run),
             own=gallery.own_pictures(run),
             personal=narrative.is_personal(q),
@@ -91,10 +95,14 @@ def render(run: Run) -> str:
             own_metrics=tables.own_metrics(q),
             over_clients=tables.over_clients(q),
             personal_rows=narrative.personal_rows(q),
+            own_evidence=narrative.evidence_rows(q, q) if narrative.is_personal(q) else [],
+            own_copies=evidence.own_copies(q),
             personal_models=narrative.own_models(q.get("personal") or {}),
             clients=clients,
             score_columns=tables.score_keys(clients, q),
-            client_table=(crowds.quantile_table if many else tables.client_table)(clients, q),
+            client_table=table(clients, tables.columns(clients, q)),
+            own_table=table(*tables.own_columns(clients, q)),
+            personal_basis=evidence.own_basis(q.get("personal") or {}),
             ends=crowds.ends(clients, q) if many else [],
             client_floors=any(c.get("fd_own_floor") is not None for c in q.get("per_client") or ()),
             ledger=tables.ledger_rows(run),

@@ -148,6 +148,12 @@ class Run:
         return path if path.is_file() else None
 
     @property
+    def own_nearest(self) -> tuple[tuple[str, Path], ...]:
+        """(client, PNG) of the same of a client's own model beside a global one, by client."""
+        found = sorted((self.path / "samples").glob("nearest-*.png"))
+        return tuple((path.stem.removeprefix("nearest-"), path) for path in found if path.is_file())
+
+    @property
     def failures(self) -> tuple[Json, ...]:
         """`round`, `client_id`, `kind` and `reason` of every answer that did not count."""
         return tuple(self.summary.get("failures") or ())

@@ -10,6 +10,9 @@ from osmotic.errors import plain
 from osmotic.report import evidence, formatting, learning_rule, narrative
 from osmotic.report.reading import Run
 
+# Columns of clients' own models beside a global one.
+BESIDE = ("{fd} of own models beside, mean", "{fd} of own models beside on own images, mean")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,6 +53,12 @@ class Row:
     traffic_factor: float | None = None  # times fewer bytes than fp32 FedAvg
     traffic_to_images: float | None = None  # bytes up and down, over those of the compressed training images
     near_copies: float | None = None  # share of generated images, by features
+    own_beside: int | None = (
+        None  # scored clients' own models beside a global one; the next three are over these
+    )
+    fd_personal: float | None = None  # mean, against the images of all
+    fd_personal_own: float | None = None  # mean, against own images
+    personal_basis: str = ""  # how many clients and images are behind it
     metrics: Mapping[str, float] = field(default_factory=dict)  # the user's own, by name
 
     def figure(self, key: str) -> float | None:
@@ -78,7 +87,8 @@ def metric_names(rows: Iterable[Row]) -> list[str]:
 def row_of(run: Run, name: str) -> Row:
     """The row of one run, called `name`."""
     s, q = run.summary, run.quality
-    basis = evidence.own_basis(q)
+    basis, personal = evidence.own_basis(q), q.get("personal") or {}
+    personal_basis = evidence.own_basis(personal)
     up, down = s.get("codec_up") or formatting.DASH, s.get("codec_down") or formatting.DASH
     return Row(
         name=name,
@@ -116,6 +126,10 @@ def row_of(run: Run, name: str) -> Row:
         traffic_factor=(s.get("traffic") or {}).get("factor"),
         traffic_to_images=(s.get("traffic") or {}).get("to_images"),
         near_copies=(q.get("near_copies") or {}).get("features"),
+        own_beside=narrative.own_count(personal) if personal else None,
+        fd_personal=(personal.get("mean") or {}).get("fd_all"),
+        fd_personal_own=(personal.get("mean") or {}).get("fd_own"),
+        personal_basis=personal_basis.words if personal_basis else "",
         metrics=_own_metrics(q),
     )
 
@@ -142,6 +156,15 @@ def columns_of(fd_name: str) -> list[tuple[str, Any]]:
         floor = f", floor {formatting.figure(r.fd_own_floor)}" if r.fd_own_floor is not None else ""
         return formatting.figure(r.fd_own) + (counted + floor if r.fd_own is not None else "")
 
+    def models(r: Row) -> str:
+        if r.own_models:
+            return f"{r.own_models} own"
+        return text(r.encoder and (f"global, {r.own_beside} own beside" if r.own_beside else "global"))
+
+    def beside(r: Row) -> str:
+        shown = formatting.figure(r.fd_personal_own)
+        return f"{shown} ({r.personal_basis})" if r.personal_basis else shown
+
     return [
         ("run", lambda r: r.name),
         ("preset", lambda r: text(r.preset or r.method)),
@@ -149,13 +172,15 @@ def columns_of(fd_name: str) -> list[tuple[str, Any]]:
         ("codec", lambda r: r.codec),
         ("seed", lambda r: text(r.seed)),
         ("rounds", lambda r: formatting.count(r.rounds)),
-        ("models scored", lambda r: f"{r.own_models} own" if r.own_models else text(r.encoder and "global")),
+        ("models scored", models),
         (fd_name, lambda r: of_models(r, r.fd, r.fd_clients)),
         (f"{fd_name} after merging", lambda r: of_models(r, None, r.fd_merged)),
         (f"{fd_name}, worst model", lambda r: formatting.figure(r.fd_worst if r.own_models else r.fd)),
         (f"{fd_name} on own images", own),
+        (BESIDE[0].format(fd=fd_name), lambda r: formatting.figure(r.fd_personal)),
+        (BESIDE[1].format(fd=fd_name), beside),
         (f"{fd_name}, held-out", lambda r: formatting.figure(r.fd_held_out)),
-        ("near-copies", lambda r: evidence.percent(r.near_copies)),
+        ("near-copies", lambda r: formatting.percent(r.near_copies)),
         ("floor", lambda r: formatting.figure(r.fd_floor)),
         ("KID", lambda r: of_models(r, r.kid, r.kid_clients)),
         ("up", lambda r: formatting.size(r.bytes_up)),

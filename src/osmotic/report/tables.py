@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osmotic.report import evidence, formatting, narrative
+from osmotic.report import formatting, narrative
 from osmotic.report.reading import Run, Traffic
 
 # Fields of the scores that the first screen already tells.
@@ -35,11 +35,15 @@ SCORES = {
     "fd_held_out": "{fd} held-out",
     "near_copies": "near-copies",
 }
-WRITERS: Mapping[str, Callable[[float | None], str]] = {
-    "own_images": formatting.count,
-    "near_copies": evidence.percent,
-}
 OF_REAL_IMAGES = ("fd_own_floor", "own_images")
+# Of `held_out` in an entry, and what it is called.
+HELD_OUT = {
+    "fd": "{fd} against held-out images, lower is better",
+    "floor": "{fd} of real images against these (floor)",
+    "kid": "KID against held-out images, lower is better",
+    "precision": "precision against held-out images, higher is better",
+    "recall": "recall against held-out images, higher is better",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def client_rows(run: Run) -> list[ClientRow]:
         name = str(c.get("name"))
         sizes.setdefault(name, c.get("num_examples"))
         for key in SCORES:
-            scores[name][f"{key} {c.get('stage') or 'before'}"] = score_of(c, key)
+            scores[name][f"{key} {c.get('stage') or 'before'}"] = narrative.score_of(c, key)
+    for c in (run.quality.get("personal") or {}).get("per_client") or ():
+        for key in SCORES:
+            scores[str(c.get("name"))][f"{key} personal"] = narrative.score_of(c, key)
     # Later rounds over earlier ones: a client that was not asked in the last round keeps its last loss.
     losses: dict[str, float | None] = {}
     for r in run.training_rounds:
@@ -142,25 +149,21 @@ def failed_client(run: Run, failure: Mapping[str, Any]) -> str:
     return names[number] if 0 <= number < len(names) else f"client-{number:03d}"
 
 
-def score_of(client: Mapping[str, Any], key: str) -> float | None:
-    """One of SCORES out of an entry of `quality.per_client`; None where it was not measured."""
-    if key == "fd_held_out":
-        return (client.get("held_out") or {}).get("fd")
-    if key == "near_copies":
-        return (client.get("near_copies") or {}).get("features")
-    return client.get(key)
-
-
-def score_keys(clients: Sequence[ClientRow], quality: Mapping[str, Any]) -> list[str]:
+def score_keys(
+    clients: Sequence[ClientRow], quality: Mapping[str, Any], stages: Sequence[str] = ("before", "after")
+) -> list[str]:
     """Per-client scores that were measured for at least one client, in a fixed order.
 
-    Where a global model exists those against all clients' images are left out: they are one figure for all clients.
+    Where all share one model those against all clients' images are left out: they are one figure for all clients.
     What is said of the real images alone stands once, as it is the same of every model.
+
+    Args:
+        stages: whose scores; `personal` are those of the client's own model beside a global one.
     """
     keys: list[str] = []
-    for stage in ("before", "after"):
+    for stage in stages:
         for key in SCORES:
-            one_for_all = quality.get("fd") is not None and key.endswith("_all")
+            one_for_all = quality.get("fd") is not None and key.endswith("_all") and stage != "personal"
             told = key in OF_REAL_IMAGES and f"{key} before" in keys
             known = any(c.scores.get(f"{key} {stage}") is not None for c in clients)
             if known and not one_for_all and not told:
@@ -172,7 +175,7 @@ def score_heading(key: str, quality: Mapping[str, Any]) -> str:
     """`fd_own after` as `FD own, after merging`, or `FD own` where the clients have scores of one stage alone."""
     score, stage = key.split(" ")
     name = formatting.fd_name(quality.get("encoder"))
-    when = "" if score in OF_REAL_IMAGES else narrative.stage_words(quality)[stage]
+    when = "" if score in OF_REAL_IMAGES else narrative.stage_words(quality).get(stage)
     return SCORES[score].format(fd=name) + (f", {when}" if when else "")
 
 
@@ -199,21 +202,35 @@ def columns(clients: Sequence[ClientRow], quality: Mapping[str, Any]) -> list[Co
     ]
     if any(c.holdout for c in clients):
         found.insert(1, Column("Held out", [c.holdout for c in clients], count))
-    for key in score_keys(clients, quality):
-        score = key.split(" ")[0]
-        values = [c.scores.get(key) for c in clients]
-        write = WRITERS.get(score, formatting.figure)
-        found.append(Column(score_heading(key, quality), values, write, measured=score not in OF_REAL_IMAGES))
+    found += _scored(clients, quality, score_keys(clients, quality))
     if any(c.failures for c in clients):
         found.append(Column("Failures", [c.failures for c in clients], count))
     return found
 
 
-def client_table(
+def own_columns(
     clients: Sequence[ClientRow], quality: Mapping[str, Any]
+) -> tuple[list[ClientRow], list[Column]]:
+    """The clients that have a model of their own beside a global one, and what is told of these; empty without any."""
+    mine = [c for c in clients if any(key.endswith(" personal") for key in c.scores)]
+    return mine, _scored(mine, quality, score_keys(mine, quality, ("personal",)))
+
+
+def _scored(clients: Sequence[ClientRow], quality: Mapping[str, Any], keys: Sequence[str]) -> list[Column]:
+    """The columns of these scores."""
+    found = []
+    for key in keys:
+        score = key.split(" ")[0]
+        values = [c.scores.get(key) for c in clients]
+        write = formatting.count if score == "own_images" else narrative.score_writer(score)
+        found.append(Column(score_heading(key, quality), values, write, measured=score not in OF_REAL_IMAGES))
+    return found
+
+
+def client_table(
+    clients: Sequence[ClientRow], told: Sequence[Column]
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(headings, (client, cells) by name) of the table of clients."""
-    told = columns(clients, quality)
+    """(headings, (client, cells) by name) of a table of clients."""
     rows = [(c.name, [column.write(column.values[k]) for column in told]) for k, c in enumerate(clients)]
     return [column.heading for column in told], rows
 
@@ -240,21 +257,22 @@ def own_metrics(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 def over_clients(quality: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(score, before, after merging) over the clients' own models; empty where nothing was merged for a score."""
     after = quality.get("after") or {}
-    meanings = {"mean": "mean", "weighted": "mean weighted by images", "worst": "worst"}
-
-    def told(stage: Mapping[str, Any], group: str, key: str) -> str:
-        return formatting.figure((stage.get(group) or {}).get(key))
-
-    return [
-        (
-            f"{narrative.score_name(key, quality)}, {meaning}",
-            told(quality, group, key),
-            told(after, group, key),
-        )
-        for key in narrative.OWN_SCORES
-        for group, meaning in meanings.items()
-        if after
-    ]
+    if not after:
+        return []
+    entries = quality.get("per_client") or ()
+    stages = [(quality, narrative.over(entries, "before")), (after, narrative.over(entries, "after"))]
+    rows = []
+    for key in (*narrative.OWN_SCORES, *narrative.OWN_EVIDENCE):
+        for group, meaning in {
+            "mean": "mean",
+            "weighted": "mean weighted by images",
+            "worst": "worst",
+        }.items():
+            values = [{**(told.get(group) or {}), **more[group]}.get(key) for told, more in stages]
+            if key in narrative.OWN_SCORES or any(value is not None for value in values):
+                was, became = map(narrative.score_writer(key), values)
+                rows.append((f"{narrative.score_name(key, quality)}, {meaning}", was, became))
+    return rows
 
 
 def scores_of(quality: Mapping[str, Any], client: str) -> list[tuple[str, float | None, float | None]]:
@@ -264,16 +282,30 @@ def scores_of(quality: Mapping[str, Any], client: str) -> list[tuple[str, float 
         quality: of the run, with or without a global model.
         client: its name; the empty name has no model.
     """
-    own = narrative.own_quality(quality)
-    stages = {str(c.get("stage")): c for c in own.get("per_client") or () if c.get("name") == client}
-    if not stages:
+    saved, merged = own_entries(quality, client)
+    if not saved and not merged:
         return []
-    merged = stages.get("after", {})
-    # Saved are the weights as trained where merging comes after; else the last stage there is.
-    saved = (
-        stages.get("before", {}) if narrative.before_merging(quality) else merged or [*stages.values()][-1]
-    )
-    return [
+    rows = [
         (f"{narrative.score_name(key, quality)}, lower is better", saved.get(key), merged.get(key))
         for key in narrative.OWN_SCORES
     ]
+    was, became = saved.get("held_out") or {}, merged.get("held_out") or {}
+    fd = formatting.fd_name(quality.get("encoder"))
+    return rows + [
+        (told.format(fd=fd), was.get(key), became.get(key))
+        for key, told in HELD_OUT.items()
+        if was.get(key) is not None or became.get(key) is not None
+    ]
+
+
+def own_entries(quality: Mapping[str, Any], client: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The entries of this client's own model: (as its weights are saved, after merging); empty where there is none."""
+    own = narrative.own_quality(quality)
+    stages = {str(c.get("stage")): c for c in own.get("per_client") or () if c.get("name") == client}
+    if not stages:
+        return {}, {}
+    merged = stages.get("after", {})
+    # Saved are the weights as trained where merging comes after; else the last stage there is.
+    return (
+        stages.get("before", {}) if narrative.before_merging(quality) else merged or [*stages.values()][-1]
+    ), merged

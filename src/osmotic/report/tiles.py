@@ -110,7 +110,7 @@ def cost_tiles(run: Run) -> list[Tile]:
             Tile("Traffic in training", formatting.size(found["bytes"]), " · ".join(filter(None, told)))
         )
     out += [
-        Tile("Parameters", formatting.count(s.get("parameters")), f"network {narrative.network_name(run)}"),
+        Tile("Parameters", formatting.count(narrative.whole_parameters(run)), network_words(run)),
         Tile(
             "Wall time",
             formatting.duration(s.get("wall_seconds")),
@@ -129,6 +129,13 @@ def cost_tiles(run: Run) -> list[Tile]:
         ),
     ]
     return out
+
+
+def network_words(run: Run) -> str:
+    """The network's name, and how much of it was trained where that was an adapter."""
+    name = f"network {narrative.network_name(run)}"
+    trained = formatting.count(run.summary.get("parameters"))
+    return f"{name}; trained were {trained} of an adapter" if narrative.has_adapter(run) else name
 
 
 def participation(summary: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ class Start:
         num_clients, rounds: of the run.
         samples, every: images drawn for a score, 0 where nothing is scored, and the rounds between two scores; 0 scores only
             after the last round.
+        parameters_whole: weights of the whole network, where `parameters` are those of an adapter of it; else None.
         estimate: times a few steps when it is called, some seconds, and gives the time to go; None where clients are elsewhere.
         quicker: times what would be quicker, and gives it as `--set` text with its seconds; None where nothing is.
     """
@@ -41,6 +42,7 @@ class Start:
     every: int
     estimate: Callable[[], Estimate | None]
     quicker: Callable[[Estimate], tuple[str, float] | None]
+    parameters_whole: int | None = None
 
 
 LONG = 1800.0  # seconds on a CPU beyond which there is a warning
@@ -53,11 +55,14 @@ def lines(start: Start) -> list[str]:
     scored = f"every {plural(start.every, 'round')}" if start.every else "after the last round"
     scored = "every round" if start.every == 1 else scored
     told = f"{count(start.samples)} samples scored {scored}" if start.samples else "nothing is scored here"
+    weights = f"{count(start.parameters)} weights"
+    if start.parameters_whole is not None:
+        weights = f"{count(start.parameters_whole)} weights, under an adapter of {count(start.parameters)}"
     return [
         f"osmotic: {start.where}",
         f"osmotic: {plural(start.num_clients, 'client')} on {start.device}, {plural(start.num_images, 'image')} of "
         f"{start.image_size}x{start.image_size}, {colour}, {classes}; network {start.network} with "
-        f"{count(start.parameters)} weights; {plural(start.rounds, 'round')}, {told}",
+        f"{weights}; {plural(start.rounds, 'round')}, {told}",
     ]
 
 

@@ -57,8 +57,10 @@ def save_real(
     _save(run, "real", page.reshape(-1, *page.shape[2:]), columns, rows)
 
 
-def save_nearest(run: RunDir, images: np.ndarray, found: Neighbours, reference: Split) -> None:
-    """The generated images closest to a training image, above that by features and that by pixels: `samples/nearest.png`.
+def save_nearest(
+    run: RunDir, images: np.ndarray, found: Neighbours, reference: Split, name: str = "nearest"
+) -> None:
+    """The generated images closest to a training image, above that by features and that by pixels: `samples/NAME.png`.
 
     The ten most suspicious ones, not ten at random: a single copy is to be seen.
     Args:
@@ -69,7 +71,7 @@ def save_nearest(run: RunDir, images: np.ndarray, found: Neighbours, reference: 
     worst = np.argsort(found.closeness["pixels"], kind="stable")[:NEAREST]
     real = (as_uint8(reference.images[found.nearest[view][worst]]) for view in ("features", "pixels"))
     page = np.concatenate([images[found.generated[worst]], *real])
-    _save(run, "nearest", page, len(worst), ["sample", "nearest by features", "nearest by pixels"])
+    _save(run, name, page, len(worst), ["sample", "nearest by features", "nearest by pixels"])
 
 
 def _save(run: RunDir, name: str, images: np.ndarray, columns: int, row_labels: Sequence[str] | None) -> None:

@@ -211,6 +211,7 @@ def described(study: Study, server: Server) -> Start:
         device=str(study.device),
         network=spec.name,
         parameters=models.count(study.blueprint.layout),
+        parameters_whole=models.count(models.layout(spec.whole)) if spec.adapter else None,
         image_size=study.blueprint.image_size,
         channels=study.blueprint.channels,
         num_images=sum(h.client.num_examples for h in study.holdings),

@@ -134,6 +134,10 @@ def plan(
     method, chain, layout, _, clients, _ = cast
     sites = rehearse(config, *cast)
     count, parameters = len(clients), models.count(layout)
+    # Of an adapter the layout knows its factors alone.
+    network_size = parameters
+    if config.adapter.rank:
+        network_size = models.count(models.layout(network(config, dataset)[0].whole))
     total = {key: sum(getattr(s, key) for s in sites.values()) for key in vars(Cost())}
     # Only where everybody trains on everything are the images seen known without looking at them.
     full = config.training.fraction_train == 1.0 and config.data.holdout == 0.0
@@ -163,15 +167,16 @@ def plan(
         "fraction_train": config.training.fraction_train,
         "local_epochs": config.training.local_epochs,
         "parameters": parameters,
+        "parameters_whole": network_size,
         **total,
-        "traffic": traffic.figures(total["bytes_up"] + total["bytes_down"], parameters, asked, images),
+        "traffic": traffic.figures(total["bytes_up"] + total["bytes_down"], network_size, asked, images),
         "images_seen": int(shape.num_train * config.training.local_epochs * config.training.rounds)
         if full and whole and len(trained_on) == len(phases)
         else None,
         "sites": {name: vars(cost) for name, cost in sites.items()},
         "link_mbit": link_mbit,
         "link_seconds_busiest_site": busiest * 8 / (link_mbit * 1e6),
-        "memory_bytes": memory(config, method, chain, parameters, count),
+        "memory_bytes": memory(config, method, chain, parameters, count, *constants(config, network_size)),
         **time_figures,
         "estimated": bool(by_size),
         "exact": not bounded and not trained and not trains and not by_size,
@@ -425,13 +430,41 @@ def _in_order(expected: Expectation) -> Mapping[str, tuple[str, tuple[int, ...]]
     return {n: (s.dtype, tuple(k or 1 for k in s.shape)) for n, s in sorted(expected.coded.items())}
 
 
-def memory(config: Config, method: Method, chain: Chain, parameters: int, clients: int) -> dict[str, int]:
+def constants(config: Config, whole: int) -> tuple[int, int]:
+    """Weights that everybody holds and nobody trains: of the network under an adapter, and of a latent model's autoencoder.
+
+    Args:
+        whole: weights of the network.
+    """
+    if not config.model.autoencoder:
+        return whole if config.adapter.rank else 0, 0
+    from osmotic.models import autoencoder_file
+
+    found = autoencoder_file.describe(config.model.autoencoder)
+    return whole if config.adapter.rank else 0, found.parameters
+
+
+def memory(
+    config: Config,
+    method: Method,
+    chain: Chain,
+    parameters: int,
+    clients: int,
+    adapted: int = 0,
+    autoencoder: int = 0,
+) -> dict[str, int]:
     """Bytes of weights held at the peak, activations apart: on the server, and on a client.
 
     Server: weights, their old copy, accumulator (8 bytes per weight), one reply with its packet, averages (8 each, and
     8 more while a checkpoint of them is written beside the next round), a replica where the down-link sends changes, and the
     models of all clients where a piece holds them.
     Client: weights, gradients, two moments, what it received, packets.
+    Both: the network under an adapter as it was read, and on a client once more in the network that trains; the autoencoder.
+
+    Args:
+        parameters: weights that are trained.
+        adapted: weights of the network under an adapter.
+        autoencoder: weights of a latent model's autoencoder.
     """
     model = 4 * parameters
     replica = 0 if codecs.of(config.codec, "down").absolute else 2 * model
@@ -446,8 +479,8 @@ def memory(config: Config, method: Method, chain: Chain, parameters: int, client
     bent += clients * sum(p.holds_models for p in chain.pieces.values())
     own = sum(p.client_copies for p in chain.pieces.values())
     return {
-        "server": (6 + bent) * model + averages + replica,
-        "client": (7 + own) * model + state,
+        "server": (6 + bent) * model + averages + replica + 4 * (adapted + autoencoder),
+        "client": (7 + own) * model + state + 4 * (2 * adapted + autoencoder),
     }
 
 
@@ -462,9 +495,12 @@ def text(figures: Mapping[str, Any]) -> str:
     told = words(figures["traffic"], about)
     most = max(figures["sites"].items(), key=lambda s: s[1]["bytes_up"] + s[1]["bytes_down"])
     method = "" if figures["preset"].endswith(figures["method"]) else f" (method {figures['method']})"
+    parameters = f"{count(figures['parameters'])} parameters"
+    if figures["parameters_whole"] != figures["parameters"]:
+        parameters = f"{count(figures['parameters_whole'])} parameters under an adapter of {count(figures['parameters'])}"
     lines = [
         f"{figures['preset']}{method}: {figures['num_clients']} clients, {figures['rounds']} rounds, "
-        f"{count(figures['parameters'])} parameters, codec {figures['codec_up']} up, {figures['codec_down']} down",
+        f"{parameters}, codec {figures['codec_up']} up, {figures['codec_down']} down",
         f"  all sites    up {about}{up} ({count(figures['parameters_up'])} weights), "
         f"down {about}{down} ({count(figures['parameters_down'])} weights)",
         f"  together     {about}{size(figures['bytes_up'] + figures['bytes_down'])} "

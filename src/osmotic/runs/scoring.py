@@ -174,7 +174,7 @@ class Scoring:
     def score_personal(
         self, pools: Mapping[str, np.ndarray], stage: Stage, server_round: int
     ) -> dict[str, Any]:
-        """Quality where every client has its own model and no global one exists: the global fields are null.
+        """Quality of models of the clients' own, beside a global one or without: the global fields are null.
 
         Args:
             pools: client -> the images it drew, uint8 [samples, H, W, C]; who sent none is left out.
@@ -182,13 +182,16 @@ class Scoring:
         cfg, labels = self.study.config, self.labels()
         per_client: list[dict[str, Any]] = []
         features: dict[str, np.ndarray] = {}
+        beside = self.study.blueprint.method().global_model
         for holding in self.study.holdings:
             name = holding.client.name
             if name in pools:
                 made = features[name] = self.encoder.features(pools[name])
                 entry = self._own(holding).score(made, *self.yardstick.distances(made), stage)
                 entry["held_out"] = _fields(self.yardstick.against_held_out(made))
-                entry["near_copies"] = self._near_copies(pools[name], made, draws=not per_client)
+                # Of one client alone: a picture of each would fill the folder with training images.
+                picture = "" if per_client else f"nearest-{name}" if beside else "nearest"
+                entry["near_copies"] = self._near_copies(pools[name], made, picture)
                 per_client.append(entry)
                 self.save_grid(pools[name], labels, f"round-{server_round:04d}-{name}")
         # Null, not absent: every summary has the same fields.
@@ -316,17 +319,19 @@ class Scoring:
             mirrored=self.study.config.data.flip,
         )
 
-    def _near_copies(self, images: np.ndarray, made: np.ndarray, draws: bool = True) -> dict[str, Any] | None:
+    def _near_copies(
+        self, images: np.ndarray, made: np.ndarray, picture: str = "nearest"
+    ) -> dict[str, Any] | None:
         """The share of near-copies in one pool [samples, H, W, C] with features [samples, D].
 
         Args:
-            draws: whether the most suspicious ones are saved beside their nearest training images.
+            picture: name of the file of the most suspicious ones beside their nearest training images; empty for none.
         """
         if self._copies is None:
             return None
         share, neighbours = self._copies.look(images, made, self.labels())
-        if draws and self.run is not None:
-            grids.save_nearest(self.run, images, neighbours, self.reference)
+        if picture and self.run is not None:
+            grids.save_nearest(self.run, images, neighbours, self.reference, picture)
         return _fields(share)
 
     def _own(self, holding: Holding) -> federated.OwnYardstick:

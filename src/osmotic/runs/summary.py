@@ -28,17 +28,18 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
 
     Raises: OSError as the file system gives it.
     """
-    scored = save_models(study, server, run)
-    summary = summarise(study, server, scored, traffic.asked(run.log("ledger")))
+    hashes = save_models(study, server, run)
+    summary = summarise(study, server, hashes, traffic.asked(run.log("ledger")))
     # Last of all: a folder with a summary is one of a finished run to every reader.
     write_text(run.summary, strict_json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dict[str, Any]:
+def summarise(study: Study, server: Server, hashes: tuple[str, str], asked: int) -> dict[str, Any]:
     """The fields of summary.json; what was not measured is None.
 
     Args:
+        hashes: what `save_models` gave.
         asked: how often a client was asked to train.
     """
     cfg, state, method = study.config, server.state, server.method
@@ -46,6 +47,7 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
     if quality is not None:
         quality = {k: quality.get(k) for k in QUALITY} | {k: quality[k] for k in MORE if k in quality}
     parameters = models.count(study.blueprint.layout)
+    whole = models.count(models.layout(study.spec.whole))  # more, where an adapter of it is trained
     # Where nothing travels there is nothing to set against the images; what is at sites cannot be measured here.
     known = method.travels and not study.at_sites
     images = compress(study.dataset.train.images, [h.train for h in study.holdings]) if known else None
@@ -74,11 +76,12 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
         "network": study.spec.name,
         "image_shape": list(study.blueprint.image_shape),
         "parameters": parameters,
+        "parameters_whole": whole,
         "parameters_up": totals.parameters_up,
         "parameters_down": totals.parameters_down,
         "bytes_up": totals.bytes_up,
         "bytes_down": totals.bytes_down,
-        "traffic": traffic.figures(totals.bytes_up + totals.bytes_down, parameters, asked, images),
+        "traffic": traffic.figures(totals.bytes_up + totals.bytes_down, whole, asked, images),
         "images_seen": totals.images_seen,
         "client_steps": totals.client_steps,
         "server_steps": state.server_steps,
@@ -86,7 +89,8 @@ def summarise(study: Study, server: Server, scored_hash: str, asked: int) -> dic
         "server_flops": totals.server_flops,
         "wall_seconds": round(state.wall_seconds, 3),
         "weights_sha256": weights_sha256(state.weights, state.state_hashes),
-        "scored_weights_sha256": scored_hash,
+        "scored_weights_sha256": hashes[0],
+        "model_weights_sha256": hashes[1],
         "auxiliary": server.chain.auxiliary(state.pieces),
         "quality": quality,
         "failures": _sorted(state.failures),
@@ -146,26 +150,30 @@ def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, st
     return total.hexdigest()
 
 
-def save_models(study: Study, server: Server, run: RunDir) -> str:
-    """Saves the scored weights, name -> float32 [...], as pipeline folders; returns their SHA-256.
+def save_models(study: Study, server: Server, run: RunDir) -> tuple[str, str]:
+    """Saves the scored weights, name -> float32 [...], as pipeline folders.
 
-    Where each client has its own, it is over all of these.
+    Returns: the SHA-256 of the scored weights, and of those in model/, which hold an adapter merged. Where each client has
+        its own, both are over all of these.
     """
-    own = server.personal_models()
+    own, adapted = server.personal_models(), study.spec.adapter is not None
     if server.method.global_model:
         weights = server.state.scored_weights()
         # What was scored is what is saved: the average over rounds where the recipe keeps one.
         save_pipeline(study, run.model, weights)
         for name, mine in own.items():
             save_pipeline(study, run.personal / name, mine)
-        return weights_sha256(weights)
-    total = hashlib.sha256()
+        scored = weights_sha256(weights)
+        return scored, weights_sha256(study.blueprint.whole(weights)) if adapted else scored
+    total, whole = hashlib.sha256(), hashlib.sha256()
     for holding in study.holdings:
         # A site may refuse to give its model; the hash is then over those that came.
         if (name := holding.client.name) in own:
             save_pipeline(study, run.model / name, own[name])
             total.update(bytes.fromhex(weights_sha256(own[name])))
-    return total.hexdigest()
+            if adapted:
+                whole.update(bytes.fromhex(weights_sha256(study.blueprint.whole(own[name]))))
+    return total.hexdigest(), (whole if adapted else total).hexdigest()
 
 
 def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ def figures(total: int, parameters: int, asked: int, images: Compressed | None) 
 
     Args:
         total: bytes up and down.
-        parameters: weights of the network.
+        parameters: weights of the whole network, also where an adapter of it is all that is trained.
         asked: how often a client was asked to train, summed over rounds.
         images: those that clients hold; None where they were not compressed.
     """
