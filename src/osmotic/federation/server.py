@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,8 @@ class Server:
         self.phases = self.chain.phases(self.method, self.config.training.rounds)
         self._clients_keep = keeps_state(blueprint, self.chain)
         self.clients: list[Client] = []
+        # Actions that sites have said beforehand that they decline -> their names: what nobody asks for is no failure.
+        self.withheld: Mapping[str, Collection[str]] = {}
         start = View(self.config, self.layout, self.part_names)
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
         self.exchange = Exchange(
@@ -363,7 +365,7 @@ class Server:
             quality = own_models.score(
                 self._ask,
                 self.scorer,
-                self._trained(),
+                [c for c in self._trained() if c.name not in self.withheld.get("sample", ())],
                 int(self.config.score.samples),
                 phase,
                 self.method.shared,
@@ -398,7 +400,8 @@ class Server:
             return {}
         # A round of its own in the ledger, above all phases.
         number = self.phases[-1].server_round + 1
-        return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
+        ask, keeping = partial(self._ask, book=book), self.withheld.get(own_models.GIVE, ())
+        return own_models.fetch(ask, self._trained(), self.layout, number, keeping)
 
     def _trained(self) -> list[Client]:
         """The clients that have a model of their own: who has trained in a round, or came through the phase that was to leave one."""

@@ -11,7 +11,7 @@ TO_SITE: dict[str, str] = {
     "contract": "a hash of network, process and data shape, which the site checks against its own",
     "run": "the run's id, which the answer says again",
     "client": "the name of the site that is asked, which it checks against its own",
-    "action": "what is asked: train, sample, model, feature-sums or kernel-distance",
+    "action": "what is asked: train, sample, model, keep-model, feature-sums or kernel-distance",
     "phase": "name of the phase",
     "server_round": "number of the round",
     "counted_round": "the last round in which this site's answer counted: the state that it goes on from",

@@ -270,6 +270,7 @@ def make_server(
     )
     # Known beforehand: else their first round would be lost to finding it out.
     server.state.down.draws_otherwise |= study.lacks
+    server.withheld = study.withheld
     return server, scoring
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import methods, seeds
+from osmotic import methods, pieces, seeds
 from osmotic.codecs import described
 from osmotic.codecs.base import BadPacket
 from osmotic.config.schema import FREE, Config, flatten, to_dict
@@ -29,6 +29,7 @@ from osmotic.federation import feature_sums
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.feature_sums import Sums
+from osmotic.federation.own_models import GIVE, KEEP
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
@@ -36,6 +37,7 @@ from osmotic.models import autoencoder_file, pretrained
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional, set_aside
+from osmotic.runs.summary import save_pipeline
 from osmotic.sites.folder import SiteFolder
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
@@ -135,6 +137,8 @@ class SiteDesk:
                 "classes": list(dataset.class_names),
                 "encoders": list(self.folder.config.policy.encoders),
                 "kernel_distances": self.folder.config.policy.kernel_distances,
+                "own_model": self.folder.config.policy.own_model,
+                "synthetic_images": self.folder.config.policy.synthetic_images,
                 "autoencoder": latents,
                 "pretrained": begun,
                 "torch": torch.__version__.partition("+")[0],
@@ -198,10 +202,31 @@ class SiteDesk:
         if packet.header.get("action") in (feature_sums.ACTION, feature_sums.DISTANCE):
             answer = self._looked_at(spec, packet, dataset, labels, rows)
         else:
-            answer = worker.serve(site, packet)
+            answer = self._served(spec.classes, worker, site, packet)
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
+
+    def _served(self, classes: tuple[str, ...], worker: Worker, site: Site, packet: Packet) -> Packet:
+        """The answer of a worker. Once a state has counted that is this site's own model, it stands here as a folder, whether it leaves or not.
+
+        Raises: OSError as the file system gives it.
+        """
+        asked, own = packet.header.get("action"), worker.chain.personal or not worker.method.global_model
+        if asked == KEEP:
+            packet = Packet({**packet.header, "action": GIVE}, packet.blobs)
+        answer = worker.serve(site, packet)
+        if asked not in (GIVE, KEEP) or "failure" in answer.header:
+            return answer
+        if (
+            own and packet.header["counted_round"] is not None
+        ):  # else it never trained, and these are round 0's weights
+            folder = self.folder.model(packet.header["run"])
+            save_pipeline(worker.blueprint, classes, folder, dict(worker.network.copy()))
+            told = _card(self.name, folder.name, worker.config, packet.header["counted_round"], asked == GIVE)
+            write_text(folder / "README.md", told)
+        # Told to keep it: of the model nothing goes back, and of what came with it neither.
+        return Packet({**answer.header, "metrics": {}}) if asked == KEEP else answer
 
     def _watched(
         self, spec: Spec, dataset: Dataset, held_out: np.ndarray, blueprint: Blueprint, device: torch.device
@@ -346,6 +371,32 @@ class SiteDesk:
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _card(name: str, run: str, config: Config, server_round: int, given: bool) -> str:
+    """README.md beside a site's own model.
+
+    Args:
+        server_round: after which it stood so.
+        given: whether it went to the hub, too.
+    """
+    rule = " with ".join([config.method.name, *pieces.make(config).pieces])
+    left = (
+        "It was given to the hub, as `policy.own_model` of site.toml lets it."
+        if given
+        else "It has not left this site."
+    )
+    return f"""# The model of {name} alone
+
+Made by osmotic in the run {run} ({rule}), as it stood after phase {server_round}. It was last trained on this site's images alone and can
+repeat some of them: it is as private as they are. {left}
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("this folder", trust_remote_code=True)
+```
+"""
 
 
 def _begins_alone(config: Config) -> bool:
