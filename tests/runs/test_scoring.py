@@ -201,3 +201,24 @@ def test_every_personal_model_is_held_against_unseen_images_and_looked_at_for_co
 
 def read_png(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("pieces", ["[]", "personalise"])
+def test_where_images_are_held_out_nobody_is_scored_by_what_it_trains_on(
+    pieces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose only held-out image is watched, or that has none, has no own score; means would mix two kinds."""
+    sets = ("data.max_images=600", "data.clients=4", "data.partition=linear", "score.samples=200")
+    prepared = study(*sets, "data.holdout=0.008", f"after.pieces={pieces}")
+    sizes = [len(h.own_test) for h in prepared.holdings]
+    left = [h for h in prepared.holdings if not len(h.own_test)]
+    assert any(len(h.train) >= 50 for h in left) and any(len(h.watched) for h in left) == (
+        pieces == "personalise"
+    )
+    scoring = Scoring(prepared, None)
+    real_as_generator(scoring, monkeypatch)
+    quality = scoring.score_global({}, 1)
+    assert [e["own_images"] for e in quality["per_client"]] == sizes
+    assert [e["fd_own"] for e in quality["per_client"]] == [None] * 4
+    assert quality["mean"]["clients_own"] == 0

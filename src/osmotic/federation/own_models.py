@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from osmotic.federation.interfaces import Scorer, Stage
+from osmotic.pieces.personalise import KEPT_PASS
 from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Reply, Spec, Task
 from osmotic.tensors import Tensors, group
 
@@ -85,8 +86,8 @@ def fetch(
     layout: Mapping[str, tuple[int, ...]],
     server_round: int,
     keeping: Collection[str] = (),
-) -> dict[str, Tensors]:
-    """The clients' own models as they are scored: client -> name -> float32 [...].
+) -> tuple[dict[str, Tensors], dict[str, int]]:
+    """The clients' own models as they are scored, client -> name -> float32 [...]; and, of those that watched images, which pass it is of.
 
     A client that does not give its own is left out, and is among the failures.
     Args:
@@ -94,12 +95,16 @@ def fetch(
         keeping: names of those that have said beforehand that theirs does not leave: they are told to keep it, and are left out.
     """
     found: dict[str, Tensors] = {}
+    kept: dict[str, int] = {}
 
     def take(reply: Reply) -> None:
         if reply.task.action == KEEP:
             return
         found[reply.task.client.name] = {n: t.copy() for n, t in group(reply.tensors, "own").items()}
+        # A client's word, which a page may show: only what can be a pass.
+        if type(told := reply.metrics.get(KEPT_PASS)) is int and told >= 0:
+            kept[reply.task.client.name] = told
 
     tasks = [keep_task(c) if c.name in keeping else model_task(c, layout) for c in clients]
     ask(Phase("models", server_round, totals=False, everybody=True), tasks, take, None)
-    return {name: found[name] for name in sorted(found)}
+    return {name: found[name] for name in sorted(found)}, kept

@@ -83,6 +83,7 @@ class Server:
         self.clients: list[Client] = []
         # Actions that sites have said beforehand that they decline -> their names: what nobody asks for is no failure.
         self.withheld: Mapping[str, Collection[str]] = {}
+        self.kept_passes: Mapping[str, int] = {}  # client -> pass of its fine-tuning that its own model is of
         start = View(self.config, self.layout, self.part_names)
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
         self.exchange = Exchange(
@@ -391,7 +392,7 @@ class Server:
         return self.scorer.with_distances(quality, found)
 
     def personal_models(self, book: bool = True) -> dict[str, Tensors]:
-        """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none.
+        """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none. `kept_passes` are those of them.
 
         Args:
             book: whether traffic and failures are written down; not where a finished run is only looked at.
@@ -401,7 +402,8 @@ class Server:
         # A round of its own in the ledger, above all phases.
         number = self.phases[-1].server_round + 1
         ask, keeping = partial(self._ask, book=book), self.withheld.get(own_models.GIVE, ())
-        return own_models.fetch(ask, self._trained(), self.layout, number, keeping)
+        own, self.kept_passes = own_models.fetch(ask, self._trained(), self.layout, number, keeping)
+        return own
 
     def _trained(self) -> list[Client]:
         """The clients that have a model of their own: who has trained in a round, or came through the phase that was to leave one."""

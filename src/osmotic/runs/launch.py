@@ -32,7 +32,7 @@ from osmotic.flat import Flat
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import apart, quicker, resolve, timing, workplace
+from osmotic.runs import apart, gains, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
@@ -224,8 +224,10 @@ def described(study: Study, server: Server) -> Start:
     )
 
 
-def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
-    """The clients' own models of a finished run, float32 by client name; the run's files stay as they are.
+def personal_models(study: Study, run: RunDir) -> tuple[dict[str, Tensors], dict[str, dict[str, Any]]]:
+    """The clients' own models of a finished run, float32 by client name, and what they gained (`gains.GAINS`) where there is a global one.
+
+    The run's files stay as they are.
 
     Raises: ConfigError if the run has no undamaged checkpoint.
     """
@@ -234,7 +236,10 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
     server.state.from_checkpoint(step, tensors, notes)
     server.clients = server.engine.clients(1, 0.0)
     try:
-        return server.personal_models(book=False)
+        own = server.personal_models(book=False)
+        if not server.method.global_model:
+            return own, {}
+        return own, gains.of_run(study, server.state.scored_weights(), own, server.kept_passes)
     finally:
         server.engine.close()
 

@@ -16,12 +16,13 @@ from osmotic.data.compressed import compress
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.server import Server
 from osmotic.models import pipeline
-from osmotic.runs import traffic
+from osmotic.runs import gains, traffic
 from osmotic.runs.study import Study
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_bytes, write_text
 from osmotic.storage.folder import RunDir
 from osmotic.storage.store import safetensors_chunks
+from osmotic.tensors import Tensors
 
 
 def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
@@ -29,8 +30,12 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
 
     Raises: OSError as the file system gives it.
     """
-    scored = save_models(study, server, run)
+    own = server.personal_models()
+    scored = save_models(study, server, run, own)
     summary = summarise(study, server, scored, traffic.asked(run.log("ledger")))
+    if server.method.global_model and summary["quality"] and "personal" in summary["quality"]:
+        found = gains.of_run(study, server.state.scored_weights(), own, server.kept_passes)
+        summary["quality"]["personal"] = gains.beside(summary["quality"]["personal"], found)
     # Last of all: a folder with a summary is one of a finished run to every reader.
     write_text(run.summary, strict_json.dumps(summary, indent=1) + "\n")
     return summary
@@ -147,12 +152,14 @@ def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, st
     return total.hexdigest()
 
 
-def save_models(study: Study, server: Server, run: RunDir) -> str:
+def save_models(study: Study, server: Server, run: RunDir, own: Mapping[str, Tensors]) -> str:
     """Saves the scored weights, name -> float32 [...], as pipeline folders; returns their SHA-256.
 
     Where each client has its own, it is over all of these.
+
+    Args:
+        own: the clients' own, client -> name -> float32 [...].
     """
-    own = server.personal_models()
     if server.method.global_model:
         weights = server.state.scored_weights()
         # What was scored is what is saved: the average over rounds where the recipe keeps one.
