@@ -358,7 +358,10 @@ class Server:
         assert self.scorer is not None
         if (wanted := self.scorer.sums_wanted()) is not None:
             # At every score, though images do not change: a run that goes on then has the ledger of an unbroken one.
-            self.scorer.take_sums(feature_sums.gather(self._ask, wanted, phase))
+            found = (
+                feature_sums.gather(self._ask, wanted, phase, held_out=held_out) for held_out in (False, True)
+            )
+            self.scorer.take_sums(*found)
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
             latest = quality = self._with_distances(quality, wanted, phase)

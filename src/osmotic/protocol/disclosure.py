@@ -26,7 +26,7 @@ TO_SITE: dict[str, str] = {
     "returns": "the parts whose change is asked for",
     "keep": "the parts that stay at the site after this step",
     "coded": "names of further tensors that the site is to write with the codec",
-    "control": "small values for the pieces; for scores how many images to draw, their classes, seed and guidance, or the hash of the feature network",
+    "control": "small values for the pieces; for scores how many images to draw, their classes, seed and guidance, or the hash of the feature network, and whether the images held out are meant",
 }
 
 # Of an answer, from the site.

@@ -147,7 +147,7 @@ class Scoring:
         """Nothing: the images are here."""
         return None
 
-    def take_sums(self, found: Mapping[str, Sums]) -> None:
+    def take_sums(self, found: Mapping[str, Sums], held_out: Mapping[str, Sums]) -> None:
         """Nobody is asked."""
 
     def distances_wanted(self) -> Mapping[str, np.ndarray]:

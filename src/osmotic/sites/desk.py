@@ -34,6 +34,7 @@ from osmotic.metrics import encoder as encoders
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
 from osmotic.models import autoencoder_file, pretrained
+from osmotic.pieces import Chain
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional, set_aside
@@ -121,7 +122,9 @@ class SiteDesk:
             config = self.configuration(Spec.of(spec_text))
             self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
-            rows, _ = self._rows(config, dataset)
+            rows, held_out = self._rows(config, dataset)
+            holds_out = bool(config.data.holdout or len(dataset.test))
+            scored = _aside(dataset, held_out, pieces.make(config))[1]
             latents, begun = self._autoencoder(config), self._pretrained(config)
         except Declined as error:
             return Packet(told | {"declines": str(error)})
@@ -133,6 +136,7 @@ class SiteDesk:
             told
             | {
                 "num_examples": len(rows),
+                "held_out": len(scored) if holds_out else None,
                 "image": [side, channels],
                 "classes": list(dataset.class_names),
                 "encoders": list(self.folder.config.policy.encoders),
@@ -200,7 +204,13 @@ class SiteDesk:
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
         if packet.header.get("action") in (feature_sums.ACTION, feature_sums.DISTANCE):
-            answer = self._looked_at(spec, packet, dataset, labels, rows)
+            compared = (dataset.train, rows)
+            control, distance = packet.header["control"], packet.header["action"] == feature_sums.DISTANCE
+            if control.get(feature_sums.HELD_OUT) or (
+                distance and (config.data.holdout or len(dataset.test))
+            ):
+                compared = _aside(dataset, held_out, blueprint.chain())[:2]
+            answer = self._looked_at(spec, packet, dataset, compared, len(rows), conditional)
         else:
             answer = self._served(spec.classes, worker, site, packet)
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
@@ -232,18 +242,31 @@ class SiteDesk:
         self, spec: Spec, dataset: Dataset, held_out: np.ndarray, blueprint: Blueprint, device: torch.device
     ) -> Images | None:
         """Images that this site holds out for what training watches: of its own test split, where it has one; None where there are none."""
-        split = dataset.test if len(dataset.test) else dataset.train
-        _, rows = set_aside(np.arange(len(split)) if len(dataset.test) else held_out, blueprint.chain())
+        split, _, rows = _aside(dataset, held_out, blueprint.chain())
         if not len(rows):
             return None
         labels = _renamed(dataset, spec.classes or (), split) if blueprint.spec.num_classes else None
         return Images.of(blueprint.space.prepare(split.images), labels, device, blueprint.space, rows=rows)
 
     def _looked_at(
-        self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray
+        self,
+        spec: Spec,
+        packet: Packet,
+        dataset: Dataset,
+        compared: tuple[Split, np.ndarray],
+        num_examples: int,
+        conditional: bool,
     ) -> Packet:
-        """What this site's images are by the feature network whose hash the hub tells and the policy allows: sums, or KID to drawn ones."""
-        features = self._features(spec, packet, dataset, rows)
+        """What this site's images are by the feature network whose hash the hub tells and the policy allows: sums, or KID to drawn ones.
+
+        Args:
+            compared: a split, and positions in it: those trained on, or those held out.
+            num_examples: images that it trains on.
+            conditional: whether the run's classes are told.
+        """
+        split, rows = compared
+        labels = _renamed(dataset, spec.classes or (), split) if conditional else None
+        features = self._features(spec, packet, dataset, split.images[rows])
         if (reason := self.folder.config.policy.too_few(*features.shape)) is not None:
             raise Declined(reason)
         told: Mapping[str, np.ndarray]
@@ -255,11 +278,11 @@ class SiteDesk:
             sums = Sums.of(features, None if labels is None else labels[rows], len(spec.classes or ()))
             told = sums.tensors()
         address = {k: packet.header.get(k) for k in ADDRESS} | {"client": self.name}
-        header = address | {"num_examples": len(rows), "metrics": {}}
+        header = address | {"num_examples": num_examples, "metrics": {}}
         return Packet(header, (described.encode(told),))
 
-    def _features(self, spec: Spec, packet: Packet, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-        """Features [N, D] of the images at these positions."""
+    def _features(self, spec: Spec, packet: Packet, dataset: Dataset, images: np.ndarray) -> np.ndarray:
+        """Features [N, D] of images [N, H, W, C] of this site."""
         score = spec.config.get("score")
         name = str(score.get("encoder") if isinstance(score, Mapping) else None)
         if name.startswith(PREFIX):
@@ -273,7 +296,7 @@ class SiteDesk:
             raise Declined("does not have the feature network of these scores") from None
         if encoder.sha256 != packet.header["control"]["encoder"]:
             raise Declined("has another feature network than these scores ask for")
-        return encoder.features(dataset.train.images[rows])
+        return encoder.features(images)
 
     def _hold_to(
         self, file: Path, config: Config, classes: tuple[str, ...], dataset: Dataset, rows: np.ndarray
@@ -371,6 +394,13 @@ class SiteDesk:
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _aside(dataset: Dataset, held_out: np.ndarray, chain: Chain) -> tuple[Split, np.ndarray, np.ndarray]:
+    """The split of what a site holds out, and positions there: those for scores, and those that training watches; of a test split of its own, where it has one."""
+    if len(dataset.test):
+        return dataset.test, *set_aside(np.arange(len(dataset.test)), chain)
+    return dataset.train, *set_aside(held_out, chain)
 
 
 def _card(name: str, run: str, config: Config, server_round: int, given: bool) -> str:

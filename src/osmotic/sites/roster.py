@@ -234,6 +234,9 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):
         raise ValueError(f"has osmotic {shown(version, 20)}, and the hub {metadata.version('osmotic')}")
+    held_out = said.get("held_out")
+    if held_out is not None and (type(held_out) is not int or not 0 <= held_out < 2**40):
+        raise ValueError("says of no number of images that it holds out")
     encoders = said.get("encoders")
     if not isinstance(encoders, list) or len(encoders) > MOST_ENCODERS or not all(map(_is_hash, encoders)):
         raise ValueError("says of no feature networks, or of too many")
@@ -250,6 +253,7 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
         "classes": classes,
         "encoders": encoders,
         "kernel_distances": said.get("kernel_distances") is True,
+        "held_out": held_out,
         "own_model": said.get("own_model") is True,
         "synthetic_images": said.get("synthetic_images") is True,
     }
@@ -310,8 +314,9 @@ def across_sites(
         blueprint.chain().personal or not blueprint.method().global_model
     ):
         announce(f"own models stay where they are at {len(keeping)} of {len(said)} sites: policy.own_model")
+    holds_out = {name: one["held_out"] for name, one in said.items() if one["held_out"] is not None}
     device = choose_device(config.engine.device)
-    return Study(blueprint, dataset, holdings, device, engine, tells, compares, lacks, withheld)
+    return Study(blueprint, dataset, holdings, device, engine, tells, compares, lacks, withheld, holds_out)
 
 
 def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:
