@@ -32,8 +32,8 @@ osmotic leaves --preset feddm-learned --set codec.first_contact=seed
 ```
 
 Packets are the same in a simulation ({where}) and [across sites](deploy.md). There a site
-also trusts the transport (Flower 1.41 over TLS, and the hub's certificate), and tells the hub before a run its name, how many images it trains on, their shape, the names of
-the classes, and its versions of osmotic and torch. Its policy file says what it declines, whatever the hub asks; that it declines, and by which key of its policy, is told too.
+also trusts the transport (Flower 1.41 over TLS, and the hub's certificate), and tells the hub before a run its name, how many images it trains on and how many it holds out, their shape, the names of
+the classes, its versions of osmotic and torch, and which of four leaves its policy gives (own models, images drawn from them, feature sums, kernel distances). Its policy file says what it declines, whatever the hub asks; that it declines, and by which key of its policy, is told too.
 
 A site's own images and labels are in no packet; with the piece `correction` images that a model of the site's own draws are, and their labels. That is not the same as privacy: what can be learnt from packets is told below, and nothing here prevents it:
 """

@@ -54,7 +54,7 @@ def test_it_starts_from_the_published_model_and_repeats_itself(run: RunDir, tmp_
     sets = ["after.personalise.trains=decoder", "after.personalise.epochs=3"]
     found = joining.personalise(run, data, tmp_path / "one", sets=sets)
     assert (found["images"], found["watched"], found["held_out"]) == (24, 3, 3)
-    assert found["loss_own"] > 0 and found["loss_published"] > 0
+    assert found["loss_own"] > 0 and found["loss_published"] > 0 and found["kept_pass"] in range(4)
     joining.personalise(run, data, tmp_path / "two", sets=sets)
     published, own = weights(run.model), weights(tmp_path / "one")
     assert all(np.array_equal(w, weights(tmp_path / "two")[n]) for n, w in own.items())
@@ -73,7 +73,11 @@ def test_a_test_split_of_ones_own_is_what_is_held_out(run: RunDir, tmp_path: Pat
 def test_one_image_is_enough_and_nothing_is_claimed_of_it(run: RunDir, tmp_path: Path) -> None:
     found = joining.personalise(run, images(tmp_path / "own.npz", 1, [3]), tmp_path / "one")
     assert (found["images"], found["watched"], found["held_out"]) == (1, 0, 0)
-    assert found["loss_own"] is None and "no image was held out" in joining.text(found)
+    assert (
+        found["loss_own"] is None
+        and found["kept_pass"] is None
+        and "no image was held out" in joining.text(found)
+    )
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,10 @@ def test_the_baselines_tell_no_more_exchange_than_there_is() -> None:
 
 
 def test_every_entry_of_the_headers_is_of_some_packet(make_server: Any, recorded: Any) -> None:
-    server = make_server(*TINY, "preset=udec")
-    server.run()
-    server.personal_models()
+    for name, sets in (("one", ["preset=udec"]), ("two", ["after.pieces=personalise", "data.holdout=0.3"])):
+        server = make_server(*TINY, *sets, name=name)
+        server.run()
+        server.personal_models()
     down = {key for packet, _ in recorded for key in packet.header}
     up = {key for _, answer in recorded for key in answer.header}
     figures = {key for _, answer in recorded for key in answer.header["metrics"]}

@@ -226,3 +226,24 @@ def test_without_a_global_model_they_are_those_of_the_first_client(
     copied = real_as_generator(scoring, monkeypatch)
     scoring.score_personal({holding.client.name: copied for holding in scoring.study.holdings}, "after", 1)
     assert [path.name for path in (tmp_path / "samples").glob("nearest*")] == ["nearest.png"]
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("pieces", ["[]", "personalise"])
+def test_where_images_are_held_out_nobody_is_scored_by_what_it_trains_on(
+    pieces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose only held-out image is watched, or that has none, has no own score; means would mix two kinds."""
+    sets = ("data.max_images=600", "data.clients=4", "data.partition=linear", "score.samples=200")
+    prepared = study(*sets, "data.holdout=0.008", f"after.pieces={pieces}")
+    sizes = [len(h.own_test) for h in prepared.holdings]
+    left = [h for h in prepared.holdings if not len(h.own_test)]
+    assert any(len(h.train) >= 50 for h in left) and any(len(h.watched) for h in left) == (
+        pieces == "personalise"
+    )
+    scoring = Scoring(prepared, None)
+    real_as_generator(scoring, monkeypatch)
+    quality = scoring.score_global({}, 1)
+    assert [e["own_images"] for e in quality["per_client"]] == sizes
+    assert [e["fd_own"] for e in quality["per_client"]] == [None] * 4
+    assert quality["mean"]["clients_own"] == 0

@@ -19,6 +19,7 @@ from osmotic.codecs import described
 from osmotic.config.schema import to_dict
 from osmotic.data import sources
 from osmotic.errors import ConfigError
+from osmotic.federation import feature_sums
 from osmotic.federation.feature_sums import Sums, Wanted, together
 from osmotic.metrics import encoder_file, federated
 from osmotic.metrics.frechet import frechet_to
@@ -44,6 +45,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites of 30 images are enough here."""
     monkeypatch.setattr(Policy, "too_few", staticmethod(lambda images, width: None))
+    monkeypatch.setattr(feature_sums, "least", lambda width: 1)
     monkeypatch.setattr(federated, "MIN_OWN", 5)
 
 
@@ -125,6 +127,113 @@ def test_a_sites_own_score_is_that_of_its_own_images(
         line for line in (Path(found.path) / "ledger.jsonl").read_text().splitlines() if '"score"' in line
     ]
     assert len(ledger) == 4, "for its sums, and for KID to what was drawn"
+
+
+HELD_OUT: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "half of them watched": {"after__pieces": ["personalise"], "after__personalise__epochs": 1},
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_own_scores_are_against_what_a_site_holds_out(
+    folders: list[Path],  # noqa: F811
+    tmp_path: Path,
+    network: tuple[Path, str],
+    kind: str,
+) -> None:
+    """As in the simulation; the union's score is against what is trained on, there as here."""
+    for folder in folders:
+        allow(folder, network)
+        write(folder, "synthetic_images = false", "synthetic_images = true")
+    keys = HELD_OUT[kind] | SCORED | {"score__encoder": f"file:{network[0]}", "data__holdout": 0.45}
+    keys |= {"training__rounds": 1}
+    told = {k.replace("__", "."): v for k, v in keys.items()}
+    theirs = osmotic.run(keys=KEYS | told, out=tmp_path / "simulated").summary["quality"]
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    assert not found.summary["failures"]
+    ours = found.summary["quality"]
+    assert ours["fd"] == pytest.approx(theirs["fd"], rel=1e-6)
+    pairs = list(zip(ours["per_client"], theirs["per_client"], strict=True))
+    if kind != "fedavg":
+        pairs += zip(ours["personal"]["per_client"], theirs["personal"]["per_client"], strict=True)
+    for mine, its in pairs:
+        assert (mine["own_images"], mine["own_samples"]) == (its["own_images"], its["own_samples"])
+        assert mine["own_images"] < mine["num_examples"]
+        for name in ("fd_own", "kid_own"):
+            assert (mine[name] is None) == (its[name] is None)
+            assert mine[name] is None or mine[name] == pytest.approx(its[name], rel=1e-6, abs=1e-9)
+    assert any(mine["fd_own"] is not None for mine, _ in pairs)
+    if kind != "fedavg":  # some have too few that are not watched
+        assert any(mine["fd_own"] is None for mine, _ in pairs)
+
+
+def test_who_holds_out_too_few_is_not_asked_for_sums_over_them(
+    folders: list[Path],  # noqa: F811
+    tmp_path: Path,
+    network: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without `few` on the hub's side: what it knows beforehand to be declined it does not ask for, and nothing fails."""
+    monkeypatch.setattr(Policy, "too_few", staticmethod(lambda images, width: None))
+    for folder in folders:
+        allow(folder, network)
+    keys = SCORED | {"score__encoder": f"file:{network[0]}", "data__holdout": 0.3, "training__rounds": 1}
+    found = run(SitesGrid(folders), tmp_path / "run", **keys)
+    assert found.summary["failures"] == []
+    for entry in found.summary["quality"]["per_client"]:
+        assert entry["fd_own"] is None and 0 < entry["own_images"] < 50
+
+
+def test_a_test_split_of_its_own_is_what_a_site_holds_out(
+    tmp_path: Path,
+    network: tuple[Path, str],
+    few: None,
+) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(30) % 10
+    train, test = rng.integers(0, 256, (2, 30, 8, 8), np.uint8)
+    np.savez(
+        tmp_path / "own.npz", train_images=train, train_labels=labels, test_images=test, test_labels=labels
+    )
+    made = site.init(
+        tmp_path / "site", "client-000", f"npz:{tmp_path / 'own.npz'}", "localhost:1", None, 9094
+    )
+    allow(made.path, network)
+    desk = SiteDesk(SiteFolder.read(made.path))
+    keys = KEYS | {"score.encoder": f"file:{network[0]}"}
+    spec = Spec(to_dict(resolve.load(keys=keys)), (8, 1), tuple("0123456789")).text()
+    told = desk.hello(spec).header
+    assert told.get("held_out") == 30, told
+    watching = to_dict(resolve.load(keys=keys | {"after.pieces": ["personalise"]}))
+    assert desk.hello(Spec(watching).text()).header["held_out"] == 15
+    header = {"action": "feature-sums", "run": "a", "phase": "score", "server_round": 1, "returns": []}
+    sums = []
+    for held_out in (False, True):
+        control = {"encoder": network[1], "held_out": held_out}
+        answer = desk.serve(spec, Packet(header | {"control": control}))
+        assert answer.header["num_examples"] == 30, answer.header
+        sums.append(described.decode(answer.blobs[0])["features/sum"])
+    encoder = encoder_file.read(network[0])
+    for found, images in zip(sums, (train, test), strict=True):
+        assert found == pytest.approx(encoder.features(images[..., None]).sum(axis=0), rel=1e-5)
+
+
+def test_images_that_policies_keep_back_are_asked_of_nobody(
+    folders: list[Path],  # noqa: F811
+    tmp_path: Path,
+    network: tuple[Path, str],
+    few: None,
+) -> None:
+    for folder in folders:
+        allow(folder, network)
+    write(folders[0], "synthetic_images = false", "synthetic_images = true")
+    keys = SCORED | {"score__encoder": f"file:{network[0]}", "after__pieces": ["personalise"]}
+    found = run(SitesGrid(folders), tmp_path / "run", training__rounds=1, **keys)
+    assert found.summary["failures"] == []
+    [entry] = found.summary["quality"]["personal"]["per_client"]
+    assert entry["name"] == "client-000" and entry["fd_all"] is not None
+    assert (entry["loss_published"], entry["loss_own"], entry["kept_pass"]) == (None, None, None)
 
 
 def test_where_no_site_tells_the_run_is_whole_and_says_why_it_has_no_score(

@@ -31,6 +31,7 @@ from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain, LocalRule
+from osmotic.pieces.personalise import KEPT_PASS, PERSONALISE
 from osmotic.protocol.messages import ADDRESS, SCORING, TRAIN, Client, Packet
 from osmotic.protocol.participation import batch_plan
 from osmotic.protocol.view import Step
@@ -410,11 +411,13 @@ class Worker:
         return Result(exact={"image/samples": images}, metrics={"nfe": nfe})
 
     def give_model(self, opened: Opened) -> Result:
-        """The client's own model as it is scored, "own/NAME" float32 [...].
+        """The client's own model as it is scored, "own/NAME" float32 [...], and which pass of its fine-tuning that is.
 
         So the server gets it where policy allows.
         """
-        return Result(exact=self.network.copy().named("own/"))
+        kept = opened.state.pieces.get(f"{PERSONALISE}/{KEPT_PASS}")
+        metrics = {} if kept is None else {KEPT_PASS: int(kept[0])}
+        return Result(exact=self.network.copy().named("own/"), metrics=metrics)
 
     # --- close ---
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,13 @@ from osmotic.tensors import Tensors
 log = logging.getLogger("osmotic.score")
 
 ACTION, DISTANCE = "feature-sums", "kernel-distance"
+HELD_OUT = "held_out"  # in the control of a task: of the images that a site holds out for scores
 MADE, KID = "features/made", "features/kid"
 MOST_MADE = 100_000  # drawn images whose features a site takes
 # What the server learns from them, for a site that decides whether to join.
 REVEALS = (
     "sums of features, and of their products, over all images of one site: they tell how its images are spread as the feature network "
-    "sees them, and how many of each class there are; of single images the less, the more there are; and, with a further leave, KID to features that the server names: from many such figures it can work out features of single images"
+    "sees them, and how many of each class there are, and the same of the images that it holds out; of single images the less, the more there are; and, with a further leave, KID to features that the server names: from many such figures it can work out features of single images"
 )
 Ask = Callable[[Phase, Sequence[Task], Callable[[Reply], None], Mapping[str, np.ndarray] | None], None]
 
@@ -43,12 +44,14 @@ class Wanted:
         width: features of an image, D.
         num_classes: of the run; 0 where no classes are told.
         clients: whom to ask.
+        held_out: images that sites hold out for scores, by the names of those to be asked for sums over them, too.
     """
 
     encoder: str
     width: int
     num_classes: int
     clients: Sequence[Client] = ()
+    held_out: Mapping[str, int] = field(default_factory=dict)
 
     def specs(self) -> dict[str, Spec]:
         """What must come back: sums float64 [D], products float64 [D (D + 1) / 2], images of each class int64 [num_classes]."""
@@ -60,9 +63,10 @@ class Wanted:
             found["features/classes"] = Spec((self.num_classes,), "int64")
         return found
 
-    def task(self, client: Client) -> Task:
-        """The task of one site."""
-        return Task(client, ACTION, control={"encoder": self.encoder}, expects=self.specs())
+    def task(self, client: Client, held_out: bool = False) -> Task:
+        """The task of one site: sums over the images that it trains on, or over those that it holds out."""
+        control = {"encoder": self.encoder} | ({HELD_OUT: True} if held_out else {})
+        return Task(client, ACTION, control=control, expects=self.specs())
 
 
 @dataclass(frozen=True)
@@ -112,23 +116,30 @@ class Sums:
         return cls(statistics, None if classes is None else classes.copy())
 
 
-def gather(ask: Ask, wanted: Wanted, phase: Phase) -> dict[str, Sums]:
+def least(width: int) -> int:
+    """Images over which sums of `width` features may be told, at least: those of fewer show in which directions the images lie."""
+    return width
+
+
+def gather(ask: Ask, wanted: Wanted, phase: Phase, held_out: bool = False) -> dict[str, Sums]:
     """Sums of those who gave them, by name; who answers with nonsense is left out, and the log says so.
 
     Args:
         phase: that is being scored.
+        held_out: over the images that sites hold out, and not over those that they train on.
     """
     found: dict[str, Sums] = {}
 
     def keep(reply: Reply) -> None:
         name = reply.task.client.name
         try:
-            found[name] = Sums.read(reply.tensors, reply.weight)
+            found[name] = Sums.read(reply.tensors, wanted.held_out[name] if held_out else reply.weight)
         except ValueError as error:
             log.warning("%s is left out of the scores: %s", plain(name), plain(error))
 
     asking = Phase("score", phase.server_round, totals=False, everybody=True)
-    ask(asking, [wanted.task(client) for client in wanted.clients], keep, None)
+    asked = [c for c in wanted.clients if c.name in wanted.held_out or not held_out]
+    ask(asking, [wanted.task(client, held_out) for client in asked], keep, None)
     return found
 
 

@@ -88,8 +88,8 @@ class Scorer(Protocol):
     def sums_wanted(self) -> Wanted | None:
         """What sites are to tell of their images before a score, and which; None where the images are here."""
 
-    def take_sums(self, found: Mapping[str, Sums]) -> None:
-        """What they told, by name."""
+    def take_sums(self, found: Mapping[str, Sums], held_out: Mapping[str, Sums]) -> None:
+        """What they told, by name, of the images that they train on, and of those that they hold out."""
 
     def distances_wanted(self) -> Mapping[str, np.ndarray]:
         """Features [M, D] that sites are to compare their own images with, after a score, by name; {} where the images are here."""

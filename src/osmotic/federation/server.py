@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,9 @@ class Server:
         self.phases = self.chain.phases(self.method, self.config.training.rounds)
         self._clients_keep = keeps_state(blueprint, self.chain)
         self.clients: list[Client] = []
+        # Actions that sites have said beforehand that they decline -> their names: what nobody asks for is no failure.
+        self.withheld: Mapping[str, Collection[str]] = {}
+        self.kept_passes: Mapping[str, int] = {}  # client -> pass of its fine-tuning that its own model is of
         start = View(self.config, self.layout, self.part_names)
         self.state = ServerState.initial(blueprint, initial, self.chain.server_start(start))
         self.exchange = Exchange(
@@ -355,7 +358,10 @@ class Server:
         assert self.scorer is not None
         if (wanted := self.scorer.sums_wanted()) is not None:
             # At every score, though images do not change: a run that goes on then has the ledger of an unbroken one.
-            self.scorer.take_sums(feature_sums.gather(self._ask, wanted, phase))
+            found = (
+                feature_sums.gather(self._ask, wanted, phase, held_out=held_out) for held_out in (False, True)
+            )
+            self.scorer.take_sums(*found)
         if self.method.global_model and not (self.chain.personal and own_phase):
             quality = self.scorer.score_global(state.scored_weights(), phase.server_round)
             latest = quality = self._with_distances(quality, wanted, phase)
@@ -363,7 +369,7 @@ class Server:
             quality = own_models.score(
                 self._ask,
                 self.scorer,
-                self._trained(),
+                [c for c in self._trained() if c.name not in self.withheld.get("sample", ())],
                 int(self.config.score.samples),
                 phase,
                 self.method.shared,
@@ -389,7 +395,7 @@ class Server:
         return self.scorer.with_distances(quality, found)
 
     def personal_models(self, book: bool = True) -> dict[str, Tensors]:
-        """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none.
+        """The clients' own models as scored: client -> name -> float32 [...]; {} where they have none. `kept_passes` are those of them.
 
         Args:
             book: whether traffic and failures are written down; not where a finished run is only looked at.
@@ -398,7 +404,9 @@ class Server:
             return {}
         # A round of its own in the ledger, above all phases.
         number = self.phases[-1].server_round + 1
-        return own_models.fetch(partial(self._ask, book=book), self._trained(), self.layout, number)
+        ask, keeping = partial(self._ask, book=book), self.withheld.get(own_models.GIVE, ())
+        own, self.kept_passes = own_models.fetch(ask, self._trained(), self.layout, number, keeping)
+        return own
 
     def _trained(self) -> list[Client]:
         """The clients that have a model of their own: who has trained in a round, or came through the phase that was to leave one."""

@@ -56,8 +56,8 @@ class ClientImages:
         client_id: >= 0.
         num_examples: images it trains on.
         labels: the classes of these if known, int64 [num_examples].
-        own: what its models are compared with, as positions in `RealImages`, int64 [K]: its own held-out images where
-            it has any, else those it trains on. Held-out ones come first, as a model that repeats its training images
+        own: what its models are compared with, as positions in `RealImages`, int64 [K]: where the run holds images out its own
+            of these, maybe none, else those it trains on. Held-out ones come first, as a model that repeats its training images
             would score well against them.
     """
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+
 from osmotic.config.keys import key
 from osmotic.methods.base import Method
 from osmotic.models.parts import PARTS
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PERSONALISE = "personalise"
+KEPT_PASS = "kept_pass"  # of a client's private state: which pass its own model is of, int64 [1]
 MOST_EMBEDDING = 2**14  # values of an embedding: 64 KB in float32
 
 
@@ -36,12 +39,15 @@ class Work:
         pass_steps: optimiser steps of one pass over the images.
         low_rank: the adapter, where that is what is trained.
         best_loss, best: the lowest watched loss so far, and the weights that had it, name -> float32 [...] on the device.
+        looks, kept: how often it was looked at, and at which look, counted from 0, it was best; None before there is one.
     """
 
     pass_steps: int
     low_rank: LowRank | None = None
     best_loss: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
+    looks: int = 0
+    kept: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,9 @@ class Personalise(Piece):
 
     section: ClassVar[Section] = "after"
     personal: ClassVar[bool] = True
-    stateless: ClassVar[bool] = True  # what it keeps is the client's own model, which is no piece's state
+    stateless: ClassVar[bool] = (
+        True  # the client's own model is no piece's state; which pass it is of is told with it
+    )
     client_copies: ClassVar[int] = 2
     title: ClassVar[str] = "a model for each: every client fine-tunes the global one on its own images"
     paper: ClassVar[str] = "2407.14730"
@@ -159,7 +167,10 @@ class Personalise(Piece):
             self._look(step, work)
 
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
-        """The best takes the place of the last; nothing is sent. Raises: PieceError for a model that training has broken."""
+        """The best takes the place of the last, and the client keeps which it was; nothing is sent.
+
+        Raises: PieceError for a model that training has broken.
+        """
         if work is not None and step.taken % work.pass_steps:
             self._look(step, work)  # at the last pass, which was not a whole one
         if work is not None and work.best:
@@ -169,7 +180,9 @@ class Personalise(Piece):
             raise PieceError(
                 PERSONALISE, "leaves weights that are not finite: a smaller rate, or fewer epochs"
             )
-        return {}, state
+        if work is None or work.kept is None:
+            return {}, {}
+        return {}, {KEPT_PASS: np.array([work.kept], np.int64)}
 
     @staticmethod
     def _look(step: Step, work: Work) -> None:
@@ -178,6 +191,8 @@ class Personalise(Piece):
         if (loss := step.watch()) < work.best_loss:
             work.best_loss = loss
             work.best = {name: p.detach().clone() for name, p in step.parameters.items()}
+            work.kept = work.looks
+        work.looks += 1
 
 
 def embedding(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -11,7 +11,7 @@ TO_SITE: dict[str, str] = {
     "contract": "a hash of network, process and data shape, which the site checks against its own",
     "run": "the run's id, which the answer says again",
     "client": "the name of the site that is asked, which it checks against its own",
-    "action": "what is asked: train, sample, model, feature-sums or kernel-distance",
+    "action": "what is asked: train, sample, model, keep-model, feature-sums or kernel-distance",
     "phase": "name of the phase",
     "server_round": "number of the round",
     "counted_round": "the last round in which this site's answer counted: the state that it goes on from",
@@ -26,7 +26,7 @@ TO_SITE: dict[str, str] = {
     "returns": "the parts whose change is asked for",
     "keep": "the parts that stay at the site after this step",
     "coded": "names of further tensors that the site is to write with the codec",
-    "control": "small values for the pieces; for scores how many images to draw, their classes, seed and guidance, or the hash of the feature network",
+    "control": "small values for the pieces; for scores how many images to draw, their classes, seed and guidance, or the hash of the feature network, and whether the images held out are meant",
 }
 
 # Of an answer, from the site.
@@ -48,5 +48,6 @@ METRICS: dict[str, str] = {
     "images": "images in the optimiser steps taken, repeats counted",
     "steps": "optimiser steps taken",
     "state_sha256": "a hash of the private state that the site keeps, by which a changed or lost state is told",
+    "kept_pass": "with its own model, after which pass of fine-tuning that was best on images that the site holds out",
     "nfe": "evaluations of the network per image drawn",
 }

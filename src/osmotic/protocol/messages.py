@@ -105,7 +105,7 @@ class Task:
 
     Args:
         client: who.
-        action: "train", "sample" or "model".
+        action: "train", "sample", "model", or at sites alone "keep-model".
         send: parts of the global model to send ("encoder", "bottleneck", "decoder").
         returns: parts whose change is wanted back.
         keep: parts that stay on the client after this step; None is what the exchange always keeps.

@@ -298,7 +298,9 @@ def _evaluated(
         raise ConfigError(
             "--ema", ema, f"method {cfg.method.name} has no global model: leave this option out"
         )
-    pools, known = 1 if shared else len(study.holdings), sum(len(h.train) for h in study.holdings)
+    own = study.blueprint.chain().personal or not shared
+    pools = shared + own * len(study.holdings)
+    known = sum(len(h.train) for h in study.holdings)
     display.at("")
     display.estimate = Estimate([scoring(study.config, pools, known, scorer.encoder_steps)], {})
     if shared:
@@ -308,6 +310,9 @@ def _evaluated(
         score = partial(_personal, study, run, scorer)
     try:
         quality = score()
+        if shared and own:  # as the run did, though `--ema` may have the global one at another average
+            found = _personal(study, run, scorer)
+            quality["personal"] = {k: found[k] for k in ("mean", "weighted", "worst", "per_client")}
     except NotFinite as error:
         raise ConfigError(str(run.path), None, f"cannot be scored: {error}") from None
     return {"half_life": half_life, **quality}
@@ -326,15 +331,17 @@ def _averaged(
 
 
 def _personal(study: Study, run: RunDir, scoring: Scoring) -> dict[str, Any]:
-    """Scores of every client's own model, as it stood after its last training; the run is not changed."""
+    """Scores of every client's own model, as it stood after its last training, and what it gained beside a global one; the run is not changed."""
     from osmotic.federation.interfaces import Stage
-    from osmotic.runs import launch
+    from osmotic.runs import gains, launch
 
     labels, samples = scoring.labels(), scoring.samples
-    models = launch.personal_models(study, run)
+    models, gained = launch.personal_models(study, run)
     pools = {name: scoring.draw(weights, labels, samples)[0] for name, weights in models.items()}
-    stage: Stage = "before" if study.blueprint.method().shared else "after"
-    return scoring.score_personal(pools, stage, study.config.training.rounds)
+    method = study.blueprint.method()
+    stage: Stage = "before" if method.shared and not method.global_model else "after"
+    quality = scoring.score_personal(pools, stage, study.config.training.rounds)
+    return gains.beside(quality, gained) if method.global_model else quality
 
 
 def quality_text(quality: dict[str, Any]) -> str:
@@ -354,7 +361,8 @@ def quality_text(quality: dict[str, Any]) -> str:
             f"precision {figure(quality['precision'])}  recall {figure(quality['recall'])}"
         )
         first += "".join(
-            f"\n{left.strip()}: {right}" for left, right in (*_beside(quality), *_own_metrics(quality))
+            f"\n{left.strip().removesuffix(':')}: {right}"
+            for left, right in (*_beside(quality), *_own_rows(quality), *_own_metrics(quality))
         )
     return (
         f"{first}\n{quality['num_samples']} samples, {quality['sampler']}, guidance {quality['guidance']:g}, "

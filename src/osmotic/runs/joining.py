@@ -25,16 +25,16 @@ from osmotic.errors import ConfigError, RunStopped
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.downlink import DownLink
+from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
 from osmotic.models import pipeline
 from osmotic.models.parts import PARTS
-from osmotic.pieces.personalise import PERSONALISE
+from osmotic.pieces.personalise import KEPT_PASS, PERSONALISE
 from osmotic.protocol.messages import Client, Packet, contract_hash
-from osmotic.runs import resolve, saved
+from osmotic.runs import gains, resolve, saved
 from osmotic.runs.study import choose_device, set_aside
 from osmotic.storage.folder import RunDir
 from osmotic.storage.store import Store
-from osmotic.tensors import group
 from osmotic.training.images import Images
 
 KEPT = ("model", "recipe", "training", "score", "seed")  # sections of the run that hold here, too
@@ -63,7 +63,8 @@ def personalise(
         client: whose model to start from, where the run has no global one.
         sets: `section.key=value`, as `after.personalise.trains=adapter`.
     Returns: `model`, `images`, `watched`, `held_out` (numbers of images), and the denoising loss on the held-out images of the
-        model as published and of the new one, `loss_published` and `loss_own`; null where none are held out.
+        model as published and of the new one, `loss_published` and `loss_own`, null where none are held out; and `kept_pass`, the
+        pass that was best on those that are watched, 0 for the model as published.
     Raises: ConfigError for images that do not fit the run's network, or a folder that is in use or cannot be made; RunStopped where
         training breaks.
     """
@@ -117,20 +118,14 @@ def _trained(run: RunDir, data: str, beside: Path, client: str | None, sets: Seq
         raise ConfigError(str(given.described.weights), None, rule)
     start = Flat.of(blueprint.flat, given.tensors)
     worker = Worker(blueprint, blueprint.model(device), start, contract_hash(blueprint.contract()))
-
-    def loss() -> float | None:
-        return worker.watch(HERE, held(scored)) if len(scored) else None
-
-    worker.network.load(start)
-    before = loss()
     watch = held(watched) if len(watched) else None
     site = Site(Client(0, HERE, len(train)), held(train), Store(beside / "state"), watch)
     answer = worker.serve(site, _task(blueprint, worker.contract, start, site.client))
     if told := answer.header.get("failure"):
         raise RunStopped(f"could not train: {told[1]}")
-    weights = group(site.store.load(1, answer.header["metrics"]["state_sha256"]), "personal")
-    worker.network.load(weights)
-    after = loss()
+    state = ClientState.of(site.store.load(1, answer.header["metrics"]["state_sha256"]))
+    weights, kept = state.personal, state.pieces.get(f"{PERSONALISE}/{KEPT_PASS}")
+    told = gains.losses(worker, HERE, held(scored) if len(scored) else None, start, weights)
     pipeline.save(
         beside / "model",
         blueprint.spec,
@@ -145,8 +140,8 @@ def _trained(run: RunDir, data: str, beside: Path, client: str | None, sets: Seq
         "images": len(train),
         "watched": len(watched),
         "held_out": len(scored),
-        "loss_published": before,
-        "loss_own": after,
+        **told,
+        "kept_pass": None if kept is None else int(kept[0]),
     }
 
 

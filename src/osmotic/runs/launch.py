@@ -32,7 +32,7 @@ from osmotic.flat import Flat
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.weights import PREFIX
 from osmotic.protocol.messages import contract_hash
-from osmotic.runs import apart, quicker, resolve, timing, workplace
+from osmotic.runs import apart, gains, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
 from osmotic.runs.estimate import Estimate
@@ -225,8 +225,10 @@ def described(study: Study, server: Server) -> Start:
     )
 
 
-def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
-    """The clients' own models of a finished run, float32 by client name; the run's files stay as they are.
+def personal_models(study: Study, run: RunDir) -> tuple[dict[str, Tensors], dict[str, dict[str, Any]]]:
+    """The clients' own models of a finished run, float32 by client name, and what they gained (`gains.GAINS`) where there is a global one.
+
+    The run's files stay as they are.
 
     Raises: ConfigError if the run has no undamaged checkpoint.
     """
@@ -235,7 +237,10 @@ def personal_models(study: Study, run: RunDir) -> dict[str, Tensors]:
     server.state.from_checkpoint(step, tensors, notes)
     server.clients = server.engine.clients(1, 0.0)
     try:
-        return server.personal_models(book=False)
+        own = server.personal_models(book=False)
+        if not server.method.global_model:
+            return own, {}
+        return own, gains.of_run(study, server.state.scored_weights(), own, server.kept_passes)
     finally:
         server.engine.close()
 
@@ -271,6 +276,7 @@ def make_server(
     )
     # Known beforehand: else their first round would be lost to finding it out.
     server.state.down.draws_otherwise |= study.lacks
+    server.withheld = study.withheld
     return server, scoring
 
 

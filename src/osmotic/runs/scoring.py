@@ -147,7 +147,7 @@ class Scoring:
         """Nothing: the images are here."""
         return None
 
-    def take_sums(self, found: Mapping[str, Sums]) -> None:
+    def take_sums(self, found: Mapping[str, Sums], held_out: Mapping[str, Sums]) -> None:
         """Nobody is asked."""
 
     def distances_wanted(self) -> Mapping[str, np.ndarray]:
@@ -339,7 +339,9 @@ class Scoring:
         if (name := holding.client.name) in self._owns:
             return self._owns[name]
         rows = np.searchsorted(self._train_rows, holding.train)
-        if len(holding.own_test):
+        if self.study.config.data.holdout:
+            # Held-out images alone, though a client may have none, or none that are not watched: means over clients would else
+            # mix scores against what was trained on with others.
             before = len(self.reference) + len(self.study.dataset.test)
             rows = before + np.searchsorted(self._own_test_rows, holding.own_test)
         known, client = self.study.dataset.train.labels, holding.client

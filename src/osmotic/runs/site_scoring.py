@@ -28,6 +28,7 @@ class SiteScoring(Scoring):
     """Draws as `Scoring` does, and compares with what sites have told; arguments as there."""
 
     _sums: Mapping[str, Sums] = {}  # of the sites that told before this score
+    _held_out: Mapping[str, Sums] = {}  # the same of the images that sites hold out
     _made: dict[
         str, np.ndarray
     ]  # features [M, D] of what was drawn in each site's own mix of classes, in the score under way
@@ -36,16 +37,19 @@ class SiteScoring(Scoring):
         """What sites are asked, and which: those that have said of themselves that they may tell."""
         width, encoder = self._width, self.encoder.sha256
         asked = [client for client in self._clients() if encoder in self.study.tells.get(client.name, ())]
-        return Wanted(encoder, width, self.study.spec.num_classes, asked)
+        # Fewer have no own scores, or tell no sums.
+        enough = max(federated.MIN_OWN, feature_sums.least(width))
+        held_out = {name: n for name, n in self.study.holds_out.items() if n >= enough}
+        return Wanted(encoder, width, self.study.spec.num_classes, asked, held_out)
 
     @cached_property
     def _width(self) -> int:
         blank = np.zeros((1, *self.study.dataset.train.images.shape[1:]), np.uint8)
         return int(self.encoder.features(blank).shape[1])
 
-    def take_sums(self, found: Mapping[str, Sums]) -> None:
+    def take_sums(self, found: Mapping[str, Sums], held_out: Mapping[str, Sums]) -> None:
         """What sites told before this score."""
-        self._sums, self._made = dict(found), {}
+        self._sums, self._held_out, self._made = dict(found), dict(held_out), {}
 
     def distances_wanted(self) -> Mapping[str, np.ndarray]:
         """What was drawn for each site that has own scores, in its own mix of classes."""
@@ -113,11 +117,14 @@ class SiteScoring(Scoring):
         self, client: Client, made: np.ndarray, labels: np.ndarray | None, fd_all: float, stage: Stage
     ) -> dict[str, Any]:
         """One site's entry of `summary.quality.per_client`, as `federated.OwnYardstick` gives it."""
-        own, fd_own, rows = self._sums.get(client.name), None, np.arange(len(made))
-        if own is not None:
-            if labels is not None and own.classes is not None:
-                rows = federated.matching(labels, np.repeat(np.arange(len(own.classes)), own.classes))
-            if min(own.statistics.count, len(rows)) >= federated.MIN_OWN:
+        told, fd_own, rows = self._sums.get(client.name), None, np.arange(len(made))
+        # Against the images that it holds out, where it holds any out: a model that repeats its training images is best against these.
+        own = self._held_out.get(client.name) if client.name in self.study.holds_out else told
+        count = 0 if told is None else self.study.holds_out.get(client.name, told.statistics.count)
+        if told is not None:
+            if labels is not None and told.classes is not None:
+                rows = federated.matching(labels, np.repeat(np.arange(len(told.classes)), told.classes))
+            if own is not None and min(count, len(rows)) >= federated.MIN_OWN:
                 fd_own = frechet_to(own.statistics, made[rows])
                 if client.name in self.study.compares and len(rows) <= feature_sums.MOST_MADE:
                     self._made[client.name] = made[rows]
@@ -131,8 +138,8 @@ class SiteScoring(Scoring):
             "kid_all": None,
             "kid_own": None,
             "fd_own_floor": None,
-            "own_images": 0 if own is None else own.statistics.count,
-            "own_samples": len(rows) if own is not None else 0,
+            "own_images": count,
+            "own_samples": len(rows) if told is not None else 0,
             "held_out": None,
             "near_copies": None,
         }

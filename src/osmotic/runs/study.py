@@ -54,6 +54,8 @@ class Study:
             sizes alone. None in a simulation.
         tells: hashes of the feature networks by which a site may tell sums of its images' features, by its name.
         compares: names of the sites that may tell KID of their images, too.
+        withheld: what a site's policy keeps back, as the action that would ask for it -> names of such sites.
+        holds_out: images that a site holds out for scores, by the names of the sites that hold any out; 0 where all of them are watched.
         lacks: names of the sites that do not hold the pretrained weights of the run, and are sent them.
     """
 
@@ -65,6 +67,8 @@ class Study:
     tells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     compares: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()
+    withheld: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    holds_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def at_sites(self) -> bool:

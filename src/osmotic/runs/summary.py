@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ import numpy as np
 
 from osmotic import models
 from osmotic.data.compressed import compress
+from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.server import Server
 from osmotic.models import pipeline
-from osmotic.runs import traffic
+from osmotic.runs import gains, traffic
 from osmotic.runs.study import Study
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_bytes, write_text
 from osmotic.storage.folder import RunDir
 from osmotic.storage.store import safetensors_chunks
+from osmotic.tensors import Tensors
 
 
 def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
@@ -28,8 +30,12 @@ def write_summary(study: Study, server: Server, run: RunDir) -> dict[str, Any]:
 
     Raises: OSError as the file system gives it.
     """
-    hashes = save_models(study, server, run)
+    own = server.personal_models()
+    hashes = save_models(study, server, run, own)
     summary = summarise(study, server, hashes, traffic.asked(run.log("ledger")))
+    if server.method.global_model and summary["quality"] and "personal" in summary["quality"]:
+        found = gains.of_run(study, server.state.scored_weights(), own, server.kept_passes)
+        summary["quality"]["personal"] = gains.beside(summary["quality"]["personal"], found)
     # Last of all: a folder with a summary is one of a finished run to every reader.
     write_text(run.summary, strict_json.dumps(summary, indent=1) + "\n")
     return summary
@@ -150,51 +156,57 @@ def weights_sha256(weights: Mapping[str, np.ndarray], state_hashes: dict[str, st
     return total.hexdigest()
 
 
-def save_models(study: Study, server: Server, run: RunDir) -> tuple[str, str]:
+def save_models(study: Study, server: Server, run: RunDir, own: Mapping[str, Tensors]) -> tuple[str, str]:
     """Saves the scored weights, name -> float32 [...], as pipeline folders.
 
+    Args:
+        own: the clients' own, client -> name -> float32 [...].
     Returns: the SHA-256 of the scored weights, and of those in model/, which hold an adapter merged. Where each client has
         its own, both are over all of these.
     """
-    own, adapted = server.personal_models(), study.spec.adapter is not None
+    adapted = study.spec.adapter is not None
     if server.method.global_model:
         weights = server.state.scored_weights()
         # What was scored is what is saved: the average over rounds where the recipe keeps one.
-        save_pipeline(study, run.model, weights)
+        save_pipeline(study.blueprint, study.dataset.class_names, run.model, weights)
         for name, mine in own.items():
-            save_pipeline(study, run.personal / name, mine)
+            save_pipeline(study.blueprint, study.dataset.class_names, run.personal / name, mine)
         scored = weights_sha256(weights)
         return scored, weights_sha256(study.blueprint.whole(weights)) if adapted else scored
     total, whole = hashlib.sha256(), hashlib.sha256()
     for holding in study.holdings:
         # A site may refuse to give its model; the hash is then over those that came.
         if (name := holding.client.name) in own:
-            save_pipeline(study, run.model / name, own[name])
+            save_pipeline(study.blueprint, study.dataset.class_names, run.model / name, own[name])
             total.update(bytes.fromhex(weights_sha256(own[name])))
             if adapted:
                 whole.update(bytes.fromhex(weights_sha256(study.blueprint.whole(own[name]))))
     return total.hexdigest(), (whole if adapted else total).hexdigest()
 
 
-def save_pipeline(study: Study, folder: Any, weights: Mapping[str, np.ndarray]) -> None:
+def save_pipeline(
+    blueprint: Blueprint, class_names: Sequence[str], folder: Path, weights: Mapping[str, np.ndarray]
+) -> None:
     """One model, name -> float32 [...], as a folder that diffusers loads.
 
+    Args:
+        class_names: of the run's images, by label.
     Raises: ValueError or RuntimeError as `models.pipeline.save`.
     """
-    names = study.dataset.class_names if study.spec.num_classes else ()
+    spec = blueprint.spec
     pipeline.save(
         folder,
-        study.spec.whole,
-        study.blueprint.whole(weights),
-        study.blueprint.process.contract(),
-        names,
-        steps=study.config.score.steps,
-        guidance=study.blueprint.guidance,
-        autoencoder=study.blueprint.autoencoder,
+        spec.whole,
+        blueprint.whole(weights),
+        blueprint.process.contract(),
+        class_names if spec.num_classes else (),
+        steps=blueprint.config.score.steps,
+        guidance=blueprint.guidance,
+        autoencoder=blueprint.autoencoder,
     )
-    if (adapter := study.spec.adapter) is not None:
+    if (adapter := spec.adapter) is not None:
         told = {"rank": str(adapter.rank), "alpha": str(adapter.alpha), "trains": adapter.trains}
-        told |= {"pretrained_sha256": str(study.blueprint.contract()["pretrained"])}
+        told |= {"pretrained_sha256": str(blueprint.contract()["pretrained"])}
         tables = {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
         # Not by the library, whose header has its notes in another order each time.
-        write_bytes(Path(folder) / "adapter.safetensors", b"".join(safetensors_chunks(tables, told)))
+        write_bytes(folder / "adapter.safetensors", b"".join(safetensors_chunks(tables, told)))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from osmotic import methods, seeds
+from osmotic import methods, pieces, seeds
 from osmotic.codecs import described
 from osmotic.codecs.base import BadPacket
 from osmotic.config.schema import FREE, Config, flatten, to_dict
@@ -29,13 +29,16 @@ from osmotic.federation import feature_sums
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.client import Site, Worker
 from osmotic.federation.feature_sums import Sums
+from osmotic.federation.own_models import GIVE, KEEP
 from osmotic.metrics import encoder as encoders
 from osmotic.metrics.kid import kernel_distance
 from osmotic.metrics.weights import PREFIX
 from osmotic.models import autoencoder_file, pretrained
+from osmotic.pieces import Chain
 from osmotic.protocol.messages import ADDRESS, Client, Packet, contract_hash
 from osmotic.runs import resolve
 from osmotic.runs.study import choose_device, is_conditional, set_aside
+from osmotic.runs.summary import save_pipeline
 from osmotic.sites.folder import SiteFolder
 from osmotic.storage import strict_json
 from osmotic.storage.atomic import write_text
@@ -119,7 +122,9 @@ class SiteDesk:
             config = self.configuration(Spec.of(spec_text))
             self._allow(config, {"action": "train"})
             dataset = self._dataset(config)
-            rows, _ = self._rows(config, dataset)
+            rows, held_out = self._rows(config, dataset)
+            holds_out = bool(config.data.holdout or len(dataset.test))
+            scored = _aside(dataset, held_out, pieces.make(config))[1]
             latents, begun = self._autoencoder(config), self._pretrained(config)
         except Declined as error:
             return Packet(told | {"declines": str(error)})
@@ -131,10 +136,13 @@ class SiteDesk:
             told
             | {
                 "num_examples": len(rows),
+                "held_out": len(scored) if holds_out else None,
                 "image": [side, channels],
                 "classes": list(dataset.class_names),
                 "encoders": list(self.folder.config.policy.encoders),
                 "kernel_distances": self.folder.config.policy.kernel_distances,
+                "own_model": self.folder.config.policy.own_model,
+                "synthetic_images": self.folder.config.policy.synthetic_images,
                 "autoencoder": latents,
                 "pretrained": begun,
                 "torch": torch.__version__.partition("+")[0],
@@ -196,29 +204,69 @@ class SiteDesk:
             blueprint, blueprint.model(device), blueprint.initial(), contract_hash(blueprint.contract())
         )
         if packet.header.get("action") in (feature_sums.ACTION, feature_sums.DISTANCE):
-            answer = self._looked_at(spec, packet, dataset, labels, rows)
+            compared = (dataset.train, rows)
+            control, distance = packet.header["control"], packet.header["action"] == feature_sums.DISTANCE
+            if control.get(feature_sums.HELD_OUT) or (
+                distance and (config.data.holdout or len(dataset.test))
+            ):
+                compared = _aside(dataset, held_out, blueprint.chain())[:2]
+            answer = self._looked_at(spec, packet, dataset, compared, len(rows), conditional)
         else:
-            answer = worker.serve(site, packet)
+            answer = self._served(spec.classes, worker, site, packet)
         if (reason := self.folder.config.policy.too_large(answer.num_bytes)) is not None:
             raise Declined(reason)
         return answer
+
+    def _served(self, classes: tuple[str, ...], worker: Worker, site: Site, packet: Packet) -> Packet:
+        """The answer of a worker. Once a state has counted that is this site's own model, it stands here as a folder, whether it leaves or not.
+
+        Raises: OSError as the file system gives it.
+        """
+        asked, own = packet.header.get("action"), worker.chain.personal or not worker.method.global_model
+        if asked == KEEP:
+            packet = Packet({**packet.header, "action": GIVE}, packet.blobs)
+        answer = worker.serve(site, packet)
+        if asked not in (GIVE, KEEP) or "failure" in answer.header:
+            return answer
+        if (
+            own and packet.header["counted_round"] is not None
+        ):  # else it never trained, and these are round 0's weights
+            folder = self.folder.model(packet.header["run"])
+            save_pipeline(worker.blueprint, classes, folder, dict(worker.network.copy()))
+            told = _card(self.name, folder.name, worker.config, packet.header["counted_round"], asked == GIVE)
+            write_text(folder / "README.md", told)
+        # Told to keep it: of the model nothing goes back, and of what came with it neither.
+        return Packet({**answer.header, "metrics": {}}) if asked == KEEP else answer
 
     def _watched(
         self, spec: Spec, dataset: Dataset, held_out: np.ndarray, blueprint: Blueprint, device: torch.device
     ) -> Images | None:
         """Images that this site holds out for what training watches: of its own test split, where it has one; None where there are none."""
-        split = dataset.test if len(dataset.test) else dataset.train
-        _, rows = set_aside(np.arange(len(split)) if len(dataset.test) else held_out, blueprint.chain())
+        split, _, rows = _aside(dataset, held_out, blueprint.chain())
         if not len(rows):
             return None
         labels = _renamed(dataset, spec.classes or (), split) if blueprint.spec.num_classes else None
         return Images.of(blueprint.space.prepare(split.images), labels, device, blueprint.space, rows=rows)
 
     def _looked_at(
-        self, spec: Spec, packet: Packet, dataset: Dataset, labels: np.ndarray | None, rows: np.ndarray
+        self,
+        spec: Spec,
+        packet: Packet,
+        dataset: Dataset,
+        compared: tuple[Split, np.ndarray],
+        num_examples: int,
+        conditional: bool,
     ) -> Packet:
-        """What this site's images are by the feature network whose hash the hub tells and the policy allows: sums, or KID to drawn ones."""
-        features = self._features(spec, packet, dataset, rows)
+        """What this site's images are by the feature network whose hash the hub tells and the policy allows: sums, or KID to drawn ones.
+
+        Args:
+            compared: a split, and positions in it: those trained on, or those held out.
+            num_examples: images that it trains on.
+            conditional: whether the run's classes are told.
+        """
+        split, rows = compared
+        labels = _renamed(dataset, spec.classes or (), split) if conditional else None
+        features = self._features(spec, packet, dataset, split.images[rows])
         if (reason := self.folder.config.policy.too_few(*features.shape)) is not None:
             raise Declined(reason)
         told: Mapping[str, np.ndarray]
@@ -230,11 +278,11 @@ class SiteDesk:
             sums = Sums.of(features, None if labels is None else labels[rows], len(spec.classes or ()))
             told = sums.tensors()
         address = {k: packet.header.get(k) for k in ADDRESS} | {"client": self.name}
-        header = address | {"num_examples": len(rows), "metrics": {}}
+        header = address | {"num_examples": num_examples, "metrics": {}}
         return Packet(header, (described.encode(told),))
 
-    def _features(self, spec: Spec, packet: Packet, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-        """Features [N, D] of the images at these positions."""
+    def _features(self, spec: Spec, packet: Packet, dataset: Dataset, images: np.ndarray) -> np.ndarray:
+        """Features [N, D] of images [N, H, W, C] of this site."""
         score = spec.config.get("score")
         name = str(score.get("encoder") if isinstance(score, Mapping) else None)
         if name.startswith(PREFIX):
@@ -248,7 +296,7 @@ class SiteDesk:
             raise Declined("does not have the feature network of these scores") from None
         if encoder.sha256 != packet.header["control"]["encoder"]:
             raise Declined("has another feature network than these scores ask for")
-        return encoder.features(dataset.train.images[rows])
+        return encoder.features(images)
 
     def _hold_to(
         self, file: Path, config: Config, classes: tuple[str, ...], dataset: Dataset, rows: np.ndarray
@@ -346,6 +394,39 @@ class SiteDesk:
             return everything, everything[:0]
         seed = seeds.integer(config.data.partition_seed, seeds.HOLDOUT, 0, self.name)
         return partition.hold_out(everything, config.data.holdout, dataset.train.labels, seed)
+
+
+def _aside(dataset: Dataset, held_out: np.ndarray, chain: Chain) -> tuple[Split, np.ndarray, np.ndarray]:
+    """The split of what a site holds out, and positions there: those for scores, and those that training watches; of a test split of its own, where it has one."""
+    if len(dataset.test):
+        return dataset.test, *set_aside(np.arange(len(dataset.test)), chain)
+    return dataset.train, *set_aside(held_out, chain)
+
+
+def _card(name: str, run: str, config: Config, server_round: int, given: bool) -> str:
+    """README.md beside a site's own model.
+
+    Args:
+        server_round: after which it stood so.
+        given: whether it went to the hub, too.
+    """
+    rule = " with ".join([config.method.name, *pieces.make(config).pieces])
+    left = (
+        "It was given to the hub, as `policy.own_model` of site.toml lets it."
+        if given
+        else "It has not left this site."
+    )
+    return f"""# The model of {name} alone
+
+Made by osmotic in the run {run} ({rule}), as it stood after phase {server_round}. It was last trained on this site's images alone and can
+repeat some of them: it is as private as they are. {left}
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("this folder", trust_remote_code=True)
+```
+"""
 
 
 def _begins_alone(config: Config) -> bool:

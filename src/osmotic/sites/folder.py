@@ -1,4 +1,4 @@
-"""The folder of a site: its file, its keys, its private states. Nothing of it leaves but the public key."""
+"""The folder of a site: its file, its keys, its private states, its own models. Nothing of it leaves but the public key."""
 
 from __future__ import annotations
 
@@ -98,19 +98,26 @@ class SiteFolder:
 
     def state(self, run: object) -> Path:
         """Where this site's private states of a run lie. Raises: ValueError for what is no run's id."""
+        return self._of("state", run)
+
+    def model(self, run: object) -> Path:
+        """Where this site's own model of a run lies, as a pipeline folder; errors as `state`."""
+        return self._of("models", run)
+
+    def _of(self, folder: str, run: object) -> Path:
         if not (isinstance(run, str) and run.isascii() and run.isalnum() and 0 < len(run) <= 64):
             raise ValueError("a run's id is letters and digits")
-        return self.path / "state" / run
+        return self.path / folder / run
 
     def states(self) -> tuple[int, int]:
-        """Runs that have private states here, and the bytes of these."""
-        top = self.path / "state"
-        files = [Path(at, name) for at, _, names in os.walk(top) for name in names]
-        held = 0
-        for file in files:
-            with suppress(FileNotFoundError):  # another task's process clears up behind itself
-                held += file.lstat().st_size
-        return len({file.relative_to(top).parts[0].removesuffix(".json") for file in files}), held
+        """Runs that have private states or an own model here, and the bytes of these."""
+        runs, held = set(), 0
+        for top in (self.path / "state", self.path / "models"):
+            for file in (Path(at, name) for at, _, names in os.walk(top) for name in names):
+                runs.add(file.relative_to(top).parts[0].removesuffix(".json"))
+                with suppress(FileNotFoundError):  # another task's process clears up behind itself
+                    held += file.lstat().st_size
+        return len(runs), held
 
 
 def check(where: str, made: SiteConfig) -> None:

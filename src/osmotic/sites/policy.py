@@ -96,7 +96,8 @@ class Policy:
 
         With fewer images than features, sums of products show in which directions the images lie, which is close to them.
         """
-        return f"has {images} images, and sums of {width} features need {width}" if images < width else None
+        need = feature_sums.least(width)
+        return f"has {images} images, and sums of {width} features need {need}" if images < need else None
 
     def too_large(self, num_bytes: int) -> str | None:
         """Why an answer of so many bytes does not leave; None if it may."""

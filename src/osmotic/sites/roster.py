@@ -21,6 +21,7 @@ from osmotic.engines import flower
 from osmotic.engines.envelope import NoPacket, packet_of, records
 from osmotic.engines.flower import Flower
 from osmotic.errors import ConfigError, RunStopped, plain, shown
+from osmotic.federation import own_models
 from osmotic.federation.blueprint import Blueprint
 from osmotic.models import autoencoder_file, pretrained
 from osmotic.protocol.gate import MAX_BESIDE
@@ -233,6 +234,9 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
     Client(0, name, count)
     if (version := said.get("version")) != metadata.version("osmotic"):
         raise ValueError(f"has osmotic {shown(version, 20)}, and the hub {metadata.version('osmotic')}")
+    held_out = said.get("held_out")
+    if held_out is not None and (type(held_out) is not int or not 0 <= held_out < 2**40):
+        raise ValueError("says of no number of images that it holds out")
     encoders = said.get("encoders")
     if not isinstance(encoders, list) or len(encoders) > MOST_ENCODERS or not all(map(_is_hash, encoders)):
         raise ValueError("says of no feature networks, or of too many")
@@ -249,6 +253,9 @@ def _checked(said: Mapping[str, Any], registered: str) -> dict[str, Any]:
         "classes": classes,
         "encoders": encoders,
         "kernel_distances": said.get("kernel_distances") is True,
+        "held_out": held_out,
+        "own_model": said.get("own_model") is True,
+        "synthetic_images": said.get("synthetic_images") is True,
     }
 
 
@@ -299,8 +306,17 @@ def across_sites(
     dataset = Dataset("images at their sites", empty, empty, tuple(classes))
     compares = frozenset(name for name, one in said.items() if one["kernel_distances"])
     lacks = frozenset(name for name, one in said.items() if config.model.pretrained and not one["pretrained"])
+    withheld = {
+        action: frozenset(name for name, one in said.items() if not one[leave])
+        for action, leave in ((own_models.GIVE, "own_model"), ("sample", "synthetic_images"))
+    }
+    if (keeping := withheld[own_models.GIVE]) and (
+        blueprint.chain().personal or not blueprint.method().global_model
+    ):
+        announce(f"own models stay where they are at {len(keeping)} of {len(said)} sites: policy.own_model")
+    holds_out = {name: one["held_out"] for name, one in said.items() if one["held_out"] is not None}
     device = choose_device(config.engine.device)
-    return Study(blueprint, dataset, holdings, device, engine, tells, compares, lacks)
+    return Study(blueprint, dataset, holdings, device, engine, tells, compares, lacks, withheld, holds_out)
 
 
 def _classes(by_site: Mapping[str, Sequence[str]]) -> list[str]:
