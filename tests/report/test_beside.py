@@ -206,6 +206,20 @@ def test_the_page_tells_them_for_each_client_and_over_all(beside_folder: MakeRun
     assert "3 of 3 own models drew far more near-copies of training images than expected." in text
 
 
+def test_the_page_tells_what_fine_tuning_gained_each_client(beside_folder: MakeRun) -> None:
+    path = beside_folder()
+    summary = json.loads((path / "summary.json").read_text())
+    for k, entry in enumerate(summary["quality"]["personal"]["per_client"]):
+        entry |= {"loss_published": 0.25 + k, "loss_own": 0.125 + k, "kept_pass": k}
+    (path / "summary.json").write_text(json.dumps(summary))
+    run = reading.read(path)
+    headings, rows = tables.client_table(*tables.own_columns(tables.client_rows(run), run.quality))
+    at = headings.index("Loss on held-out images, global model")
+    assert headings[at : at + 3] == ["Loss on held-out images, global model", "own model", "Pass kept"]
+    assert rows[0][1][at : at + 3] == ["0.2500", "0.1250", "0"] and rows[1][1][at + 2] == "1"
+    assert "Pass kept" in page.render(run)
+
+
 def test_the_pictures_of_nearest_images_say_whose_they_are(
     beside_folder: MakeRun, personal_folder: MakeRun, run_folder: MakeRun
 ) -> None:

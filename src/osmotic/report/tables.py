@@ -26,7 +26,10 @@ IN_TILES = {
 
 # What a client's entry of the scores holds, and what heads its column.
 SCORES = {
-    "fd_all": "{fd} all",
+    "fd_all": "{fd    "loss_published": "Loss on held-out images, global model",
+    "loss_own": "own model",
+    "kept_pass": "Pass kept",  # 0: the global model was the best
+} all",
     "fd_own": "{fd} own",
     "fd_own_floor": "floor of {fd} own",
     "own_images": "own images",
@@ -36,6 +39,7 @@ SCORES = {
     "near_copies": "near-copies",
 }
 OF_REAL_IMAGES = ("fd_own_floor", "own_images")
+COUNTS = ("own_images", "kept_pass")
 # Of `held_out` in an entry, and what it is called.
 HELD_OUT = {
     "fd": "{fd} against held-out images, lower is better",
@@ -222,7 +226,7 @@ def _scored(clients: Sequence[ClientRow], quality: Mapping[str, Any], keys: Sequ
     for key in keys:
         score = key.split(" ")[0]
         values = [c.scores.get(key) for c in clients]
-        write = formatting.count if score == "own_images" else narrative.score_writer(score)
+        write = formatting.count if score in COUNTS else narrative.score_writer(score)
         found.append(Column(score_heading(key, quality), values, write, measured=score not in OF_REAL_IMAGES))
     return found
 
