@@ -26,10 +26,7 @@ IN_TILES = {
 
 # What a client's entry of the scores holds, and what heads its column.
 SCORES = {
-    "fd_all": "{fd    "loss_published": "Loss on held-out images, global model",
-    "loss_own": "own model",
-    "kept_pass": "Pass kept",  # 0: the global model was the best
-} all",
+    "fd_all": "{fd} all",
     "fd_own": "{fd} own",
     "fd_own_floor": "floor of {fd} own",
     "own_images": "own images",
@@ -37,6 +34,9 @@ SCORES = {
     "kid_own": "KID own",
     "fd_held_out": "{fd} held-out",
     "near_copies": "near-copies",
+    "loss_published": "Loss on held-out images, global model",
+    "loss_own": "own model",
+    "kept_pass": "Pass kept",  # 0: the global model was the best
 }
 OF_REAL_IMAGES = ("fd_own_floor", "own_images")
 COUNTS = ("own_images", "kept_pass")
