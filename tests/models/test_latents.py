@@ -67,6 +67,15 @@ def test_floats_and_bytes_of_one_image_have_one_latent(folder: Path) -> None:
     )
 
 
+def test_a_latent_does_not_hang_on_the_images_beside_it(folder: Path) -> None:
+    """Sites encode their own images alone, a simulation all at once: their bits are to be the same."""
+    spaces = [(Latents(autoencoder_file.describe(folder), side), pictures(40, side)) for side in (8, 16)]
+    for space, images in spaces:
+        whole = space.prepare(images)
+        for start, end in ((0, 1), (1, 3), (3, 8), (8, 15), (15, 39), (39, 40)):
+            assert np.array_equal(space.prepare(images[start:end]), whole[start:end]), (start, end)
+
+
 def test_another_factor_or_another_weight_is_another_contract(folder: Path, tmp_path: Path) -> None:
     def contract(place: Path) -> str:
         config = resolve.load(keys={"model.autoencoder": str(place)})

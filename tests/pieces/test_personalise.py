@@ -299,6 +299,19 @@ def test_a_model_that_training_breaks_is_its_clients_failure(make_server: Any) -
     assert server.personal_models(book=False) == {}
 
 
+def test_the_rate_that_is_told_is_the_one_that_was_used(make_server: Any) -> None:
+    server = make_server(
+        "after.pieces=personalise",
+        "after.personalise.rate=0.1",
+        "training.learning_rate=0.002",
+        "training.lr_schedule=cosine",
+    )
+    server.run()
+    # Half a cosine over three rounds: 1, 3/4 and 1/4 of the rate; then a tenth of it, constant.
+    told = [line["learning_rate"] for line in server.observer.lines]
+    assert told == pytest.approx([0.002, 0.0015, 0.0005, 0.0002])
+
+
 # --- what cannot be ---
 
 
