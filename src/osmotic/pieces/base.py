@@ -10,7 +10,7 @@ Names of a piece's extras, state and control values are its own; `pieces/chain.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -94,6 +94,10 @@ class Piece:
 
     def unfit(self, layout: Mapping[str, tuple[int, ...]]) -> str | None:
         """Why this piece cannot work with a network of these parameters, name -> shape; or None."""
+        return None
+
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """Why this piece cannot work with a network whose parts hold these parameters, part -> names; or None."""
         return None
 
     def misfit(self, method: Method) -> str | None:

@@ -8,12 +8,12 @@ is published and trains it on its own images. Which part of it may move is `trai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from osmotic.config.keys import key
-from osmotic.methods.base import Method
+from osmotic.methods.base import Method, no_weights
 from osmotic.models.parts import PARTS
 from osmotic.pieces.base import Piece, PieceError, Section
 from osmotic.pieces.low_rank import LowRank, of_layers, shapes_of
@@ -96,6 +96,11 @@ class Personalise(Piece):
         if self.trains == "adapter" and not of_layers(layout, self.rank):
             return f"rank = {self.rank}: no layer of this network is wider"
         return None
+
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """None where the part that is to be trained has weights."""
+        needed = ("decoder",) if self.trains == "decoder" else ()
+        return no_weights(part_names, needed, "is all that trains = decoder moves")
 
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model."""
