@@ -32,7 +32,7 @@ from osmotic.flat import Flat
 from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain, LocalRule
 from osmotic.protocol.messages import ADDRESS, SCORING, TRAIN, Client, Packet
-from osmotic.protocol.participation import batch_plan
+from osmotic.protocol.participation import batch_plan, looked_at
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
 from osmotic.tensors import Tensors, group
@@ -43,8 +43,6 @@ from osmotic.training.network import FlatNetwork
 log = logging.getLogger("osmotic.client")
 
 T = TypeVar("T")
-
-WATCHED = 512  # noisy images behind one look at what is watched, at least
 
 
 @dataclass
@@ -306,14 +304,14 @@ class Worker:
         """Mean denoising loss of the network as it stands, by noise that is the same each time."""
         generator = torch.Generator().manual_seed(seeds.integer(self.config.seed, seeds.WATCHED, 0, client))
         self.model.eval()
-        # A few images many times: their noise levels, and not they, are what makes a single look uncertain.
-        rows = torch.arange(max(WATCHED, len(images)), device=images.pixels.device) % len(images)
+        rows = torch.arange(looked_at(len(images)), device=images.pixels.device) % len(images)
         total = 0.0
         with torch.no_grad():
             for index in rows.split(self.config.training.batch_size):
                 x, y = images.batch(index, None)
                 loss = self.blueprint.process.loss(self.model, x, y, generator)
                 total += float(loss) * len(index)
+                self.worked("watch", len(index))
         self.model.train()
         return total / len(rows)
 

@@ -121,6 +121,10 @@ class Piece:
         """(optimiser steps of the server, images drawn for it, here or at sites) in this phase, as far as they are known beforehand."""
         return 0, 0
 
+    def looks(self, phase: Phase) -> int:
+        """How often a client looks at what it watches in this phase, for the estimate of time."""
+        return 0
+
     def server_start(self, view: View) -> Tensors:
         """Its state before the first phase, name -> array [...]."""
         return {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PERSONALISE = "personalise"
+OF_ADAPTER = ("rank",)  # options of trains = adapter alone
 MOST_EMBEDDING = 2**14  # values of an embedding: 64 KB in float32
 
 
@@ -77,9 +78,9 @@ class Personalise(Piece):
     def __post_init__(self) -> None:
         # An option without effect is refused: who sets it believes that it has one.
         own = {f.name: f.default for f in fields(self)}
-        idle: list[str] = [] if self.trains == "adapter" else ["rank"]
+        idle: tuple[str, ...] = () if self.trains == "adapter" else OF_ADAPTER
         if self.when == "rounds":
-            idle = ["epochs", "trains", "rank", "rate"]
+            idle = ("epochs", "trains", "rank", "rate")
         if odd := [name for name in idle if getattr(self, name) != own[name]]:
             why = "when = rounds trains nothing" if self.when == "rounds" else "is of trains = adapter"
             raise ValueError(f"{odd[0]}: {why}: leave it out")
@@ -116,6 +117,10 @@ class Personalise(Piece):
         """One phase after the last round, for everybody; its traffic is not of the four totals."""
         after = self.when == "after"
         yield Phase(PERSONALISE, rounds + 1, totals=False, everybody=True, asks=after, published=after)
+
+    def looks(self, phase: Phase) -> int:
+        """Before the first step, and after every pass."""
+        return 1 + math.ceil(self.epochs) if phase.name == PERSONALISE and phase.asks else 0
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
         """Nothing is asked back, all parts stay with the client, and `epochs` take the place of its own."""

@@ -35,7 +35,7 @@ from osmotic.protocol.messages import contract_hash
 from osmotic.runs import apart, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
-from osmotic.runs.estimate import Estimate
+from osmotic.runs.estimate import SCORING, Estimate
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.site_scoring import SiteScoring
 from osmotic.runs.sites import Sites, make_site
@@ -202,7 +202,7 @@ def described(study: Study, server: Server) -> Start:
         phases, step = timing.workload(study), server.state.step
         todo = phases[step:]
         if server.state.pending is not None:  # stopped while it was being scored
-            todo.insert(0, {work: amount for work, amount in phases[step - 1].items() if work != "train"})
+            todo.insert(0, {work: amount for work, amount in phases[step - 1].items() if work in SCORING})
         return Estimate(todo, timing.measure(study))
 
     config, spec = study.config, study.spec
