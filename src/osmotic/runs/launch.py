@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib import metadata
@@ -66,6 +67,7 @@ def start(
     """
     study = _studied(config, dataset, read)
     _refuse(study)
+    _tell_unwatched(study)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -157,6 +159,30 @@ def _refuse(study: Study) -> None:
         ):
             rule = f"needs clients of at least {piece.least_images} images, and {len(able)} of {len(clients)} are, too few for training.quorum_clients and training.quorum_weight"
             raise ConfigError(f"{piece.section}.{name}", None, rule)
+
+
+def _tell_unwatched(study: Study) -> None:
+    """Warns where a piece would choose the best pass by images that are held out, and clients hold out none."""
+    share, clients = study.config.data.holdout, len(study.holdings)
+    unwatched = sum(not len(h.watched) for h in study.holdings)
+    # A site may have a test split of its own, and only the site knows how many images it holds out.
+    if not unwatched or (study.at_sites and share):
+        return
+    if study.at_sites:
+        who = "sites without a test split of their own have no image"
+    elif share:
+        who = f"{unwatched} of {clients} clients are too small to hold an image out"
+    else:
+        who = f"{unwatched} of {clients} clients have no image"
+    mend = "data.holdout = 0.2 sets a fifth aside"
+    if share:
+        mend = f"a data.holdout above {share:g} sets more aside, and fewer data.clients have more images each"
+    for name, piece in study.blueprint.chain().pieces.items():
+        if piece.watches:
+            warnings.warn(
+                f"{piece.section}.{name}: {who} to watch, so they keep the last pass, and a client of few images overfits: {mend}",
+                stacklevel=3,
+            )
 
 
 def refuse_other_images(run: RunDir, study: Study) -> None:
