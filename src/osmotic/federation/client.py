@@ -24,6 +24,7 @@ from osmotic.codecs import BadPacket, Codec, described
 from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.ema import Ema
 from osmotic.diffusion.sampler import NotFinite
+from osmotic.errors import plain
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import OtherDraw, held, receive
 from osmotic.federation.interfaces import Work
@@ -43,6 +44,8 @@ from osmotic.training.network import FlatNetwork
 log = logging.getLogger("osmotic.client")
 
 T = TypeVar("T")
+
+SHOWN = 16  # digits of a hash that a line tells
 
 
 @dataclass
@@ -197,9 +200,11 @@ class Worker:
 
     def _refusal(self, site: Site, packet: Packet, actions: Container[str]) -> Packet | None:
         if packet.header["contract"] != self.contract:
-            return Packet(
-                {"failure": ["refused", "model contract differs: other network, process or data shape"]}
-            )
+            here, asked = self.contract[:SHOWN], plain(packet.header["contract"], SHOWN)
+            told = f"model contract differs ({here} here, {asked} asked for): other network, process or data shape"
+            if self.blueprint.autoencoder is not None:
+                told += f"; the autoencoder here is {self.blueprint.autoencoder.sha256[:SHOWN]}"
+            return Packet({"failure": ["refused", told]})
         if packet.header["client"] != site.client.name:
             return Packet({"failure": ["refused", "is asked for what another client is asked"]})
         if packet.header["action"] not in actions:
