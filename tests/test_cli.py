@@ -205,6 +205,25 @@ def test_run_refuses_bad_input_in_one_line_and_leaves_no_folder(osm: Command, ca
     assert not (osm.folder / "runs").exists()
 
 
+def test_an_autoencoder_of_a_folder_of_images_is_one_that_a_run_takes(osm: Command):
+    rng = np.random.default_rng(0)
+    (osm.folder / "pictures").mkdir()
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(osm.folder / f"pictures/{i:02d}.png")
+    quick = [
+        *("--set", "training.rounds=1", "--set", "score.samples=4", "--set", "training.local_epochs=1"),
+        *("--set", "track.backends=[]", "--set", "data.image_size=16"),
+    ]
+    done = osm("autoencoder", "--data", "folder:pictures", "--out", "public", *quick)
+    assert done.code == 0, done.err
+    latents = ["--preset", "feddm-latent", "--set", "model.autoencoder=public/model"]
+    few = ["--set", "data.clients=2", "--set", "score.steps=2"]
+    done = osm("run", "--data", "folder:pictures", "--out", "latent", *latents, *quick, *few, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["image_shape"] == [16, 16, 1]
+    assert json.loads((osm.folder / "latent/model/unet/config.json").read_text())["sample_size"] == 4
+
+
 def test_an_autoencoder_is_no_other_network(osm: Command):
     is_refused(osm("autoencoder", "--set", "model.network=unet-8"), "model.network = 'unet-8'")
     assert not (osm.folder / "autoencoder").exists()

@@ -405,7 +405,11 @@ def test_a_client_does_nothing_for_a_packet_of_another_contract_or_of_an_unknown
     worker, site = server.engine._make_worker(), server.engine.sites[client.name]
     assert "failure" not in worker.serve(site, sent.packet).header
     for field, value, reason in (
-        ("contract", "0" * 64, "model contract differs: other network, process or data shape"),
+        (
+            "contract",
+            "0" * 64,
+            f"model contract differs ({server.contract[:16]} here, {'0' * 16} asked for): other network, process or data shape",
+        ),
         ("action", "erase", "is asked for an action that it does not know"),
         ("client", "client-001", "is asked for what another client is asked"),
     ):

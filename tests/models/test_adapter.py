@@ -23,6 +23,7 @@ from osmotic.runs.summary import weights_sha256
 from osmotic.storage.folder import RunDir
 
 LAYERS = ("to_q", "conv1")
+ENCODER = ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["conv_in"]')
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,22 @@ def test_constants_of_an_adapted_network_are_those_of_the_whole_one() -> None:
             ("model.pretrained=PLACE", "adapter.rank=2", 'adapter.targets=["class_embedding"]'),
             "only convolutions and linear",
         ),
+        (
+            (*ENCODER, "after.pieces=personalise", "after.personalise.trains=decoder"),
+            r"adapter\.targets = \['conv_in'\]: piece personalise: nothing can be trained in the decoder",
+        ),
+        (
+            (*ENCODER, "method.name=usplit", "method.freeze=true"),
+            r"adapter\.targets = \['conv_in'\]: method usplit: nothing can be trained in the decoder",
+        ),
+        (
+            (*ENCODER, "method.name=udec"),
+            r"adapter\.targets = \['conv_in'\]: method udec: nothing can be trained in the decoder",
+        ),
+        (
+            (*ENCODER, "method.name=ulatdec"),
+            r"adapter\.targets = \['conv_in'\]: method ulatdec: nothing can be trained in the bottleneck and decoder",
+        ),
         ((f"model.pretrained_sha256={'0' * 64}",), "and model.pretrained names none"),
         (
             ("model.pretrained=PLACE", f"model.pretrained_sha256={'0' * 64}"),
@@ -273,6 +290,24 @@ def test_what_cannot_be_is_one_line(
     with pytest.raises(ConfigError, match=told) as refused:
         make_server(*(word.replace("PLACE", str(begun.model)) for word in sets))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("method.name=usplit",),
+        ("method.name=udec", "method.encoder_every=2"),
+        ("method.name=local",),
+        ("after.pieces=personalise",),
+    ],
+)
+def test_an_adapter_of_one_part_is_taken_where_that_part_is_shared_in_some_round(
+    make_server: Any, begun: RunDir, sets: tuple[str, ...]
+) -> None:
+    server = make_server(*(word.replace("PLACE", str(begun.model)) for word in (*ENCODER, *sets)))
+    server.run()
+    assert not server.state.failures
+    assert (server.state.totals.bytes_up > 0) is ("method.name=local" not in sets)
 
 
 def test_weights_that_are_torn_gone_or_not_finite_are_one_line(

@@ -17,8 +17,9 @@ from small_runs import SMALL, Crash, Silent, crash_at
 
 from osmotic import models
 from osmotic.diffusion.reconstruction import Reconstruction
-from osmotic.errors import ConfigError
+from osmotic.errors import MAX_TEXT, ConfigError
 from osmotic.federation.blueprint import Blueprint
+from osmotic.federation.bookkeeping import Tally
 from osmotic.models import autoencoder_file, construct
 from osmotic.models.latents import Latents
 from osmotic.protocol.messages import contract_hash
@@ -67,6 +68,15 @@ def test_floats_and_bytes_of_one_image_have_one_latent(folder: Path) -> None:
     )
 
 
+def test_a_latent_does_not_hang_on_the_images_beside_it(folder: Path) -> None:
+    """Sites encode their own images alone, a simulation all at once: their bits are to be the same."""
+    spaces = [(Latents(autoencoder_file.describe(folder), side), pictures(40, side)) for side in (8, 16)]
+    for space, images in spaces:
+        whole = space.prepare(images)
+        for start, end in ((0, 1), (1, 3), (3, 8), (8, 15), (15, 39), (39, 40)):
+            assert np.array_equal(space.prepare(images[start:end]), whole[start:end]), (start, end)
+
+
 def test_another_factor_or_another_weight_is_another_contract(folder: Path, tmp_path: Path) -> None:
     def contract(place: Path) -> str:
         config = resolve.load(keys={"model.autoencoder": str(place)})
@@ -78,6 +88,21 @@ def test_another_factor_or_another_weight_is_another_contract(folder: Path, tmp_
     assert contract(small_autoencoder.write(tmp_path / "factor", scaling_factor=2.5)) != one
     assert contract(small_autoencoder.write(tmp_path / "weights", seed=1)) != one
     assert contract_hash(Blueprint.of(resolve.load(), 16, 1, 0).contract()) != one
+
+
+def test_a_task_of_another_contract_is_refused_with_the_hash_of_the_autoencoder_here(
+    make_server: Any, folder: Path
+) -> None:
+    server = make_server(f"model.autoencoder={folder}")
+    own = autoencoder_file.describe(folder).sha256
+    [task, *_] = server.method.tasks(server._view(), server.phases[0], server.engine.clients(1, 0.0))
+    server.exchange.contract = "1" * 64
+    [sent] = server.exchange.post(server.phases[0], [task], Tally())
+    site = server.engine.sites[task.client.name]
+    kind, told = server.engine._make_worker().serve(site, sent.packet).header["failure"]
+    assert kind == "refused" and len(told) <= MAX_TEXT, "it is not cut on its way"
+    assert f"({server.contract[:16]} here, {'1' * 16} asked for)" in told
+    assert told.endswith(f"the autoencoder here is {own[:16]}")
 
 
 # --- a folder is data ---

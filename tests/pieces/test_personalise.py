@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_network
 import torch
-from small_runs import SMALL, Silent
+from small_runs import SMALL, Crash, Silent
 
 from osmotic.config.schema import TrainingConfig
 from osmotic.errors import ConfigError
@@ -297,6 +297,61 @@ def test_a_model_that_training_breaks_is_its_clients_failure(make_server: Any) -
     told = {failure["reason"] for failure in server.state.failures if failure["round"] == 2}
     assert told == {"piece personalise: leaves weights that are not finite: a smaller rate, or fewer epochs"}
     assert server.personal_models(book=False) == {}
+
+
+def test_the_rate_that_is_told_is_the_one_that_was_used(make_server: Any) -> None:
+    server = make_server(
+        "after.pieces=personalise",
+        "after.personalise.rate=0.1",
+        "training.learning_rate=0.002",
+        "training.lr_schedule=cosine",
+    )
+    server.run()
+    # Half a cosine over three rounds: 1, 3/4 and 1/4 of the rate; then a tenth of it, constant.
+    told = [line["learning_rate"] for line in server.observer.lines]
+    assert told == pytest.approx([0.002, 0.0015, 0.0005, 0.0002])
+
+
+# --- killed ---
+
+INSIDE: dict[str, tuple[str, ...]] = {
+    "all": ("data.holdout=0.3",),
+    "adapter": ("data.holdout=0.3", "after.personalise.trains=adapter"),
+    "embedding": (
+        "data.holdout=0.3",
+        "after.personalise.trains=embedding",
+        "codec.up=int8",
+        "codec.down=int8",
+        "codec.error_feedback=true",
+    ),
+    "rounds": ("after.personalise.when=rounds", "training.fraction_train=0.67"),
+}
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_killed_inside_its_phase_and_resumed_it_has_equal_bits(make_server: Any, kind: str) -> None:
+    keys = ("after.pieces=personalise", "training.rounds=2", *INSIDE[kind])
+
+    def at(event: str, value: Any) -> None:
+        """After the first client of that phase; as it is closed where nobody is asked, before it has a checkpoint."""
+        nonlocal inside
+        inside |= event == "phase" and value.name == "personalise"
+        if inside and event == ("done" if kind == "rounds" else "answered"):
+            raise Crash
+
+    unbroken, inside = make_server(*keys, name="unbroken"), False
+    unbroken.run()
+    with pytest.raises(Crash):
+        make_server(*keys, name="broken", at=at).run()
+    resumed = make_server(*keys, name="broken", resume=True)
+    assert resumed.state.step == 2 and len(resumed.phases) == 3, "the rounds are not done again"
+    resumed.run()
+    expected, found = (server.personal_models(book=False) for server in (unbroken, resumed))
+    assert expected and expected.keys() == found.keys()
+    for client, own in expected.items():
+        assert all(np.array_equal(w, found[client][n]) for n, w in own.items()), client
+    assert all(np.array_equal(w, resumed.state.weights[n]) for n, w in unbroken.state.weights.items())
+    assert resumed.state.state_hashes == unbroken.state.state_hashes
 
 
 # --- what cannot be ---

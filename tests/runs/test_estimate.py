@@ -44,6 +44,29 @@ def test_the_work_of_a_run_by_hand() -> None:
     assert [phase.get("score") for phase in work] == [None, 96 + 40, 40]
 
 
+def test_what_is_watched_is_work_by_hand() -> None:
+    # 32 images each, of which 6.4 or so are held out, and 3 watched: 512 noisy images a look, 3 passes and one before them.
+    made = prepared(
+        "data.partition=iid",
+        "data.holdout=0.2",
+        "after.pieces=personalise",
+        "after.personalise.epochs=3",
+    )
+    *rounds, own = timing.workload(made)
+    assert own["watch"] == 3 * 4 * 512 and not any("watch" in phase for phase in rounds)
+    # A look of 512 images takes a third of as many in training: with batches of 16 at 3 s, 512 / 16 s.
+    pace: dict[Work, tuple[float, float]] = {"train": (3, 1), "watch": (1, 16)}
+    assert seconds([own], pace)[0] == 3 * own["train"] + 12 * 512 / 16
+    unwatched = prepared("after.pieces=personalise")
+    assert timing.workload(unwatched)[-1]["watch"] == 0
+
+
+def test_a_step_that_is_watched_takes_a_third_of_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "side_by_side", lambda *_: 6.0)
+    made = prepared("data.partition=iid", "training.batch_size=16", "engine.workers=1")
+    assert timing.network(made)["watch"] == (2.0, 16)
+
+
 def test_seconds_are_amounts_times_pace() -> None:
     phases: list[dict[Work, float]] = [{"train": 10}, {"train": 10, "draw": 5, "encoder": 4, "score": 30}]
     timed: dict[Work, tuple[float, float]] = {
@@ -142,6 +165,7 @@ class Counted(Callback):
         (),
         ("method.name=udec", "training.local_epochs=2"),
         ("after.pieces=personalise", "after.personalise.epochs=3"),
+        ("after.pieces=personalise", "data.holdout=0.2", "training.batch_size=8"),
         ("after.pieces=personalise", "after.personalise.when=rounds"),
         ("training.fraction_train=0.5", "method.name=local", "score.every=2"),
         ("method.name=central", "training.batch_size=10"),
@@ -163,6 +187,9 @@ def test_a_run_does_the_work_that_was_foreseen(
     launch.start(config, tmp_path / "run", lambda *_: counted)
     for work in ("train", "draw", "encoder"):
         assert counted.done[work] == pytest.approx(foreseen[work]) and foreseen[work] > 0
+    assert counted.done["watch"] == foreseen["watch"] and (foreseen["watch"] > 0) is (
+        "data.holdout=0.2" in sets
+    )
     assert counted.done["score"] > 0
 
 
@@ -172,7 +199,7 @@ def test_timing_touches_neither_random_numbers_nor_threads() -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     timed = timing.network(made)
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
-    assert set(timed) == {"train", "draw"} and all(s > 0 and n > 0 for s, n in timed.values())
+    assert set(timed) == {"train", "watch", "draw"} and all(s > 0 and n > 0 for s, n in timed.values())
 
 
 def test_an_encoder_that_is_in_the_cache_is_not_trained_on_trial(

@@ -149,6 +149,21 @@ def test_a_run_that_kept_what_its_rounds_made_is_joined_as_any_other(tmp_path: P
     assert found["watched"] == 3
 
 
+def test_options_of_what_the_run_trained_are_not_those_of_who_trains_otherwise(tmp_path: Path) -> None:
+    own = "after.personalise"
+    sets = [*SMALL, "training.rounds=1", "after.pieces=personalise", f"{own}.trains=adapter", f"{own}.rank=2"]
+    begun = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
+    data, published = images(tmp_path / "own.npz"), weights(begun.model)
+    joining.personalise(begun, data, tmp_path / "same")
+    for trains in ("all", "decoder", "embedding"):
+        joining.personalise(begun, data, tmp_path / trains, sets=[f"{own}.trains={trains}"])
+    name = "conv_in.weight"
+    change = (weights(tmp_path / "same")[name] - published[name]).reshape(len(published[name]), -1)
+    assert np.linalg.matrix_rank(change, tol=1e-5 * np.linalg.norm(change)) == 2, "the run's own rank"
+    with pytest.raises(ConfigError, match="rank: is of trains = adapter"):
+        joining.personalise(begun, data, tmp_path / "one", sets=[f"{own}.trains=all", f"{own}.rank=3"])
+
+
 def test_a_place_that_cannot_be_is_told_of_before_any_work_and_its_neighbours_are_left_alone(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return begin(tmp_path / "run")
 
 
-def begin(folder: Path) -> Path:
-    return launch.start(resolve.load(sets=list(SMALL)), folder, observe).path
+def begin(folder: Path, *sets: str) -> Path:
+    return launch.start(resolve.load(sets=[*SMALL, *sets]), folder, observe).path
 
 
 def test_a_second_start_or_resume_is_told_while_the_first_one_runs(begun: Path) -> None:
@@ -102,3 +104,32 @@ def test_a_broken_configuration_is_one_line(begun: Path, text: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         launch.resume(begun, observe)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        ((), "3 of 3 clients have no image to watch, .* overfits: data.holdout = 0.2 sets a fifth aside"),
+        (
+            ("data.holdout=0.2", "data.max_images=3"),
+            "3 of 3 clients are too small to hold an image out to watch, .* fewer data.clients have more images",
+        ),
+        # Shares of 1 and 2: 8 and 18 images, of which 4 % are 0.32 and 0.72, so none and one.
+        (
+            ("data.holdout=0.04", "data.max_images=26", "data.clients=2", "data.partition=linear"),
+            "1 of 2 clients",
+        ),
+        (("data.holdout=0.2",), None),
+        (("after.personalise.when=rounds",), None),
+    ],
+)
+def test_before_any_work_it_says_how_many_clients_have_nothing_to_watch(
+    begun: Path, sets: tuple[str, ...], told: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        begin(begun.parent / "own", "preset=feddm-personal", "data.partition=iid", *sets)
+    lines = [text for w in caught if "watch" in (text := str(w.message))]
+    assert len(lines) == (told is not None) and all("\n" not in line for line in lines)
+    if told is not None:
+        assert re.match(f"after.personalise: {told}", lines[0])

@@ -21,6 +21,7 @@ from osmotic.protocol.gate import Gate
 from osmotic.protocol.messages import Client, Phase, Spec, Task
 from osmotic.protocol.participation import choose, weights_sent
 from osmotic.runs import plan, resolve
+from osmotic.runs.leaves import leaves
 
 TINY = {"conv_in.weight": (6, 4), "mid_block.bias": (3,), "conv_out.weight": (2, 5)}
 P = 24 + 3 + 10
@@ -286,6 +287,45 @@ def test_a_share_of_clients_is_drawn_without_repeats_and_at_least_one(share: flo
 def test_draws_differ_from_round_to_round():
     cfg = resolve.load(sets=["training.fraction_train=0.3"])
     assert len({tuple(c.name for c in choose(cfg, Phase("train", r), sites(10))) for r in range(20)}) > 5
+
+
+@pytest.mark.parametrize("figures", [plan.plan, leaves])
+def test_a_plan_refuses_what_the_run_would_for_its_network(tmp_path: Path, figures: Any) -> None:
+    from safetensors.numpy import save_file
+
+    whole = models.initial(UNET, 0)
+    for name, table in (("good", whole), ("other", {n: w for n, w in whole.items() if n != "conv_in.bias"})):
+        (tmp_path / name).mkdir()
+        save_file(table, tmp_path / name / "diffusion_pytorch_model.safetensors")
+    good = f"model.pretrained={tmp_path / 'good'}"
+    assert figures(resolve.load(sets=[good]))["parameters"] == UNET_8
+    for sets, told in (
+        (["model.pretrained=nowhere"], "is no folder, and no name on a hub"),
+        ([f"model.pretrained={tmp_path}"], "neither itself nor in unet/"),
+        ([f"model.pretrained={tmp_path / 'other'}"], r"is another network: it has no conv_in\.bias"),
+        ([good, f"model.pretrained_sha256={'0' * 64}"], "and what was agreed on 000"),
+        ([good, "adapter.rank=2", 'adapter.targets=["conv_in"]', "method.name=udec"], r"adapter\.targets"),
+        (
+            [
+                "after.pieces=personalise",
+                "after.personalise.trains=adapter",
+                "after.personalise.rank=1024",
+            ],
+            "no layer of this network is wider",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            figures(resolve.load(sets=sets))
+
+
+@pytest.mark.parametrize("figures", [plan.plan, leaves])
+def test_a_plan_downloads_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch, figures: Any) -> None:
+    from osmotic.models import pretrained
+
+    monkeypatch.setattr(pretrained, "_downloaded", lambda name: pytest.fail("downloads"))
+    found = figures(resolve.load(sets=["model.pretrained=osmotic/none-such"]))
+    assert found["parameters"] == UNET_8
+    assert any("osmotic/none-such is on a hub" in note for note in found["notes"])
 
 
 SCRIPT = """

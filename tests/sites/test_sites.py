@@ -48,20 +48,27 @@ KEYS: dict[str, Any] = {
 SITES = {"engine.name": "sites", "engine.deadline_seconds": 60}
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What three clients of a simulation hold, as files."""
-    folder = tmp_path_factory.mktemp("split") / "parts"
-    sets = [w for k, v in KEYS.items() if k.startswith("data.") for w in ("--set", f"{k}={v}")]
+def split(keys: dict[str, Any], folder: Path) -> Path:
+    """What the clients of a simulation hold, as files."""
+    sets = [w for k, v in keys.items() if k.startswith("data.") for w in ("--set", f"{k}={v}")]
     subprocess.run(
         [sys.executable, "-m", "osmotic", "split", *sets, "--out", folder], check=True, capture_output=True
     )
     return folder
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return split(KEYS, tmp_path_factory.mktemp("split") / "parts")
+
+
 @pytest.fixture
 def folders(parts: Path, tmp_path: Path) -> list[Path]:
     """Three sites, with these files for their data."""
+    return sites_of(parts, tmp_path)
+
+
+def sites_of(parts: Path, tmp_path: Path) -> list[Path]:
     found = []
     for file in sorted(parts.glob("*.npz")):
         made = site.init(tmp_path / file.stem, file.stem, f"npz:{file}", "localhost:1", None, 9094)
@@ -927,17 +934,20 @@ def test_a_hub_is_this_machines_alone_and_its_proxy_shows_one_path(tmp_path: Pat
 
 
 def test_sites_work_in_the_latents_of_the_hubs_autoencoder_and_of_no_other(
-    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     import small_autoencoder
 
+    # Few images of each, and not as many: a site encodes its own alone, the simulation all at once.
+    few = {"data.max_images": 36}
+    folders = sites_of(split(KEYS | few, tmp_path / "parts"), tmp_path)
     theirs = small_autoencoder.write(tmp_path / "hubs")
     keys = {"model__autoencoder": str(theirs)}
     copies = [small_autoencoder.write(folder / "autoencoder") for folder in folders]
     for folder in folders:
         write(folder, 'autoencoder = ""', 'autoencoder = "autoencoder"')
     simulated = osmotic.run(
-        keys=KEYS | {"model.autoencoder": str(theirs), "score.every": 0}, out=tmp_path / "simulated"
+        keys=KEYS | few | {"model.autoencoder": str(theirs), "score.every": 0}, out=tmp_path / "simulated"
     )
     found = run(SitesGrid(folders), tmp_path / "run", **keys)
     assert found.summary["weights_sha256"] == simulated.summary["weights_sha256"]
@@ -950,7 +960,17 @@ def test_sites_work_in_the_latents_of_the_hubs_autoencoder_and_of_no_other(
         run(SitesGrid(folders), tmp_path / "other", **keys, engine__deadline_seconds=3)
     told = capsys.readouterr().err
     assert f"site client-000 does not take part: has autoencoder {hashes[0]}, and the run {hashes[1]}" in told
-    assert "site client-001 does not take part: has no autoencoder" in told
+    lacking = "has no autoencoder, and this run works in the latents of one"
+    assert f"site client-001 does not take part: {lacking}: {hashes[1]}" in told
+    assert f"does not take part: {lacking}" in caplog.text, "and the site itself has it in its log"
+    # The same weights with another factor are another autoencoder.
+    small_autoencoder.write(copies[0], scaling_factor=2.5)
+    scaled = autoencoder_file.describe(copies[0])
+    assert scaled.scale == 2.5 and scaled.sha256 != hashes[1]
+    with pytest.raises(RunStopped, match="1 of 3 sites are here"):
+        run(SitesGrid(folders), tmp_path / "factor", **keys, engine__deadline_seconds=3)
+    told = capsys.readouterr().err
+    assert f"client-000 does not take part: has autoencoder {scaled.sha256}, and the run {hashes[1]}" in told
     # And a run in pixels asks for none.
     run(SitesGrid(folders), tmp_path / "pixels")
 

@@ -16,12 +16,13 @@ import torch
 
 from osmotic import codecs, methods, models, pieces, seeds
 from osmotic.codecs import Codec
-from osmotic.config.schema import PIECE_SECTIONS, Config
+from osmotic.config.schema import Config
 from osmotic.diffusion.process import Process
 from osmotic.diffusion.reconstruction import Reconstruction
 from osmotic.diffusion.sampler import Sampling
 from osmotic.diffusion.space import Pixels, Space
 from osmotic.errors import ConfigError
+from osmotic.federation.unfit import refuse_unfit
 from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
 from osmotic.models import autoencoder_file, norms, pretrained
@@ -58,7 +59,7 @@ class Blueprint:
     def of(cls, config: Config, image_size: int, channels: int, num_classes: int) -> Blueprint:
         """For images [N, side, side, C] of this side and these channels; `num_classes` 0 is unconditional.
 
-        Raises: ConfigError for a size that the network cannot take.
+        Raises: ConfigError for a size that the network cannot take, and as `refuse_unfit`.
         """
         space = space_of(config, image_size, channels)
         spec = network_of(config, image_size, channels, num_classes)
@@ -163,11 +164,7 @@ class Blueprint:
     def pretrained(self) -> dict[str, np.ndarray]:
         """The weights of `model.pretrained`, name -> float32 [...]. Raises: ConfigError for others than those agreed on."""
         model = self.config.model
-        found = pretrained.read(model.pretrained, models.layout(self.spec.whole))
-        if model.pretrained_sha256 and (here := pretrained.sha256(found)) != model.pretrained_sha256:
-            rule = f"has the hash {here}, and what was agreed on {model.pretrained_sha256}"
-            raise ConfigError("model.pretrained", model.pretrained, rule)
-        return found
+        return pretrained.read(model.pretrained, models.layout(self.spec.whole), model.pretrained_sha256)
 
     def agreed(self) -> Blueprint:
         """With the hash of the pretrained weights in its configuration."""
@@ -250,18 +247,6 @@ class Blueprint:
             drawn=drawn,
         )
         return self.space.decode(images), sampling.nfe
-
-
-def refuse_unfit(config: Config, spec: NetworkSpec) -> None:
-    """Raises ConfigError for a piece that cannot work with this network; one that is not known here trains nothing here."""
-    for section in PIECE_SECTIONS:
-        chosen = getattr(config, section)
-        for name in chosen.pieces:
-            kind = pieces.PIECES.get(name)
-            if kind is None or kind.unfit is pieces.Piece.unfit:
-                continue
-            if (reason := kind(**chosen.options.get(name, {})).unfit(models.layout(spec))) is not None:
-                raise ConfigError(f"{section}.{name}", None, f"network {spec.name}: {reason}")
 
 
 def space_of(config: Config, image_size: int, channels: int) -> Space:

@@ -149,14 +149,14 @@ def line(
     *,
     quorum: bool,
     update_norm: float | None,
-    learning_rate: float,
+    learning_rate: float | None,
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, time and quality yet to come; sums run over clients sorted by name, whoever came first.
 
     Args:
         update_norm: length of the step of the global weights; None where there are none.
-        learning_rate: the clients' in this phase.
+        learning_rate: the clients' in this phase; None where nobody is asked.
         metrics: the pieces' own figures, "PIECE/NAME".
     """
     # A float sum depends on its order, and replies come in any.

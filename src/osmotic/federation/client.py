@@ -24,6 +24,7 @@ from osmotic.codecs import BadPacket, Codec, described
 from osmotic.config.schema import TrainingConfig
 from osmotic.diffusion.ema import Ema
 from osmotic.diffusion.sampler import NotFinite
+from osmotic.errors import plain
 from osmotic.federation.blueprint import Blueprint
 from osmotic.federation.downlink import OtherDraw, held, receive
 from osmotic.federation.interfaces import Work
@@ -33,7 +34,7 @@ from osmotic.pieces.base import PieceError
 from osmotic.pieces.chain import Chain, LocalRule
 from osmotic.pieces.personalise import KEPT_PASS, PERSONALISE
 from osmotic.protocol.messages import ADDRESS, SCORING, TRAIN, Client, Packet
-from osmotic.protocol.participation import batch_plan
+from osmotic.protocol.participation import batch_plan, looked_at
 from osmotic.protocol.view import Step
 from osmotic.storage.store import StateLost, Store
 from osmotic.tensors import Tensors, group
@@ -45,7 +46,7 @@ log = logging.getLogger("osmotic.client")
 
 T = TypeVar("T")
 
-WATCHED = 512  # noisy images behind one look at what is watched, at least
+SHOWN = 16  # digits of a hash that a line tells
 
 
 @dataclass
@@ -200,9 +201,11 @@ class Worker:
 
     def _refusal(self, site: Site, packet: Packet, actions: Container[str]) -> Packet | None:
         if packet.header["contract"] != self.contract:
-            return Packet(
-                {"failure": ["refused", "model contract differs: other network, process or data shape"]}
-            )
+            here, asked = self.contract[:SHOWN], plain(packet.header["contract"], SHOWN)
+            told = f"model contract differs ({here} here, {asked} asked for): other network, process or data shape"
+            if self.blueprint.autoencoder is not None:
+                told += f"; the autoencoder here is {self.blueprint.autoencoder.sha256[:SHOWN]}"
+            return Packet({"failure": ["refused", told]})
         if packet.header["client"] != site.client.name:
             return Packet({"failure": ["refused", "is asked for what another client is asked"]})
         if packet.header["action"] not in actions:
@@ -307,14 +310,14 @@ class Worker:
         """Mean denoising loss of the network as it stands, by noise that is the same each time."""
         generator = torch.Generator().manual_seed(seeds.integer(self.config.seed, seeds.WATCHED, 0, client))
         self.model.eval()
-        # A few images many times: their noise levels, and not they, are what makes a single look uncertain.
-        rows = torch.arange(max(WATCHED, len(images)), device=images.pixels.device) % len(images)
+        rows = torch.arange(looked_at(len(images)), device=images.pixels.device) % len(images)
         total = 0.0
         with torch.no_grad():
             for index in rows.split(self.config.training.batch_size):
                 x, y = images.batch(index, None)
                 loss = self.blueprint.process.loss(self.model, x, y, generator)
                 total += float(loss) * len(index)
+                self.worked("watch", len(index))
         self.model.train()
         return total / len(rows)
 

@@ -120,7 +120,7 @@ class Exchange:
                 "counted_round": state.counted.get(name),
                 "counted_state": state.state_hashes.get(name),
                 "durable_round": self._durable(name),
-                "learning_rate": self._rate(phase, task),
+                "learning_rate": self.rate(phase, task),
                 "local_epochs": task.local_epochs,
                 "round_images": round_images,
                 "down": entries,
@@ -149,8 +149,8 @@ class Exchange:
             if t.action == "train"
         )
 
-    def _rate(self, phase: Phase, task: Task) -> float:
-        """The learning rate of a task."""
+    def rate(self, phase: Phase, task: Task) -> float:
+        """The learning rate of a task: that of the round, unless a piece has given another one."""
         if task.learning_rate is not None:
             return task.learning_rate
         return learning_rate(self.config.training, phase.server_round)

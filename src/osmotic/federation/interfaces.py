@@ -11,9 +11,9 @@ from osmotic.federation.feature_sums import Sums, Wanted
 from osmotic.protocol.messages import Answer, Client, Phase, Sent
 from osmotic.tensors import Tensors
 
-# What takes a run's time, and its unit: optimiser steps of clients, images drawn for a score, optimiser steps of the
-# encoder, images that it has looked at.
-Work = Literal["train", "draw", "encoder", "score"]
+# What takes a run's time, and its unit: optimiser steps of clients, noisy images that they watch while they train, images
+# drawn for a score, optimiser steps of the encoder, images that it has looked at.
+Work = Literal["train", "watch", "draw", "encoder", "score"]
 Stage = Literal["before", "after"]  # personal models: without the last average of shared parts, or with it
 
 

@@ -37,7 +37,7 @@ from osmotic.federation.state import ServerState
 from osmotic.flat import Flat
 from osmotic.protocol.aggregate import Accumulator
 from osmotic.protocol.messages import MERGE, SCORING, TRAIN, Client, Phase, Reply, Task, contract_hash
-from osmotic.protocol.participation import choose, learning_rate, score_due
+from osmotic.protocol.participation import choose, score_due
 from osmotic.protocol.view import View
 from osmotic.storage import checkpoint, lock
 from osmotic.storage.beside import Beside
@@ -272,7 +272,7 @@ class Server:
             state.totals,
             quorum=outcome.quorum,
             update_norm=bookkeeping.distance(state.weights, old) if self.method.global_model else None,
-            learning_rate=learning_rate(self.config.training, phase.server_round),
+            learning_rate=max((self.exchange.rate(phase, t) for t in tally.asked.values()), default=None),
             metrics=outcome.metrics,
         )
 

@@ -9,7 +9,7 @@ the top, so that `osmotic plan` and `osmotic methods` answer at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,6 +59,10 @@ class Method(ABC):
         """Why round 1 to `rounds` would have been otherwise in a longer run, which this one then cannot become; or None."""
         return None
 
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """Why it cannot work with a network whose parts hold these parameters, part -> names; or None."""
+        return no_weights(part_names, self.shared, "is all that it shares")
+
     @abstractmethod
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         """A task per client; clients come sorted by name.
@@ -88,3 +92,15 @@ class Method(ABC):
         What the server sends comes over them, so a client's own model is always the one it trained last.
         """
         return tuple(p for p in PARTS if p not in self.shared or not self.global_model)
+
+
+def no_weights(part_names: Mapping[str, Sequence[str]], needed: Sequence[str], why: str) -> str | None:
+    """A reason where parts are needed, and none of them holds a weight that is trained; else None.
+
+    Args:
+        part_names: part -> its parameters.
+        why: what they are needed for, as in "in the decoder, which WHY".
+    """
+    if not needed or any(part_names[part] for part in needed):
+        return None
+    return f"nothing can be trained in the {' and '.join(needed)}, which {why}"

@@ -7,11 +7,12 @@ every client's own is sampled and scored, before the last average is merged (as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from osmotic.config.keys import key
+from osmotic.methods.base import no_weights
 from osmotic.methods.fedavg import FedAvg
 from osmotic.models.parts import PARTS
 from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Task
@@ -45,6 +46,11 @@ class PersonalParts(FedAvg):
         """A reason where the encoder would be averaged in round `rounds` if it were not the last."""
         averages = self.encoder_every and rounds % self.encoder_every == 0
         return f"the encoder would have been averaged in round {rounds}" if averages else None
+
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """None where something is shared, if only in some rounds."""
+        returned = self._with_encoder() if self.encoder_every else self.shared
+        return no_weights(part_names, returned, "is all that it shares")
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         """All weights down to a newcomer, else the shared parts; the changes of the shared parts back."""

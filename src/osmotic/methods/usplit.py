@@ -6,12 +6,13 @@ trains also what it throws away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from osmotic import seeds
 from osmotic.config.keys import key
+from osmotic.methods.base import no_weights
 from osmotic.methods.fedavg import FedAvg
 from osmotic.models.parts import PARTS
 from osmotic.protocol.messages import TRAIN, Client, Phase, Task
@@ -36,6 +37,14 @@ class USplit(FedAvg):
     exchanges: ClassVar[str] = "all weights down, changes of one or two parts of the network up, by lot"
 
     freeze: bool = key(False, "clients train only the parts that they return")
+
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """With `freeze` everybody trains encoder or decoder, and one of them alone where another client has the bottleneck."""
+        whys = [
+            no_weights(part_names, (part,), "is all that some clients train (method.freeze)")
+            for part in ("encoder", "decoder")
+        ]
+        return next(filter(None, whys), None) if self.freeze else super().unfit_parts(part_names)
 
     def tasks(self, view: View, phase: Phase, clients: Iterable[Client]) -> Iterator[Task]:
         """All weights down, one part or two of their changes back, by the lots of this round."""

@@ -16,7 +16,9 @@ from osmotic.models import autoencoder_file
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-AT_ONCE = 64  # images that go through the autoencoder together
+# Images that go through the autoencoder together. Torch computes a batch of few images in another way, with other last
+# bits, so an encoder always gets whole ones: what an image's latent is must not hang on whose images stand beside it.
+ENCODED, DECODED = 16, 64
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,15 @@ class Latents:
         pixels = Pixels((self.described.channels, self.image_size, self.image_size))
         found = np.empty((len(images), *self.shape[1:], self.shape[0]), np.float32)
         model = self._model()
-        for start in range(0, len(images), AT_ONCE):
-            part = torch.from_numpy(
-                np.ascontiguousarray(images[start : start + AT_ONCE].transpose(0, 3, 1, 2))
-            )
+        for start in range(0, len(images), ENCODED):
+            part = images[start : start + ENCODED]
+            batch = np.zeros((ENCODED, *part.shape[1:]), part.dtype)
+            batch[: len(part)] = part
             with torch.no_grad():
-                seen = pixels.encode(part).contiguous(memory_format=torch.channels_last)
-                drawn = model.encode(seen.to(self.device)).latent_dist.mean * self.described.scale
-            found[start : start + AT_ONCE] = drawn.cpu().permute(0, 2, 3, 1).numpy()
+                seen = pixels.encode(torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))))
+                seen = seen.contiguous(memory_format=torch.channels_last).to(self.device)
+                drawn = model.encode(seen).latent_dist.mean * self.described.scale
+            found[start : start + ENCODED] = drawn[: len(part)].cpu().permute(0, 2, 3, 1).numpy()
         return found
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -67,7 +70,7 @@ class Latents:
         pixels = Pixels((self.described.channels, self.image_size, self.image_size))
         model, found = self._model(), []
         with torch.no_grad():
-            for part in values.split(AT_ONCE):
+            for part in values.split(DECODED):
                 latents = (part / self.described.scale).to(self.device, memory_format=torch.channels_last)
                 found.append(pixels.decode(model.decode(latents).sample))
         return np.concatenate(found)

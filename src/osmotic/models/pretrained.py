@@ -22,12 +22,13 @@ def sha256_of(place: str) -> str:
     return sha256(_load(place))
 
 
-def read(place: str, layout: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def read(place: str, layout: Mapping[str, tuple[int, ...]], agreed: str = "") -> dict[str, np.ndarray]:
     """The weights there, name -> float32 [...], if they are of this layout.
 
     Args:
         place: a pipeline folder (with `unet/`), a folder of one network, or a name on the Hugging Face hub.
-    Raises: ConfigError in one line for what holds no weights, or those of another network.
+        agreed: the hash that they must have; "" for any.
+    Raises: ConfigError in one line for what holds no weights, those of another network, or others than those agreed on.
     """
     found = _load(place)
     if odd := sorted(found.keys() ^ layout.keys()):
@@ -37,7 +38,19 @@ def read(place: str, layout: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
         if found[name].shape != tuple(shape):
             rule = f"is another network: {name} is {list(found[name].shape)} there, and {list(shape)} here"
             raise ConfigError(KEY, place, rule)
+    if agreed and (here := sha256(found)) != agreed:
+        raise ConfigError(KEY, place, f"has the hash {here}, and what was agreed on {agreed}")
     return {name: np.ascontiguousarray(found[name]) for name in sorted(layout)}
+
+
+def on_hub(place: str) -> bool:
+    """Whether it is a name on the hub, and no folder here. Raises: ConfigError for what is neither."""
+    folder = Path(place).expanduser()
+    if "\0" not in place and folder.is_dir():
+        return False
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or folder.is_absolute():
+        raise ConfigError(KEY, place, "is no folder, and no name on a hub, ORGANISATION/NAME")
+    return True
 
 
 def sha256(weights: Mapping[str, np.ndarray]) -> str:
@@ -57,11 +70,7 @@ def _load(place: str) -> dict[str, np.ndarray]:
 
 
 def _file(place: str) -> Path:
-    folder = Path(place).expanduser()
-    if "\0" in place or not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or folder.is_absolute():
-            raise ConfigError(KEY, place, "is no folder, and no name on a hub, ORGANISATION/NAME")
-        folder = _downloaded(place)
+    folder = _downloaded(place) if on_hub(place) else Path(place).expanduser()
     for file in (folder / "unet" / FILE, folder / FILE, folder / OWN):
         if file.is_file():
             return file

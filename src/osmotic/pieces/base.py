@@ -10,7 +10,7 @@ Names of a piece's extras, state and control values are its own; `pieces/chain.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -96,6 +96,10 @@ class Piece:
         """Why this piece cannot work with a network of these parameters, name -> shape; or None."""
         return None
 
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """Why this piece cannot work with a network whose parts hold these parameters, part -> names; or None."""
+        return None
+
     def misfit(self, method: Method) -> str | None:
         """Why this piece cannot work with this exchange, or None."""
         return None
@@ -116,6 +120,10 @@ class Piece:
     def foreseen(self, view: View, phase: Phase) -> tuple[int, int]:
         """(optimiser steps of the server, images drawn for it, here or at sites) in this phase, as far as they are known beforehand."""
         return 0, 0
+
+    def looks(self, phase: Phase) -> int:
+        """How often a client looks at what it watches in this phase, for the estimate of time."""
+        return 0
 
     def server_start(self, view: View) -> Tensors:
         """Its state before the first phase, name -> array [...]."""

@@ -54,6 +54,10 @@ class Chain:
         found = [piece.foreseen(view, phase) for piece in self.pieces.values()]
         return sum(steps for steps, _ in found), sum(drawn for _, drawn in found)
 
+    def looks(self, phase: Phase) -> int:
+        """How often a client looks at what it watches in this phase, for all pieces."""
+        return sum(piece.looks(phase) for piece in self.pieces.values())
+
     def shelved(self, state: Tensors) -> list[str]:
         """Hashes of the tables on the server's shelf that the pieces will ask for, given their state."""
         return [sha256 for name, piece in self.pieces.items() for sha256 in piece.shelved(group(state, name))]

@@ -8,14 +8,14 @@ is published and trains it on its own images. Which part of it may move is `trai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from osmotic.config.keys import key
-from osmotic.methods.base import Method
+from osmotic.methods.base import Method, no_weights
 from osmotic.models.parts import PARTS
 from osmotic.pieces.base import Piece, PieceError, Section
 from osmotic.pieces.low_rank import LowRank, of_layers, shapes_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PERSONALISE = "personalise"
 KEPT_PASS = "kept_pass"  # of a client's private state: which pass its own model is of, int64 [1]
+OF_ADAPTER = ("rank",)  # options of trains = adapter alone
 MOST_EMBEDDING = 2**14  # values of an embedding: 64 KB in float32
 
 
@@ -85,9 +86,9 @@ class Personalise(Piece):
     def __post_init__(self) -> None:
         # An option without effect is refused: who sets it believes that it has one.
         own = {f.name: f.default for f in fields(self)}
-        idle: list[str] = [] if self.trains == "adapter" else ["rank"]
+        idle: tuple[str, ...] = () if self.trains == "adapter" else OF_ADAPTER
         if self.when == "rounds":
-            idle = ["epochs", "trains", "rank", "rate"]
+            idle = ("epochs", "trains", "rank", "rate")
         if odd := [name for name in idle if getattr(self, name) != own[name]]:
             why = "when = rounds trains nothing" if self.when == "rounds" else "is of trains = adapter"
             raise ValueError(f"{odd[0]}: {why}: leave it out")
@@ -105,6 +106,11 @@ class Personalise(Piece):
             return f"rank = {self.rank}: no layer of this network is wider"
         return None
 
+    def unfit_parts(self, part_names: Mapping[str, Sequence[str]]) -> str | None:
+        """None where the part that is to be trained has weights."""
+        needed = ("decoder",) if self.trains == "decoder" else ()
+        return no_weights(part_names, needed, "is all that trains = decoder moves")
+
     def misfit(self, method: Method) -> str | None:
         """None where clients train one global model."""
         if method.pools_data:
@@ -119,6 +125,10 @@ class Personalise(Piece):
         """One phase after the last round, for everybody; its traffic is not of the four totals."""
         after = self.when == "after"
         yield Phase(PERSONALISE, rounds + 1, totals=False, everybody=True, asks=after, published=after)
+
+    def looks(self, phase: Phase) -> int:
+        """Before the first step, and after every pass."""
+        return 1 + math.ceil(self.epochs) if phase.name == PERSONALISE and phase.asks else 0
 
     def extend(self, view: View, state: Tensors, phase: Phase, task: Task) -> Extension:
         """Nothing is asked back, all parts stay with the client, and `epochs` take the place of its own."""

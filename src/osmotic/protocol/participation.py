@@ -11,6 +11,9 @@ from osmotic import seeds
 from osmotic.config.schema import Config, TrainingConfig
 from osmotic.protocol.messages import TRAIN, Client, Phase, Task
 
+# A few images are watched many times: their noise levels, and not they, are what makes a single look uncertain.
+WATCHED = 512
+
 
 def choose(config: Config, phase: Phase, clients: Sequence[Client]) -> list[Client]:
     """The clients of a phase, sorted by name: a fraction of them, drawn anew for every round."""
@@ -51,6 +54,11 @@ def images_planned(num_images: int, batch_size: int, epochs: float) -> int:
     """Images that the steps of `batch_plan` see, repeats counted: whole passes, then the first batches of another."""
     passes, rest = divmod(batch_plan(num_images, batch_size, epochs), math.ceil(num_images / batch_size))
     return passes * num_images + rest * batch_size
+
+
+def looked_at(watched: int) -> int:
+    """Noisy images behind one look at so many watched ones: at least `WATCHED`, as a few are looked at many times; 0 of none."""
+    return max(WATCHED, watched) if watched else 0
 
 
 def score_due(config: Config, phases: Sequence[Phase], index: int) -> bool:

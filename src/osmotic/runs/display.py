@@ -15,6 +15,7 @@ EVERY = 30.0  # seconds between two plain lines that only say how far it is
 REFRESH = 0.2  # seconds between two looks of the bar
 WORDS: dict[Work, tuple[str, str]] = {
     "train": ("training", "steps"),
+    "watch": ("watching", "images"),
     "draw": ("drawing", "images"),
     "encoder": ("training the encoder", "steps"),
     "score": ("scoring", "images"),

@@ -14,22 +14,29 @@ from osmotic.federation.interfaces import Work
 from osmotic.methods import Method
 from osmotic.pieces import Chain
 from osmotic.protocol.messages import MERGE, TRAIN, Client, Phase, Task
-from osmotic.protocol.participation import batch_plan, choose, score_due
+from osmotic.protocol.participation import batch_plan, choose, looked_at, score_due
 from osmotic.protocol.view import View
 
 Amounts = Mapping[Work, float]
 Timed = Mapping[Work, tuple[float, float]]  # (seconds, units)
+TRAINING: tuple[Work, ...] = ("train", "watch")
 SCORING: tuple[Work, ...] = ("draw", "encoder", "score")
 
 
 def workload(
-    config: Config, method: Method, chain: Chain, view: View, encoder_steps: int
+    config: Config,
+    method: Method,
+    chain: Chain,
+    view: View,
+    encoder_steps: int,
+    watched: Mapping[str, int],
 ) -> list[dict[Work, float]]:
     """The work of every phase.
 
     Args:
         view: the server at the start; its clients are those of the run.
         encoder_steps: optimiser steps that the first score waits for; 0 where the encoder is there.
+        watched: client -> how many images it watches while it trains.
     """
     phases, clients = chain.phases(method, config.training.rounds), list(view.clients)
     known = sum(c.num_examples for c in clients)
@@ -46,6 +53,8 @@ def workload(
         # A step of the server counts as one of a client, though it has no other worker beside it.
         steps += sum(batch_plan(c.num_examples, batch, epochs) for c in chosen if epochs)
         work: dict[Work, float] = {"train": steps}
+        if looks := chain.looks(phase):
+            work["watch"] = looks * sum(looked_at(watched.get(c.name, 0)) for c in chosen)
         trained |= {c.name for c in chosen}
         if score_due(config, phases, index):
             own = not method.global_model or (chain.personal and phase.name not in (TRAIN, MERGE))
@@ -84,7 +93,8 @@ def seconds(amounts: Sequence[Amounts], timed: Timed) -> tuple[float, float]:
     total = {
         work: sum(a.get(work, 0.0) for a in amounts) * spent / units for work, (spent, units) in timed.items()
     }
-    return total.get("train", 0.0), sum(total.get(work, 0.0) for work in SCORING)
+    training, scores = (sum(total.get(work, 0.0) for work in kinds) for kinds in (TRAINING, SCORING))
+    return training, scores
 
 
 class Estimate:
@@ -155,7 +165,7 @@ class Estimate:
         """The kind of work under way in this phase, how much of it is done, and of how much."""
         with self._lock:
             rest, planned = self._rest(), self._phases[0] if self._phases else {}
-            order: tuple[Work, ...] = ("train", *SCORING)
+            order: tuple[Work, ...] = (*TRAINING, *SCORING)
             # What is done is followed by the next that is to be done.
             kinds = [w for w in order[order.index(self._kind) :] if rest.get(w)]
             work = kinds[0] if kinds else self._kind

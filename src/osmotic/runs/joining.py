@@ -29,7 +29,7 @@ from osmotic.federation.memory import ClientState
 from osmotic.flat import Flat
 from osmotic.models import pipeline
 from osmotic.models.parts import PARTS
-from osmotic.pieces.personalise import KEPT_PASS, PERSONALISE
+from osmotic.pieces.personalise import KEPT_PASS, OF_ADAPTER, PERSONALISE
 from osmotic.protocol.messages import Client, Packet, contract_hash
 from osmotic.runs import gains, resolve, saved
 from osmotic.runs.study import choose_device, set_aside
@@ -161,14 +161,17 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[str]) -> Config:
     """The run's own rules for one client with other images. Raises: ConfigError for a key that may not be set here."""
-    for text in sets:
-        key, value = resolve.parse_set(text)
+    told = dict(resolve.parse_set(text) for text in sets)
+    for key, value in told.items():
         if key not in SETTABLE:
             rule = "is the run's own here, or of no effect; what can be set: " + ", ".join(SETTABLE)
             raise ConfigError(key, value, rule, nearest(key, SETTABLE))
     recorded = flatten(to_dict(resolve.recorded(run.config)))
     kept = {key: value for key, value in recorded.items() if key.partition(".")[0] in KEPT or key in READ}
     piece = {k: v for k, v in recorded.items() if k.startswith(f"after.{PERSONALISE}.")}
+    if told.get(f"after.{PERSONALISE}.trains", "adapter") != "adapter":
+        # Recorded with an adapter, which is not trained here.
+        piece = {k: v for k, v in piece.items() if k.rpartition(".")[2] not in OF_ADAPTER}
     keys = {
         **kept,
         **piece,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib import metadata
@@ -35,7 +36,7 @@ from osmotic.protocol.messages import contract_hash
 from osmotic.runs import apart, gains, quicker, resolve, timing, workplace
 from osmotic.runs.announce import LONG, Start
 from osmotic.runs.callbacks import Callback, RunObserver
-from osmotic.runs.estimate import Estimate
+from osmotic.runs.estimate import SCORING, Estimate
 from osmotic.runs.scoring import Scoring
 from osmotic.runs.site_scoring import SiteScoring
 from osmotic.runs.sites import Sites, make_site
@@ -66,6 +67,7 @@ def start(
     """
     study = _studied(config, dataset, read)
     _refuse(study)
+    _tell_unwatched(study)
     run = RunDir.new(out)
     with run.held():
         RunDir.refuse_used(out)  # again: somebody may have begun here while the images were read
@@ -159,6 +161,30 @@ def _refuse(study: Study) -> None:
             raise ConfigError(f"{piece.section}.{name}", None, rule)
 
 
+def _tell_unwatched(study: Study) -> None:
+    """Warns where a piece would choose the best pass by images that are held out, and clients hold out none."""
+    share, clients = study.config.data.holdout, len(study.holdings)
+    unwatched = sum(not len(h.watched) for h in study.holdings)
+    # A site may have a test split of its own, and only the site knows how many images it holds out.
+    if not unwatched or (study.at_sites and share):
+        return
+    if study.at_sites:
+        who = "sites without a test split of their own have no image"
+    elif share:
+        who = f"{unwatched} of {clients} clients are too small to hold an image out"
+    else:
+        who = f"{unwatched} of {clients} clients have no image"
+    mend = "data.holdout = 0.2 sets a fifth aside"
+    if share:
+        mend = f"a data.holdout above {share:g} sets more aside, and fewer data.clients have more images each"
+    for name, piece in study.blueprint.chain().pieces.items():
+        if piece.watches:
+            warnings.warn(
+                f"{piece.section}.{name}: {who} to watch, so they keep the last pass, and a client of few images overfits: {mend}",
+                stacklevel=3,
+            )
+
+
 def refuse_other_images(run: RunDir, study: Study) -> None:
     """Raises ConfigError unless the study's images, and who holds them, are those of the run's beginning."""
     described, before = describe_partition(study), strict_json.read_table(run.partition)
@@ -202,7 +228,7 @@ def described(study: Study, server: Server) -> Start:
         phases, step = timing.workload(study), server.state.step
         todo = phases[step:]
         if server.state.pending is not None:  # stopped while it was being scored
-            todo.insert(0, {work: amount for work, amount in phases[step - 1].items() if work != "train"})
+            todo.insert(0, {work: amount for work, amount in phases[step - 1].items() if work in SCORING})
         return Estimate(todo, timing.measure(study))
 
     config, spec = study.config, study.spec

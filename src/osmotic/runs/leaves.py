@@ -77,7 +77,7 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         dataset: images of the caller's own; None describes `data.source`.
     Returns: `exchanges` (kind by kind, with tensors, weights and least and most bytes), `headers`, `stays`, `reveals`,
         `missing`, `notes` (what the figures suppose), and the names that `osmotic plan` gives too.
-    Raises: ConfigError as `osmotic run` would.
+    Raises: ConfigError as `plan.assemble`.
     """
     config, shape, cast = planning.assemble(config, dataset)
     method, chain, layout, part_names, clients, _ = cast
@@ -130,7 +130,8 @@ def leaves(config: Config, dataset: Dataset | None = None) -> dict[str, Any]:
         "stays": stays(config, method, chain),
         "reveals": reveals | ({"own models": own_models.REVEALS} if own else {}),
         "missing": list(MISSING),
-        "notes": [planning.equal_shares(name) for name, piece in chain.pieces.items() if piece.by_size],
+        "notes": [planning.equal_shares(name) for name, piece in chain.pieces.items() if piece.by_size]
+        + planning.not_looked_at(config),
         "in_a_simulation": list(IN_A_SIMULATION),
     }
 

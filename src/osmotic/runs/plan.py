@@ -23,8 +23,10 @@ from osmotic.data.dataset import Dataset, Shape
 from osmotic.data.partition import check_clients, held_out, refuse_label_partition
 from osmotic.errors import ConfigError
 from osmotic.federation.downlink import DownLink, Stream
+from osmotic.federation.unfit import refuse_unfit
 from osmotic.flat import Flat, FlatLayout
 from osmotic.methods import Method
+from osmotic.models import pretrained
 from osmotic.pieces import Chain, Piece
 from osmotic.protocol.gate import Expectation, Gate
 from osmotic.protocol.messages import SCORING, TRAIN, Client, Phase, Spec, Task
@@ -128,7 +130,7 @@ def plan(
             and how large the images are when they are compressed.
     Returns: totals, `sites` by name, `exact` (bytes equal the run's ledger if no client fails) and `notes` that say
         what is only an upper bound.
-    Raises: ConfigError as `osmotic run` would.
+    Raises: ConfigError as `assemble`.
     """
     config, shape, cast = assemble(config, dataset)
     method, chain, layout, _, clients, _ = cast
@@ -197,6 +199,7 @@ def plan(
             if method.travels and (chain.personal or not method.global_model)
             else []
         )
+        + not_looked_at(config)
         + list(shape.notes)
         + ["a client that fails or is refused changes its own figures"],
     }
@@ -207,14 +210,28 @@ def equal_shares(piece: str) -> str:
     return f"piece {piece}: what it sends hangs on who holds how many images; figures are for equal shares"
 
 
+def not_looked_at(config: Config) -> list[str]:
+    """What is told of pretrained weights that are not at hand."""
+    place = config.model.pretrained
+    if not place or not pretrained.on_hub(place):
+        return []
+    return [f"model.pretrained {place} is on a hub: whether it is of this network, a run finds out"]
+
+
 Cast = tuple[
     Method, Chain, Mapping[str, tuple[int, ...]], Mapping[str, list[str]], list[Client], models.NetworkSpec
 ]  # exchange, pieces, parameter -> shape, part -> parameters, clients, network with the images' own form
 
 
 def assemble(config: Config, dataset: Dataset | None = None) -> tuple[Config, Shape, Cast]:
-    """Who takes part in a run, and with what, as far as it is known without reading images; and the settled configuration."""
+    """Who takes part in a run, and with what, as far as it is known without reading images; and the settled configuration.
+
+    Raises: ConfigError as `osmotic run` would, but for pretrained weights on a hub: nothing is downloaded.
+    """
     spec, shape = network(config, dataset)
+    refuse_unfit(config, spec)
+    if (place := config.model.pretrained) and not pretrained.on_hub(place):
+        pretrained.read(place, models.layout(spec.whole), config.model.pretrained_sha256)
     config = settle(config, shape.num_train, shape.num_classes)
     method, chain = methods.make(config.method.name, dict(config.method.options)), pieces.make(config)
     count = 1 if method.pools_data else num_clients(config, dataset)

@@ -38,7 +38,8 @@ def workload(study: Study) -> list[dict[Work, float]]:
     clients = tuple(sorted((h.client for h in study.holdings), key=lambda client: client.name))
     view = View(config, blueprint.layout, blueprint.part_names, clients)
     steps = Scoring(study, None).encoder_steps
-    return estimate.workload(config, blueprint.method(), blueprint.chain(), view, steps)
+    watched = {h.client.name: len(h.watched) for h in study.holdings}
+    return estimate.workload(config, blueprint.method(), blueprint.chain(), view, steps, watched)
 
 
 def measure(study: Study) -> dict[Work, tuple[float, float]]:
@@ -50,7 +51,7 @@ def measure(study: Study) -> dict[Work, tuple[float, float]]:
 
 
 def network(study: Study) -> dict[Work, tuple[float, float]]:
-    """Seconds and units of training and of drawing, by all workers side by side. Raises: ConfigError as `apart.wanted`."""
+    """Seconds and units of training, of watching and of drawing, by all workers side by side. Raises: ConfigError as `apart.wanted`."""
     config, blueprint, workers = study.config, study.blueprint, study.workers
     models = [study.model() for _ in range(workers)]
     sizes = sorted(len(h.train) for h in study.holdings)
@@ -68,7 +69,11 @@ def network(study: Study) -> dict[Work, tuple[float, float]]:
     # The last chunks keep only some of the workers busy.
     turns = -(-samples // chunk)
     uneven = -(-turns // workers) * workers / turns
-    return {"train": (training, 1), "draw": (drawing * config.score.steps * uneven, chunk)}
+    return {
+        "train": (training, 1),
+        "watch": (training / 3, batch),  # a forward pass alone
+        "draw": (drawing * config.score.steps * uneven, chunk),
+    }
 
 
 class Trial:

@@ -48,6 +48,7 @@ from osmotic.training.images import Images
 log = logging.getLogger("osmotic.site")
 
 MAX_SPEC = 2**20  # characters
+NO_AUTOENCODER = "has no autoencoder, and this run works in the latents of one"
 # Keys that may change while a run goes on, or that are this site's own.
 CHANGE = (
     *FREE,
@@ -127,6 +128,7 @@ class SiteDesk:
             scored = _aside(dataset, held_out, pieces.make(config))[1]
             latents, begun = self._autoencoder(config), self._pretrained(config)
         except Declined as error:
+            log.warning("does not take part: %s", error)
             return Packet(told | {"declines": str(error)})
         except Exception as error:  # its text may name a path or hold a value of the site's own data
             log.warning("could not say who this site is", exc_info=True)
@@ -334,7 +336,7 @@ class SiteDesk:
             held = self.folder.autoencoder, self.folder.pretrained
             model, adapter = spec.config.get("model"), spec.config.get("adapter")
             if held[0] is None and isinstance(model, Mapping) and model.get("autoencoder"):
-                raise Declined("has no autoencoder, and this run works in the latents of one")
+                raise Declined(NO_AUTOENCODER)
             if held[1] is None and isinstance(adapter, Mapping) and adapter.get("rank"):
                 raise Declined("does not have the pretrained network that this run adapts")
             places = ("" if place is None else str(place) for place in held)

@@ -28,7 +28,7 @@ from osmotic.protocol.gate import MAX_BESIDE
 from osmotic.protocol.messages import Answer, Client, Packet, Sent
 from osmotic.runs.settle import settle
 from osmotic.runs.study import Holding, Study, choose_device, is_conditional
-from osmotic.sites.desk import Spec
+from osmotic.sites.desk import NO_AUTOENCODER, Spec
 
 log = logging.getLogger("osmotic.hub")
 
@@ -174,7 +174,10 @@ class AcrossSites(Flower):
             self._decline(node, registered, str(error))
             return
         if "declines" in said:
-            self._decline(node, registered, str(said["declines"]))
+            # What it lacks, its own word says; of which autoencoder, only the hub knows.
+            lacks = self._autoencoder and said["declines"] == NO_AUTOENCODER
+            which = f": {self._autoencoder}" if lacks else ""
+            self._decline(node, registered, f"{said['declines']}{which}")
             return
         name = said["name"]
         if said["pretrained"] not in ("", self._pretrained):
