@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
     "fedddpm-upload": ("fedavg", correction(images="upload")),
     "oneshot": ("oneshot", correction(size=1.0)),
     # Controls: the images of phase 0 as further passes of the rounds, its bytes (weights down once, images up) as a further
-    # round, and the server's steps as further steps of the clients.
+    # round, the server's steps as further steps of the clients, all together or (as many in a row in each round) each of them.
     "fedavg-equal-images": ("fedavg", {"training.local_epochs": PASSES + LOCAL_EPOCHS / ROUNDS}),
     "fedavg": ("fedavg", {}),
     "fedprox": ("fedprox", {"local.prox.mu": 0.001}),
@@ -93,6 +93,7 @@ METHODS: dict[str, Method] = {
     "fedddpm-federated": ("fedavg", correction(images="federated", draw_after=ROUNDS // 2)),
     "fedavg-equal-bytes": ("fedavg", {"training.rounds": ROUNDS + 1}),
     "fedavg-more-steps": ("fedavg", {"training.local_epochs": PASSES + SIZE}),
+    "fedavg-equal-sequence": ("fedavg", {"training.local_epochs": 2 * PASSES}),
     "real-set": ("fedavg", {"server.pieces": ["real-set"]}),
     "central": ("central", {}),
 }
@@ -158,7 +159,6 @@ def pilot() -> list[Stage]:
     last: dict[str, Method] = {
         "fedddpm-outliers-0.1": drawn(base, SIZE, drop_outliers=0.1),
         "oneshot-passes-3": drawn(base, 1.0, "oneshot", passes=3.0),
-        "fedddpm-size-1-passes-3": drawn(base, 1.0, passes=3.0),
         "fedavg-10x4": ("fedavg", {"training.local_epochs": 4.0}),
         "fedddpm-local-20-10x2": ("fedavg", correction(local_epochs=20.0) | {"training.local_epochs": 2.0}),
     }

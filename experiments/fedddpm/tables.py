@@ -79,6 +79,7 @@ PAIRS = (
     ("fedddpm", "fedavg-equal-images"),
     ("fedddpm", "fedavg-equal-bytes"),
     ("fedddpm", "fedavg-more-steps"),
+    ("fedddpm", "fedavg-equal-sequence"),
     ("fedddpm", "set-alone"),
     ("fedddpm", "real-set"),
     ("fedddpm", "fedddpm-upload"),
