@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from small_runs import SMALL
 
 from osmotic.config import schema
+from osmotic.pieces import PIECES
 from osmotic.runs import resolve
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "feddiffuse"
@@ -178,3 +180,23 @@ if __name__ == "__main__":
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().endswith("alike"), done.stderr
+
+
+def test_what_is_said_of_membership_is_what_its_rows_say() -> None:
+    folder = FOLDER.parent / "membership"
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    text = (folder / "README.md").read_text()
+    assert sorted((row["passes"], row["seed"]) for row in rows) == [
+        (p, s) for p in (30, 300) for s in range(3)
+    ]
+    for what in rows[0]["auc"]:
+        means = {
+            p: statistics.fmean(x for row in rows if row["passes"] == p for x in row["auc"][what])
+            for p in (30, 300)
+        }
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {what} |")]
+        assert [cell.split()[0] for cell in line.split("|")[2:4]] == [f"{means[p]:.2f}" for p in (30, 300)]
+    told = PIECES["correction"].reveals
+    for what in ("local model", "images", "change of round 10", "global model"):
+        mean = statistics.fmean(x for row in rows if row["passes"] == 300 for x in row["auc"][what])
+        assert f"{mean:.2f} from" in told, what

@@ -5,11 +5,15 @@ python experiments/fedddpm/figures.py
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder, which has a study.py of its own
+
 from cases import COMPARATOR, RUNS
 from matplotlib import pyplot as plt
 from paired import read

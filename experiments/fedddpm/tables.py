@@ -105,6 +105,34 @@ def pairs(methods: dict[str, dict[int, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def cells(rows: Rows) -> str:
+    """One line for each cell: FD of every method, and in brackets over FedAvg's."""
+    names = ("fedavg", "fedprox", "fedddpm", "fedddpm+", "oneshot")
+    lines = [
+        "| cell | "
+        + " | ".join(names)
+        + " | steps of fedddpm+ | its share of the gain | oneshot's set (floor) | near-copies, at most |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for cell in CELLS:
+        own = {name: seeds[0] for name, seeds in by_method(rows, f"{cell}-").items() if 0 in seeds}
+        if "fedavg" not in own:
+            continue
+        base = own["fedavg"]["fd"]
+        told = [f"{own[n]['fd']:.2f} ({own[n]['fd'] / base:.2f})" if n in own else "-" for n in names]
+        steps = gain = "-"
+        if "fedddpm+" in own:
+            steps = f"{own['fedddpm+']['server_steps'] / own['fedddpm']['server_steps']:.0%}"
+            won = base - own["fedddpm"]["fd"]
+            gain = f"{(base - own['fedddpm+']['fd']) / won:.0%}" if won > 0 else "no gain"
+        held = own["oneshot"]["set"]
+        copies = max(row["near_copies"]["features"] for row in own.values())
+        lines.append(
+            f"| {cell} | {' | '.join(told)} | {steps} | {gain} | {held['fd']:.2f} ({held['floor']:.2f}) | {copies:.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def _mean(values: Any) -> float:
     found = list(values)
     return statistics.fmean(found) if found else math.nan
@@ -118,9 +146,7 @@ def main() -> None:
         methods = by_method(rows, "dirichlet-0.1-")
         print(f"### Dirichlet 0.1\n\n{table(methods)}\n\n{pairs(methods)}\n\n{kept(methods)}\n")
     if rows := read(HERE / "cells.jsonl"):
-        for cell in CELLS:
-            if own := by_method(rows, f"{cell}-"):
-                print(f"### {cell}\n\n{table(own)}\n\n{kept(own)}\n")
+        print(f"### Other cells, seed 0\n\n{cells(rows)}\n")
     if rows := read(HERE / "sizes.jsonl"):
         print(
             "### Size of the set\n\n| images | share | FD | held-out FD | FD of the set (floor) |\n|---|---|---|---|---|"

@@ -64,7 +64,10 @@ class Correction(Piece):
     reveals: ClassVar[str] = (
         "a model trained at one site alone (not with images = federated) holds more of its images than an average does "
         "(arXiv 2301.13188 draws training images from diffusion models, the more the smaller their training set); images drawn from it "
-        "can be near-copies, of which a site that draws itself drops those that it finds (drop_copies); their labels tell its classes"
+        "can be near-copies, of which a site that draws itself drops those that it finds (drop_copies); their labels tell its classes. "
+        "Whether an image was trained on a simple attack told, after 300 passes over 64 images, with AUC 0.93 from such a model, 0.80 from "
+        "images that it drew, near-copies dropped or not, 0.82 from a change of weights of fedavg and 0.65 from its global model, where "
+        "0.5 is guessing; after 30 passes with at most 0.59 (experiments/membership)"
     )
 
     images: Literal["site", "upload", "federated"] = key(
