@@ -153,7 +153,7 @@ def main() -> None:
         )
         for case, row in rows.items():
             held = row["set"]
-            share = float(case.removeprefix("dirichlet-0.1-size-").rpartition("-s")[0])
+            share = float(case.removeprefix("size-").rpartition("-s")[0])
             drawn = f"{held['fd']:.2f} ({held['floor']:.2f})"
             print(
                 f"| {held['images']:,} | {share:.0%} | {row['fd']:.3f} | {row['held_out_fd']:.3f} | {drawn} |"
