@@ -124,7 +124,7 @@ def cells(rows: Rows) -> str:
         if "fedddpm+" in own:
             steps = f"{own['fedddpm+']['server_steps'] / own['fedddpm']['server_steps']:.0%}"
             won = base - own["fedddpm"]["fd"]
-            gain = f"{(base - own['fedddpm+']['fd']) / won:.0%}" if won > 0 else "no gain"
+            gain = f"{(base - own['fedddpm+']['fd']) / won:.0%}" if won > 0.05 * base else "no gain"
         held = own["oneshot"]["set"]
         copies = max(row["near_copies"]["features"] for row in own.values())
         lines.append(
