@@ -155,12 +155,10 @@ def pilot() -> list[Stage]:
     }
     base = f"oneshot-s{PILOT_SEED}"
     then = {f"fedddpm{name}": drawn(base, share, **keys) for name, (share, keys) in corrected.items()}
-    # What limits it: outliers of the set, or the server's training? And at equal images of the clients, is a shorter phase 0 better?
+    # What limits it: outliers of the set, or the server's training?
     last: dict[str, Method] = {
         "fedddpm-outliers-0.1": drawn(base, SIZE, drop_outliers=0.1),
         "oneshot-passes-3": drawn(base, 1.0, "oneshot", passes=3.0),
-        "fedavg-10x4": ("fedavg", {"training.local_epochs": 4.0}),
-        "fedddpm-local-20-10x2": ("fedavg", correction(local_epochs=20.0) | {"training.local_epochs": 2.0}),
     }
     return [stage("dirichlet-0.1", PILOT_SEED, methods, "") for methods in (first, then, last)]
 
