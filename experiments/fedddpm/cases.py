@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
     "central": ("central", {}),
 }
 COMPARATOR = "fedprox"  # of FedProx, SCAFFOLD and FedAdam the best in the main cell
+IN_A_ROW = ("two-classes", "fashion", "iid", "dirichlet-0.5")  # cells with this control besides the main one
 SIZES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 Stage = dict[str, list[str]]  # name of a run and of its folder -> arguments of `osmotic run`
@@ -180,6 +181,8 @@ def cells() -> list[Stage]:
     then: Stage = {}
     for cell in (cell for cell in CELLS if cell != "dirichlet-0.1"):
         first |= stage(cell, 0, {method: METHODS[method] for method in ("oneshot", "fedavg", COMPARATOR)})
+        if cell in IN_A_ROW:
+            first |= stage(cell, 0, {"fedavg-equal-sequence": METHODS["fedavg-equal-sequence"]})
         base = f"{cell}-oneshot-s0"
         sharing = {"fedddpm": drawn(base, SIZE), "fedddpm+": drawn(base, SIZE, **PLUS)}
         then |= stage(cell, 0, sharing)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -15,6 +14,7 @@ matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder, which has a study.py of its own
 
 from cases import COMPARATOR, RUNS
+from drawing import save
 from matplotlib import pyplot as plt
 from paired import read
 from PIL import Image
@@ -49,7 +49,7 @@ def cells() -> None:
     axis.invert_yaxis()
     axis.grid(alpha=0.2, which="both")
     axis.legend(fontsize=8)
-    save(figure, "cells.png")
+    save(figure, HERE / "cells.png")
 
 
 def sizes() -> None:
@@ -74,7 +74,7 @@ def sizes() -> None:
     axis.set(xscale="log", yscale="log", xlabel="synthetic images (6,000 real ones)", ylabel="FD")
     axis.grid(alpha=0.2, which="both")
     axis.legend(fontsize=8)
-    save(figure, "sizes.png")
+    save(figure, HERE / "sizes.png")
 
 
 def samples() -> None:
@@ -89,15 +89,7 @@ def samples() -> None:
             axis.title.set_fontsize(9)
             with Image.open(path) as grid:
                 axis.imshow(grid.convert("L"), cmap="gray", vmin=0, vmax=255)
-    save(figure, "samples.png")
-
-
-def save(figure: Any, name: str) -> None:
-    """Writes a figure beside this script."""
-    figure.tight_layout()
-    figure.savefig(HERE / name, dpi=110)
-    plt.close(figure)
-    print(HERE / name)
+    save(figure, HERE / "samples.png")
 
 
 if __name__ == "__main__":

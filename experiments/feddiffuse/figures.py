@@ -13,8 +13,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 from cases import METHODS, PARTITIONS
+from drawing import save
 from matplotlib import pyplot as plt
 from PIL import Image
 from tables import Rows, of, read
@@ -57,7 +60,7 @@ def steps(rows: Rows) -> None:
         axis.grid(alpha=0.2, which="both")
         axis.legend(fontsize=7)
     axes[0].set_ylabel("FD (mean over clients, before the last average)")
-    save(figure, "steps.png")
+    save(figure, HERE / "steps.png")
 
 
 def conveyed(rows: Rows) -> None:
@@ -70,7 +73,7 @@ def conveyed(rows: Rows) -> None:
     axis.set(xlabel="round", ylabel="weights conveyed so far, millions")
     axis.grid(alpha=0.2)
     axis.legend(fontsize=8)
-    save(figure, "conveyed.png")
+    save(figure, HERE / "conveyed.png")
 
 
 def sizes(rows: Rows) -> None:
@@ -94,7 +97,7 @@ def sizes(rows: Rows) -> None:
         axis.grid(alpha=0.2, which="both")
         axis.legend(fontsize=7)
     axes[0].set_ylabel("FD against all data")
-    save(figure, "sizes.png")
+    save(figure, HERE / "sizes.png")
 
 
 def samples(runs: Path) -> None:
@@ -119,7 +122,7 @@ def samples(runs: Path) -> None:
             axis.imshow(grid.convert("L").crop((0, 0, grid.width, side)), cmap="gray", vmin=0, vmax=255)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
         axis.set(xticks=[], yticks=[])
-    save(figure, "samples.png")
+    save(figure, HERE / "samples.png")
 
 
 def read_sizes(run: Path) -> list[int]:
@@ -127,14 +130,6 @@ def read_sizes(run: Path) -> list[int]:
     import json
 
     return list(json.loads((run / "summary.json").read_text())["client_sizes"])
-
-
-def save(figure: Any, name: str) -> None:
-    """Writes a figure beside this script."""
-    figure.tight_layout()
-    figure.savefig(HERE / name, dpi=110)
-    plt.close(figure)
-    print(HERE / name)
 
 
 if __name__ == "__main__":

@@ -172,20 +172,7 @@ class Server:
             self.chain.gather(view, gathered, reply)
             state.up.observe(reply.task.client.name, reply.tensors)
 
-        journal = self.journal if self.chain.works_after else None
-        vet = partial(self.chain.object_to, view, phase)
-
-        def ask(some: Sequence[Task]) -> None:
-            posted = self.exchange.post(
-                phase, some, tally, state.scored_weights() if phase.published else None
-            )
-            self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
-
-        ask(tasks)
-        if phase.server_round < 1 and tally.draw_otherwise:
-            # In the rounds a client that draws other initial weights is sent them in the next; this phase has no next.
-            state.down.draws_otherwise |= tally.forgotten(set(tally.draw_otherwise))
-            ask([task for task in tasks if task.client.name in tally.draw_otherwise])
+        self._ask_all(phase, tasks, tally, total, fold, partial(self.chain.object_to, view, phase))
         state.down.release()
         if tally.asked and not (tally.answers or state.counted or state.failures or tally.draw_otherwise):
             # A bug in a hook, say, fails everybody, and hours more would end in the untrained network.
@@ -233,6 +220,29 @@ class Server:
             tally.entries.append(bookkeeping.server_entry(phase, lab.images, lab.steps, cost))
         own = lab.images if self.method.server_trains else 0
         return Outcome(phase, tally, True, weights, pieces, moved, lab.steps, {**metrics, **more}, own)
+
+    def _ask_all(
+        self,
+        phase: Phase,
+        tasks: Sequence[Task],
+        tally: Tally,
+        total: Accumulator,
+        fold: Callable[[Reply], None],
+        vet: Callable[[Reply], str | None],
+    ) -> None:
+        """The tasks of a phase, posted and answered; before the rounds those who draw other initial weights once more."""
+        journal = self.journal if self.chain.works_after else None
+        weights = self.state.scored_weights() if phase.published else None
+
+        def ask(some: Sequence[Task]) -> None:
+            posted = self.exchange.post(phase, some, tally, weights)
+            self.exchange.collect(phase, posted, tally, total, fold, vet, journal)
+
+        ask(tasks)
+        if phase.server_round < 1 and tally.draw_otherwise:
+            # In the rounds such a client is sent the weights in the next; this phase has no next.
+            self.state.down.draws_otherwise |= tally.forgotten(set(tally.draw_otherwise))
+            ask([task for task in tasks if task.client.name in tally.draw_otherwise])
 
     def _commit(self, outcome: Outcome) -> dict[str, Any]:
         """Step 7. The phase counts: only here does anything move that the next phase builds on. Returns its metrics line."""
