@@ -107,7 +107,7 @@ def pairs(methods: dict[str, dict[int, dict[str, Any]]]) -> str:
 
 def cells(rows: Rows) -> str:
     """One line for each cell: FD of every method, and in brackets over FedAvg's."""
-    names = ("fedavg", "fedprox", "fedddpm", "fedddpm+", "oneshot")
+    names = ("fedavg", "fedprox", "fedavg-equal-sequence", "fedddpm", "fedddpm+", "oneshot")
     lines = [
         "| cell | "
         + " | ".join(names)
