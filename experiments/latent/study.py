@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import study  # noqa: E402
+from given_back import figures  # noqa: E402
 
 Keys = dict[str, Any]
 
@@ -70,4 +71,4 @@ if __name__ == "__main__":
     seeds = (PILOT_SEED,) if which == "pilot" else SEEDS
     results = "results.jsonl" if which == "main" else f"{which}.jsonl"
     study.run_all(HERE, autoencoders(seeds), RUNS, jobs=2, results=f"autoencoders-{which}.jsonl")
-    study.run_all(HERE, denoisers(seeds), RUNS, jobs=2, results=results)
+    study.run_all(HERE, denoisers(seeds), RUNS, jobs=2, more=figures, results=results)

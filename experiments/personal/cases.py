@@ -41,10 +41,10 @@ def personal(trains: str, **more: Any) -> Keys:
 
 
 METHODS: dict[str, tuple[str, Keys]] = {
-    "all": ("fedavg", personal("all")),
-    "decoder": ("fedavg", personal("decoder")),
-    "adapter": ("fedavg", personal("adapter", rank=4)),
-    "embedding": ("fedavg", personal("embedding")),
+    "all": ("fedavg", personal("all", rate=0.3)),
+    "decoder": ("fedavg", personal("decoder", rate=0.3)),
+    "adapter": ("fedavg", personal("adapter", rank=4, rate=1.0)),
+    "embedding": ("fedavg", personal("embedding", rate=3.0)),
     "last-round": (
         "fedavg",
         {"after.pieces": ["personalise"], "after.personalise.when": "rounds"},
@@ -124,13 +124,17 @@ def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
 def pilot() -> dict[str, list[str]]:
     """Seed 100, l-skew: the learning rate of fine-tuning, and how long it takes."""
     varied: dict[str, tuple[str, Keys]] = {
-        "all": ("all", {}),
+        "all": ("all", {"after.personalise.rate": 1.0}),
         "all-rate-0.3": ("all", {"after.personalise.rate": 0.3}),
-        "adapter": ("adapter", {}),
+        "all-rate-0.1": ("all", {"after.personalise.rate": 0.1}),
+        "adapter": ("adapter", {"after.personalise.rate": 1.0}),
+        "adapter-rate-0.3": ("adapter", {"after.personalise.rate": 0.3}),
         "adapter-rate-3": ("adapter", {"after.personalise.rate": 3.0}),
-        "embedding": ("embedding", {}),
+        "embedding": ("embedding", {"after.personalise.rate": 1.0}),
         "embedding-rate-3": ("embedding", {"after.personalise.rate": 3.0}),
+        "embedding-rate-30": ("embedding", {"after.personalise.rate": 30.0}),
         "local": ("local", {}),
+        "local-cosine": ("local", {"training.lr_schedule": "cosine"}),
     }
     return {
         f"l-skew-{name}-s{PILOT_SEED}": case("l-skew", method, PILOT_SEED, keys)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cases import CELLS, METHODS  # noqa: E402
+from cases import ADAPTERS, CELLS, METHODS, PILOT_SEED, SEEDS  # noqa: E402
 from paired import interval, read  # noqa: E402
 
 Clients = Mapping[str, Mapping[str, Any]]
@@ -94,25 +94,53 @@ def table(rows: Mapping[str, Mapping[str, Any]], cell: str) -> str:
     return "\n".join(lines) + f"\n\nFloor (own training images against own held-out ones): {floors}."
 
 
+def distances(row: Mapping[str, Any]) -> list[float]:
+    """Of every client: total variation distance of its class mix to that of all clients' images together, 0..1."""
+    union = [sum(column) for column in zip(*(one["classes"] for one in row["clients"]), strict=True)]
+    return [
+        sum(abs(a / sum(one["classes"]) - b / sum(union)) for a, b in zip(one["classes"], union, strict=True))
+        / 2
+        for one in row["clients"]
+    ]
+
+
 def who_gains(rows: Mapping[str, Mapping[str, Any]], cell: str, method: str) -> str:
     """Correlation over clients and seeds of what fine-tuning gains with size, and with the distance to the union's class mix."""
-    sizes, distances, gains = [], [], []
+    sizes, far, gains = [], [], []
     for name, row in rows.items():
         if not name.startswith(f"{cell}-{method}-s"):
             continue
-        union = [sum(column) for column in zip(*(one["classes"] for one in row["clients"]), strict=True)]
-        for one in row["clients"]:
+        for one, distance in zip(row["clients"], distances(row), strict=True):
             mine, whole = scored(one, "personal", "fd_own"), scored(one, "global", "fd_own")
             if mine is None or whole is None:
                 continue
             gains.append(math.log(mine / whole))
             sizes.append(math.log(one["images"]))
-            own = [n / sum(one["classes"]) for n in one["classes"]]
-            distances.append(sum(abs(a - b / sum(union)) for a, b in zip(own, union, strict=True)) / 2)
+            far.append(distance)
     if len(gains) < 3 or len(set(sizes)) < 2:
         return "-"
-    found = [statistics.correlation(sizes, gains), statistics.correlation(distances, gains)]
+    found = [statistics.correlation(sizes, gains), statistics.correlation(far, gains)]
     return f"{len(gains)} clients: correlation of log(own / global) with log(images) {found[0]:+.2f}, with the distance of the class mix to the union's {found[1]:+.2f}"
+
+
+def adapters(rows: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
+    """FD and bytes of every way to go on from one network, paired by seed with all weights in fp32."""
+    lines = [
+        "| what is trained | FD | / all weights, fp32 | MB up | MB down | bytes, all weights in fp32 / these |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ADAPTERS:
+        pairs = [(rows[f"{name}-s{s}"], rows[f"all-fp32-s{s}"]) for s in seeds if f"{name}-s{s}" in rows]
+        if not pairs:
+            continue
+        logs = [math.log(a["fd"] / b["fd"]) for a, b in pairs]
+        up, down = (statistics.fmean(a[k] for a, _ in pairs) for k in ("bytes_up", "bytes_down"))
+        whole = statistics.fmean(b["bytes_up"] + b["bytes_down"] for _, b in pairs)
+        told_fd = ", ".join(f"{a['fd']:.2f}" for a, _ in pairs)
+        lines.append(
+            f"| {name} | {told_fd} | {'' if name == 'all-fp32' else told(logs)} | {up / 1e6:.2f} | {down / 1e6:.2f} | {whole / (up + down):.1f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
@@ -121,3 +149,6 @@ if __name__ == "__main__":
             for cell in CELLS:
                 print(f"\n### {file}, {cell}\n\n{table(rows, cell)}\n")
                 print(f"Who gains (all weights): {who_gains(rows, cell, 'all')}")
+    if rows := read(HERE / "adapters.jsonl"):
+        for told_seeds in ((PILOT_SEED,), SEEDS):
+            print(f"\n### adapters.jsonl, seeds {told_seeds}\n\n{adapters(rows, told_seeds)}\n")

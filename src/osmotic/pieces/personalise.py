@@ -77,7 +77,8 @@ class Personalise(Piece):
         "what may move: all weights, the decoder, a low-rank adapter of its layers, or the embedding of class and time (at most 64 KB)",
     )
     rank: int = key(4, "rank of the adapter", 1, 1024)
-    rate: float = key(1.0, "learning rate, as a share of training.learning_rate", 0, 100, above=True)
+    # At 1 the steps' noise undoes what the average over rounds has gained: every pass looked worse (experiments/personal).
+    rate: float = key(0.3, "learning rate, as a share of training.learning_rate", 0, 100, above=True)
     when: Literal["after", "rounds"] = key(
         "after",
         "after: fine-tuned after the rounds; rounds: what the client's own training made in the last round that it took part in, at no cost",
