@@ -28,6 +28,7 @@ def figures(out: Path) -> dict[str, Any]:
     found = {"fd_real": scoring.yardstick.distances(scoring.encoder.features(real))[0], "fd_given_back": None}
     space = study.blueprint.space
     if run.config.model.autoencoder:
-        given_back = space.decode(space.encode(torch.from_numpy(space.prepare(real))))
+        latents = torch.from_numpy(space.prepare(real)).permute(0, 3, 1, 2)
+        given_back = space.decode(space.encode(latents))
         found["fd_given_back"] = scoring.yardstick.distances(scoring.encoder.features(given_back))[0]
     return found

@@ -123,18 +123,17 @@ def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
 
 def pilot() -> dict[str, list[str]]:
     """Seed 100, l-skew: the learning rate of fine-tuning, and how long it takes."""
+    cosine = {"training.lr_schedule": "cosine"}
     varied: dict[str, tuple[str, Keys]] = {
         "all": ("all", {"after.personalise.rate": 1.0}),
         "all-rate-0.3": ("all", {"after.personalise.rate": 0.3}),
-        "all-rate-0.1": ("all", {"after.personalise.rate": 0.1}),
+        "all-cosine": ("all", cosine | {"after.personalise.rate": 1.0}),
+        "all-cosine-rate-0.3": ("all", cosine | {"after.personalise.rate": 0.3}),
         "adapter": ("adapter", {"after.personalise.rate": 1.0}),
-        "adapter-rate-0.3": ("adapter", {"after.personalise.rate": 0.3}),
         "adapter-rate-3": ("adapter", {"after.personalise.rate": 3.0}),
-        "embedding": ("embedding", {"after.personalise.rate": 1.0}),
         "embedding-rate-3": ("embedding", {"after.personalise.rate": 3.0}),
-        "embedding-rate-30": ("embedding", {"after.personalise.rate": 30.0}),
         "local": ("local", {}),
-        "local-cosine": ("local", {"training.lr_schedule": "cosine"}),
+        "local-cosine": ("local", cosine),
     }
     return {
         f"l-skew-{name}-s{PILOT_SEED}": case("l-skew", method, PILOT_SEED, keys)

@@ -210,6 +210,50 @@ def test_the_pass_that_was_best_is_kept(make_server: Any, monkeypatch: pytest.Mo
     assert any(not np.array_equal(seen[3][n], seen[2][n]) for n in own)
 
 
+@pytest.mark.parametrize("trains", ["all", "decoder", "adapter"])
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_pass_is_judged_and_kept_by_the_mean_of_its_steps(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch, trains: str, watched: bool
+) -> None:
+    """Of an adapter the means of its factors; the next pass goes on from the last step, not from the mean."""
+    piece = personalise.Personalise
+    passes: list[list[list[torch.Tensor]]] = [[]]  # what is trained, after each step of each pass
+    looked: list[dict[str, np.ndarray]] = []
+    begun: list[list[torch.Tensor]] = []
+    own_step, own_backward, own_look = piece.stepped, piece.after_backward, piece._look
+
+    def backward(self: Any, step: Step, work: Any) -> None:
+        if work is not None and not passes[-1]:
+            begun.append([one.clone() for one in work.moving])
+        own_backward(self, step, work)
+
+    def stepped(self: Any, step: Step, work: Any) -> None:
+        if work is not None:
+            passes[-1].append([one.clone() for one in work.moving])
+        own_step(self, step, work)
+
+    def look(step: Step, work: Any) -> None:
+        own_look(step, work)
+        if passes[-1]:
+            means = [torch.stack(values).mean(0) for values in zip(*passes[-1], strict=True)]
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(means, work.moving, strict=True))
+            assert any(not torch.equal(a, b) for a, b in zip(passes[-1][-1], work.moving, strict=True))
+            looked.append({n: p.detach().numpy().copy() for n, p in step.parameters.items()})
+            passes.append([])
+
+    monkeypatch.setattr(piece, "after_backward", backward)
+    monkeypatch.setattr(piece, "stepped", stepped)
+    monkeypatch.setattr(piece, "_look", staticmethod(look))
+    keys = ["data.clients=1", "after.personalise.epochs=2", f"after.personalise.trains={trains}"]
+    server = make_server(*PERSONAL, *keys, "training.batch_size=4", *(["data.holdout=0.2"] if watched else []))
+    server.run()
+    assert len(looked) == 2 and len(passes[0]) == len(passes[1]) > 1
+    assert all(torch.equal(a, b) for a, b in zip(begun[1], passes[0][-1], strict=True))
+    [own] = server.personal_models(book=False).values()
+    kept = looked if watched else looked[1:]
+    assert any(all(np.array_equal(own[n], one[n]) for n in own) for one in kept)
+
+
 def test_what_is_watched_is_not_scored_by(make_server: Any) -> None:
     from osmotic.runs import study
 

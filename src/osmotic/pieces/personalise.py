@@ -38,13 +38,18 @@ class Work:
 
     Args:
         pass_steps: optimiser steps of one pass over the images.
+        moving: what is trained, changed in place: parameters, or the factors of an adapter, float32 [...].
         low_rank: the adapter, where that is what is trained.
+        sums: of what is moving, over the steps of this pass so far, float32 [...] each; `steps` of them.
         best_loss, best: the lowest watched loss so far, and the weights that had it, name -> float32 [...] on the device.
         looks, kept: how often it was looked at, and at which look, counted from 0, it was best; None before there is one.
     """
 
     pass_steps: int
+    moving: list[Tensor]
     low_rank: LowRank | None = None
+    sums: list[Tensor] = field(default_factory=list)
+    steps: int = 0
     best_loss: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
     looks: int = 0
@@ -53,14 +58,18 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Personalise(Piece):
-    """theta^k = the best of `epochs` passes over the images of k, from the model as it is published after the last round."""
+    """theta^k = the best of the means over each of `epochs` passes over the images of k, from the model as it is published.
+
+    The mean of the weights after each step of a pass, for the reason that the published model is a mean over rounds: single
+    steps at a constant rate are noisy (Polyak and Juditsky 1992).
+    """
 
     section: ClassVar[Section] = "after"
     personal: ClassVar[bool] = True
     stateless: ClassVar[bool] = (
         True  # the client's own model is no piece's state; which pass it is of is told with it
     )
-    client_copies: ClassVar[int] = 2
+    client_copies: ClassVar[int] = 4  # the best, sums and means of a pass, and what goes on from there
     title: ClassVar[str] = "a model for each: every client fine-tunes the global one on its own images"
     paper: ClassVar[str] = "2407.14730"
     left: ClassVar[str] = (
@@ -156,10 +165,14 @@ class Personalise(Piece):
         """The published model is the first that is looked at: who cannot do better keeps it."""
         if step.phase != PERSONALISE:
             return None
-        work = Work(math.ceil(len(step.images) / step.training.batch_size))
+        low_rank = None
         if self.trains == "adapter":
-            seed = int(step.rng(PERSONALISE).integers(2**62))
-            work.low_rank = LowRank(step, self.rank, seed)
+            low_rank = LowRank(step, self.rank, seed=int(step.rng(PERSONALISE).integers(2**62)))
+            moving = [factor for pair in low_rank.factors.values() for factor in pair]
+        else:
+            names = self.trainable(step)
+            moving = [p.data for name, p in step.parameters.items() if names is None or name in names]
+        work = Work(math.ceil(len(step.images) / step.training.batch_size), moving, low_rank)
         self._look(step, work)
         return work
 
@@ -169,21 +182,25 @@ class Personalise(Piece):
             work.low_rank.step(step.parameters)
 
     def stepped(self, step: Step, work: Work | None) -> None:
-        """After every pass the held-out images are looked at."""
+        """After every pass the held-out images are looked at, by the mean of the pass."""
         if work is None:
             return
-        if work.low_rank is not None:
-            work.low_rank.merge(step.parameters)
+        if not work.steps:
+            work.sums = [one.clone().zero_() for one in work.moving]
+        for total, one in zip(work.sums, work.moving, strict=True):
+            total.add_(one)
+        work.steps += 1
+        self._merged(step, work)
         if step.taken % work.pass_steps == 0:
-            self._look(step, work)
+            self._look_at_mean(step, work)
 
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
         """The best takes the place of the last, and the client keeps which it was; nothing is sent.
 
         Raises: PieceError for a model that training has broken.
         """
-        if work is not None and step.taken % work.pass_steps:
-            self._look(step, work)  # at the last pass, which was not a whole one
+        if work is not None and work.steps:
+            self._look_at_mean(step, work)  # at the last pass, which was not a whole one
         if work is not None and work.best:
             for name, parameter in step.parameters.items():
                 parameter.data.copy_(work.best[name])
@@ -195,14 +212,34 @@ class Personalise(Piece):
             return {}, {}
         return {}, {KEPT_PASS: np.array([work.kept], np.int64)}
 
+    @classmethod
+    def _look_at_mean(cls, step: Step, work: Work) -> None:
+        """Looks at the mean of the pass that is over, and goes on from where that pass has ended."""
+        ended = [one.clone() for one in work.moving]
+        for one, total in zip(work.moving, work.sums, strict=True):
+            one.copy_(total / work.steps)
+        cls._merged(step, work)
+        cls._look(step, work)
+        for one, last in zip(work.moving, ended, strict=True):
+            one.copy_(last)
+        cls._merged(step, work)
+        work.sums, work.steps = [], 0
+
+    @staticmethod
+    def _merged(step: Step, work: Work) -> None:
+        if work.low_rank is not None:
+            work.low_rank.merge(step.parameters)
+
     @staticmethod
     def _look(step: Step, work: Work) -> None:
-        if step.watch is None:
-            return
-        if (loss := step.watch()) < work.best_loss:
-            work.best_loss = loss
+        """Keeps the network as it stands if it is the best so far; the latest where there is nothing to watch."""
+        loss = None if step.watch is None else step.watch()
+        if loss is None or loss < work.best_loss:
             work.best = {name: p.detach().clone() for name, p in step.parameters.items()}
-            work.kept = work.looks
+        if loss is None:
+            return
+        if loss < work.best_loss:
+            work.best_loss, work.kept = loss, work.looks
         work.looks += 1
 
 
