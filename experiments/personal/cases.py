@@ -40,24 +40,29 @@ def personal(trains: str, **more: Any) -> Keys:
     return {"after.pieces": ["personalise"]} | {f"after.personalise.{k}": v for k, v in keys.items()}
 
 
+COSINE: Keys = {"training.lr_schedule": "cosine"}
+# As many passes as the rounds and the fine-tuning together; the pilot has found a falling rate better for these.
+AS_LONG: Keys = COSINE | {"training.local_epochs": 0.5 + EPOCHS / ROUNDS}
 METHODS: dict[str, tuple[str, Keys]] = {
     "all": ("fedavg", personal("all", rate=0.3)),
-    "decoder": ("fedavg", personal("decoder", rate=0.3)),
+    "local": ("local", AS_LONG),
+    "global-as-long": ("fedavg", AS_LONG),
+    "udec": ("udec", AS_LONG),
+}
+VARIANTS: dict[str, tuple[str, Keys]] = {
     "adapter": ("fedavg", personal("adapter", rank=4, rate=1.0)),
+    "decoder": ("fedavg", personal("decoder", rate=0.3)),
     "embedding": ("fedavg", personal("embedding", rate=3.0)),
     "last-round": (
         "fedavg",
         {"after.pieces": ["personalise"], "after.personalise.when": "rounds"},
     ),
-    # As many passes as the rounds and the fine-tuning together.
-    "local": ("local", {"training.local_epochs": 0.5 + EPOCHS / ROUNDS}),
-    "udec": ("udec", {"training.local_epochs": 0.5 + EPOCHS / ROUNDS}),
 }
 
 
 def case(cell: str, method: str, seed: int, more: Mapping[str, Any] | None = None) -> list[str]:
     """One run; split, weights and sampling follow the seed."""
-    preset, keys = METHODS[method]
+    preset, keys = (METHODS | VARIANTS)[method]
     own = {"seed": seed, "data.partition_seed": seed, "data.partition": cell}
     return study.arguments(preset, COMMON, own, keys, more or {})
 
@@ -89,13 +94,19 @@ ADAPTERS: dict[str, Keys] = {
     "adapter-2": {"adapter.rank": 2},
     "adapter-8": {"adapter.rank": 8},
     "adapter-8-both": {"adapter.rank": 8, "adapter.trains": "both"},
-    "adapter-8-rate-3": {"adapter.rank": 8, "training.learning_rate": 0.003},
     "adapter-8-int8": {
         "adapter.rank": 8,
         "codec.up": "int8",
         "codec.down": "int8",
         "codec.error_feedback": True,
     },
+}
+# Rates by which all weights and adapters are trained: chosen on the pilot's seed.
+RATES: dict[str, Keys] = {
+    "all-fp32": {},
+    "all-fp32-rate-0.0006": {"training.learning_rate": 0.0006},
+    "adapter-8": {"adapter.rank": 8},
+    "adapter-8-rate-0.006": {"adapter.rank": 8, "training.learning_rate": 0.006},
 }
 
 
@@ -105,12 +116,12 @@ def begun(seeds: Iterable[int]) -> dict[str, list[str]]:
     return {f"begun-s{s}": study.arguments("central", BEGUN, data, {"seed": s}) for s in seeds}
 
 
-def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
+def adapters(seeds: Iterable[int], runs: Path, ways: Mapping[str, Keys] = ADAPTERS) -> dict[str, list[str]]:
     """All weights against adapters, at equal rounds and images."""
     found = {}
     for seed in seeds:
         own = {"seed": seed, "data.partition_seed": seed}
-        for name, keys in ADAPTERS.items():
+        for name, keys in ways.items():
             start = {
                 "model.pretrained": str((runs / f"begun-s{seed}" / "model").resolve()),
                 "codec.first_contact": "seed",
@@ -123,17 +134,11 @@ def adapters(seeds: Iterable[int], runs: Path) -> dict[str, list[str]]:
 
 def pilot() -> dict[str, list[str]]:
     """Seed 100, l-skew: the learning rate of fine-tuning, and how long it takes."""
-    cosine = {"training.lr_schedule": "cosine"}
     varied: dict[str, tuple[str, Keys]] = {
         "all": ("all", {"after.personalise.rate": 1.0}),
-        "all-rate-0.3": ("all", {"after.personalise.rate": 0.3}),
-        "all-cosine": ("all", cosine | {"after.personalise.rate": 1.0}),
-        "all-cosine-rate-0.3": ("all", cosine | {"after.personalise.rate": 0.3}),
-        "adapter": ("adapter", {"after.personalise.rate": 1.0}),
-        "adapter-rate-3": ("adapter", {"after.personalise.rate": 3.0}),
-        "embedding-rate-3": ("embedding", {"after.personalise.rate": 3.0}),
-        "local": ("local", {}),
-        "local-cosine": ("local", cosine),
+        "all-rate-0.3": ("all", {}),
+        "local": ("local", {"training.lr_schedule": "constant"}),
+        "local-cosine": ("local", {}),
     }
     return {
         f"l-skew-{name}-s{PILOT_SEED}": case("l-skew", method, PILOT_SEED, keys)
@@ -142,5 +147,6 @@ def pilot() -> dict[str, list[str]]:
 
 
 def main() -> dict[str, list[str]]:
-    """Seed by seed, so that a study cut short has whole pairs."""
-    return {f"{cell}-{m}-s{seed}": case(cell, m, seed) for seed in SEEDS for cell in CELLS for m in METHODS}
+    """Seed by seed, so that a study cut short has whole pairs; then the variants, in one cell."""
+    found = {f"{cell}-{m}-s{seed}": case(cell, m, seed) for seed in SEEDS for cell in CELLS for m in METHODS}
+    return found | {f"l-skew-{m}-s{seed}": case("l-skew", m, seed) for m in VARIANTS for seed in SEEDS}

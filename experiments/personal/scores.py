@@ -34,18 +34,17 @@ def figures(out: Path) -> dict[str, Any]:
     folder = RunDir.existing(out)
     encoder = encoders.get(scoring.seen, run.config.score.encoder, device="cpu")
     # The runs of a seed that differ in fine-tuning alone have one global model: it is scored in the first.
+    tunes = "personalise" in run.config.after.pieces
     tuned = run.config.after.options.get("personalise", {})
-    whole = (
-        saved.is_model(folder.model)
-        and tuned.get("trains") == "all"
-        and tuned.get("when", "after") == "after"
-    )
-    clients = [_client(study, scoring, encoder, folder, place, whole) for place in range(len(study.holdings))]
+    first = not tunes or (tuned.get("trains") == "all" and tuned.get("when", "after") == "after")
+    kinds = ["personal"] if tunes or not saved.is_model(folder.model) else []
+    kinds += ["global"] if first and saved.is_model(folder.model) else []
+    clients = [_client(study, scoring, encoder, folder, place, kinds) for place in range(len(study.holdings))]
     return {"clients": clients}
 
 
 def _client(
-    study: Study, scoring: Scoring, encoder: Any, folder: Any, place: int, whole: bool
+    study: Study, scoring: Scoring, encoder: Any, folder: Any, place: int, kinds: list[str]
 ) -> dict[str, Any]:
     holding, train = study.holdings[place], study.dataset.train
     # With nothing watched the same half is left out all the same.
@@ -65,8 +64,8 @@ def _client(
         "train": encoder.features(own.images),
     }
     finder = CopyFinder(own, features["train"], test, features["test"], encoder)
-    models = {"personal": holding.client.name, "global": None} if whole else {"personal": holding.client.name}
-    for kind, name in models.items():
+    for kind in kinds:
+        name = holding.client.name if kind == "personal" else None
         images, _ = scoring.draw(saved.weights(folder, name).tensors, labels, DRAWN)
         made = encoder.features(images)
         copies, _ = finder.look(images, made, labels)

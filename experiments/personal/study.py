@@ -27,9 +27,10 @@ STUDIES = {"pilot": cases.pilot, "main": cases.main}
 if __name__ == "__main__":
     [which] = sys.argv[1:] or ["main"]
     if which == "adapters":
-        seeds = (cases.PILOT_SEED, *cases.SEEDS)
-        run_all(HERE, cases.begun(seeds), RUNS, jobs=2, results="begun.jsonl")
-        run_all(HERE, cases.adapters(seeds, RUNS), RUNS, jobs=2, results="adapters.jsonl")
+        pilot = (cases.PILOT_SEED,)
+        run_all(HERE, cases.begun((*pilot, *cases.SEEDS)), RUNS, jobs=2, results="begun.jsonl")
+        run_all(HERE, cases.adapters(pilot, RUNS, cases.RATES), RUNS, jobs=2, results="rates.jsonl")
+        run_all(HERE, cases.adapters(cases.SEEDS, RUNS), RUNS, jobs=2, results="adapters.jsonl")
     else:
         results = "results.jsonl" if which == "main" else f"{which}.jsonl"
         run_all(HERE, STUDIES[which](), RUNS, jobs=2, more=figures, results=results)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cases import ADAPTERS, CELLS, METHODS, PILOT_SEED, SEEDS  # noqa: E402
+from cases import ADAPTERS, CELLS, PILOT_SEED, RATES, SEEDS  # noqa: E402
 from paired import interval, read  # noqa: E402
 
 Clients = Mapping[str, Mapping[str, Any]]
@@ -54,43 +54,48 @@ def mean(rows: Mapping[int, Clients], value: Callable[[Mapping[str, Any]], float
     return f"{statistics.fmean(found):.3f}" if found else "-"
 
 
+# What every way is held against, and which of its models.
+BASELINES = {"local": "personal", "global-as-long": "global", "all": "global"}
+
+
 def table(rows: Mapping[str, Mapping[str, Any]], cell: str) -> str:
-    """One line for each way to a model of one's own, paired client by client with the global model and with training alone."""
+    """One line for each way to a model of one's own, paired client by client with training alone and with two global models."""
     lines = [
-        "| model | seeds | FD to own held-out images | to the test split | / global, own | clients better | / local, own | clients better | near-copies (expected) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | seeds | FD to own held-out images | to the test split | / alone | clients better | / global, as many passes | clients better "
+        "| / global before fine-tuning | clients better | near-copies (expected) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     by: dict[str, dict[int, Clients]] = {}
     for name, row in rows.items():
         if name.startswith(f"{cell}-"):
             method, _, seed = name.removeprefix(f"{cell}-").rpartition("-s")
             by.setdefault(method, {})[int(seed)] = clients(row)
-    fine_tuned = next((m for m in METHODS if m in by and METHODS[m][0] == "fedavg"), None)
-    order = [("global", "global", fine_tuned)] if fine_tuned else []
-    order += [(m, "personal", m) for m in by]
+    order = [("global before fine-tuning", "global", "all")] if "all" in by else []
+    order += [(m, "global" if m == "global-as-long" else "personal", m) for m in by]
     for name, kind, method in order:
-        assert method is not None
         found = by[method]
-        line = [name, ", ".join(map(str, sorted(found)))]
-        line += [
+        cells = [
+            name,
+            ", ".join(map(str, sorted(found))),
             mean(found, lambda one, kind=kind: scored(one, kind, "fd_own")),
             mean(found, lambda one, kind=kind: scored(one, kind, "fd_test")),
         ]
-        for other, other_kind in ((fine_tuned, "global"), ("local", "personal")):
-            if other not in by or (name, kind) in (("global", other_kind), (other, other_kind)):
-                line += ["", ""]
+        for other, other_kind in BASELINES.items():
+            shared = sorted(found.keys() & by.get(other, {}).keys())
+            if not shared or (method, kind) == (other, other_kind):
+                cells += ["", ""]
                 continue
-            shared = sorted(found.keys() & by[other].keys())
             pairs = [ratio(found[s], by[other][s], kind, other_kind) for s in shared]
-            line += [
+            cells += [
                 told([p[0] for p in pairs]),
                 f"{sum(p[1] for p in pairs)} of {sum(p[2] for p in pairs)}",
             ]
-        line.append(
-            f"{mean(found, lambda one, kind=kind: scored(one, kind, 'copies'))} ({mean(found, lambda one, kind=kind: scored(one, kind, 'copies_expected'))})"
+        copies, expected = (
+            mean(found, lambda one, kind=kind, what=what: scored(one, kind, what))
+            for what in ("copies", "copies_expected")
         )
-        lines.append("| " + " | ".join(line) + " |")
-    floors = mean({s: c for s, c in by.get(fine_tuned or "", {}).items()}, lambda one: one["floor"])
+        lines.append("| " + " | ".join([*cells, f"{copies} ({expected})"]) + " |")
+    floors = mean(by.get("all", {}), lambda one: one["floor"])
     return "\n".join(lines) + f"\n\nFloor (own training images against own held-out ones): {floors}."
 
 
@@ -123,13 +128,13 @@ def who_gains(rows: Mapping[str, Mapping[str, Any]], cell: str, method: str) -> 
     return f"{len(gains)} clients: correlation of log(own / global) with log(images) {found[0]:+.2f}, with the distance of the class mix to the union's {found[1]:+.2f}"
 
 
-def adapters(rows: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> str:
+def adapters(rows: Mapping[str, Mapping[str, Any]], ways: Iterable[str], seeds: Sequence[int]) -> str:
     """FD and bytes of every way to go on from one network, paired by seed with all weights in fp32."""
     lines = [
         "| what is trained | FD | / all weights, fp32 | MB up | MB down | bytes, all weights in fp32 / these |",
         "|---|---|---|---|---|---|",
     ]
-    for name in ADAPTERS:
+    for name in ways:
         pairs = [(rows[f"{name}-s{s}"], rows[f"all-fp32-s{s}"]) for s in seeds if f"{name}-s{s}" in rows]
         if not pairs:
             continue
@@ -149,6 +154,9 @@ if __name__ == "__main__":
             for cell in CELLS:
                 print(f"\n### {file}, {cell}\n\n{table(rows, cell)}\n")
                 print(f"Who gains (all weights): {who_gains(rows, cell, 'all')}")
-    if rows := read(HERE / "adapters.jsonl"):
-        for told_seeds in ((PILOT_SEED,), SEEDS):
-            print(f"\n### adapters.jsonl, seeds {told_seeds}\n\n{adapters(rows, told_seeds)}\n")
+    for file, ways, told_seeds in (
+        ("rates.jsonl", RATES, (PILOT_SEED,)),
+        ("adapters.jsonl", ADAPTERS, SEEDS),
+    ):
+        if rows := read(HERE / file):
+            print(f"\n### {file}\n\n{adapters(rows, ways, told_seeds)}\n")
