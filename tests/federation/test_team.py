@@ -41,6 +41,7 @@ LEARNING_RULES = {
     ),
     "usplit, frozen": ("method.name=usplit", "method.freeze=true"),
     "udec": ("method.name=udec",),
+    "personalise": ("after.pieces=['personalise']", "after.personalise.epochs=2"),
 }
 
 
@@ -76,8 +77,14 @@ def test_a_run_of_clients_trained_as_one_is_the_plain_run_but_for_rounding(
     ]
     for before, after in zip(plain.observer.lines, batched.observer.lines, strict=True):
         assert after["client_loss"] == pytest.approx(before["client_loss"], rel=1e-4)
-        assert after["num_counted"] == before["num_counted"] == (4 if after["phase"] == "train" else 0)
+        assert after["num_counted"] == before["num_counted"] == (0 if after["phase"] == "merge" else 4)
     assert vars(plain.state.totals) == vars(batched.state.totals)
+    if rule == "personalise":
+        own, others = (server.personal_models(book=False) for server in (plain, batched))
+        assert len(own) == 4 and own.keys() == others.keys()
+        for client, model in own.items():
+            moved = np.linalg.norm(flat(model) - one)
+            assert np.linalg.norm(flat(model) - flat(others[client])) <= 1e-3 * moved > 0
 
 
 def test_moments_of_each_client_live_from_round_to_round(make_server: Any) -> None:

@@ -225,6 +225,12 @@ def test_a_pass_is_judged_and_kept_by_the_mean_of_its_steps(
     def backward(self: Any, step: Step, work: Any) -> None:
         if work is not None and not passes[-1]:
             begun.append([one.clone() for one in work.moving])
+            if (
+                adapter := work.low_rank
+            ) is not None:  # the gradient was that of the layers where the last pass has ended
+                for name, (a, b) in adapter.factors.items():
+                    layer = adapter.base[name] + (b @ a).view(adapter.base[name].shape)
+                    assert torch.equal(step.parameters[name].data, layer), name
         own_backward(self, step, work)
 
     def stepped(self: Any, step: Step, work: Any) -> None:
@@ -245,7 +251,9 @@ def test_a_pass_is_judged_and_kept_by_the_mean_of_its_steps(
     monkeypatch.setattr(piece, "stepped", stepped)
     monkeypatch.setattr(piece, "_look", staticmethod(look))
     keys = ["data.clients=1", "after.personalise.epochs=2", f"after.personalise.trains={trains}"]
-    server = make_server(*PERSONAL, *keys, "training.batch_size=4", *(["data.holdout=0.2"] if watched else []))
+    server = make_server(
+        *PERSONAL, *keys, "training.batch_size=4", *(["data.holdout=0.2"] if watched else [])
+    )
     server.run()
     assert len(looked) == 2 and len(passes[0]) == len(passes[1]) > 1
     assert all(torch.equal(a, b) for a, b in zip(begun[1], passes[0][-1], strict=True))

@@ -151,7 +151,8 @@ def test_a_run_that_kept_what_its_rounds_made_is_joined_as_any_other(tmp_path: P
 
 def test_options_of_what_the_run_trained_are_not_those_of_who_trains_otherwise(tmp_path: Path) -> None:
     own = "after.personalise"
-    sets = [*SMALL, "training.rounds=1", "after.pieces=personalise", f"{own}.trains=adapter", f"{own}.rank=2"]
+    kept = [f"{own}.trains=adapter", f"{own}.rank=2", f"{own}.rate=2"]
+    sets = [*SMALL, "training.rounds=1", "after.pieces=personalise", *kept]
     begun = launch.start(resolve.load(sets=sets), tmp_path / "run", lambda r, c: Silent())
     data, published = images(tmp_path / "own.npz"), weights(begun.model)
     joining.personalise(begun, data, tmp_path / "same")
@@ -160,6 +161,12 @@ def test_options_of_what_the_run_trained_are_not_those_of_who_trains_otherwise(t
     name = "conv_in.weight"
     change = (weights(tmp_path / "same")[name] - published[name]).reshape(len(published[name]), -1)
     assert np.linalg.matrix_rank(change, tol=1e-5 * np.linalg.norm(change)) == 2, "the run's own rank"
+    for kind, rate in (("same", 2), ("decoder", 0.3)):  # a rate was chosen for what the run has trained
+        trains = "adapter" if kind == "same" else kind
+        told = [f"{own}.trains={trains}", f"{own}.rate={rate}"]
+        joining.personalise(begun, data, tmp_path / f"{kind}-told", sets=told)
+        before, after = weights(tmp_path / kind), weights(tmp_path / f"{kind}-told")
+        assert all(np.array_equal(before[n], after[n]) for n in before), kind
     with pytest.raises(ConfigError, match="rank: is of trains = adapter"):
         joining.personalise(begun, data, tmp_path / "one", sets=[f"{own}.trains=all", f"{own}.rank=3"])
 

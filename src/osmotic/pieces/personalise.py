@@ -2,7 +2,7 @@
 
 The fine-tuning that summaries of FedDM (arXiv 2407.14730) describe: after the rounds every client starts from the model as it
 is published and trains it on its own images. Which part of it may move is `trains`; where the client holds images out
-(`data.holdout`), half of them say after which pass it was best, and that one is kept, the published model itself included.
+(`data.holdout`), half of them say by the mean of which pass it was best, and that mean is kept, or the published model itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Work:
         pass_steps: optimiser steps of one pass over the images.
         moving: what is trained, changed in place: parameters, or the factors of an adapter, float32 [...].
         low_rank: the adapter, where that is what is trained.
-        sums: of what is moving, over the steps of this pass so far, float32 [...] each; `steps` of them.
+        means: of what is moving, over the `steps` of this pass so far, float32 [...] each.
         best_loss, best: the lowest watched loss so far, and the weights that had it, name -> float32 [...] on the device.
         looks, kept: how often it was looked at, and at which look, counted from 0, it was best; None before there is one.
     """
@@ -48,7 +48,7 @@ class Work:
     pass_steps: int
     moving: list[Tensor]
     low_rank: LowRank | None = None
-    sums: list[Tensor] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
     steps: int = 0
     best_loss: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Personalise(Piece):
-    """theta^k = the best of the means over each of `epochs` passes over the images of k, from the model as it is published.
+    """theta^k = the best of the published model and the means over each of `epochs` passes over the images of k from there.
 
     The mean of the weights after each step of a pass, for the reason that the published model is a mean over rounds: single
     steps at a constant rate are noisy (Polyak and Juditsky 1992).
@@ -69,7 +69,9 @@ class Personalise(Piece):
     stateless: ClassVar[bool] = (
         True  # the client's own model is no piece's state; which pass it is of is told with it
     )
-    client_copies: ClassVar[int] = 4  # the best, sums and means of a pass, and what goes on from there
+    client_copies: ClassVar[int] = (
+        4  # the best so far and the best now, a pass's means, and what goes on from there
+    )
     title: ClassVar[str] = "a model for each: every client fine-tunes the global one on its own images"
     paper: ClassVar[str] = "2407.14730"
     left: ClassVar[str] = (
@@ -86,7 +88,7 @@ class Personalise(Piece):
         "what may move: all weights, the decoder, a low-rank adapter of its layers, or the embedding of class and time (at most 64 KB)",
     )
     rank: int = key(4, "rank of the adapter", 1, 1024)
-    # At 1 the steps' noise undoes what the average over rounds has gained: every pass looked worse (experiments/personal).
+    # At 1 the noise of the steps undoes a part of what the average over rounds has gained (experiments/personal).
     rate: float = key(0.3, "learning rate, as a share of training.learning_rate", 0, 100, above=True)
     when: Literal["after", "rounds"] = key(
         "after",
@@ -185,13 +187,16 @@ class Personalise(Piece):
         """After every pass the held-out images are looked at, by the mean of the pass."""
         if work is None:
             return
-        if not work.steps:
-            work.sums = [one.clone().zero_() for one in work.moving]
-        for total, one in zip(work.sums, work.moving, strict=True):
-            total.add_(one)
         work.steps += 1
+        if work.steps == 1:
+            work.means = [one.clone() for one in work.moving]
+        else:
+            import torch  # only where it trains: configurations are read without it
+
+            # One call for all of them: on a GPU each tensor would cost a launch at every step.
+            torch._foreach_lerp_(work.means, work.moving, 1 / work.steps)
         self._merged(step, work)
-        if step.taken % work.pass_steps == 0:
+        if work.steps == work.pass_steps:
             self._look_at_mean(step, work)
 
     def client_end(self, step: Step, work: Work | None, state: Tensors) -> tuple[Tensors, Tensors]:
@@ -216,14 +221,14 @@ class Personalise(Piece):
     def _look_at_mean(cls, step: Step, work: Work) -> None:
         """Looks at the mean of the pass that is over, and goes on from where that pass has ended."""
         ended = [one.clone() for one in work.moving]
-        for one, total in zip(work.moving, work.sums, strict=True):
-            one.copy_(total / work.steps)
+        for one, mean in zip(work.moving, work.means, strict=True):
+            one.copy_(mean)
         cls._merged(step, work)
         cls._look(step, work)
         for one, last in zip(work.moving, ended, strict=True):
             one.copy_(last)
         cls._merged(step, work)
-        work.sums, work.steps = [], 0
+        work.means, work.steps = [], 0
 
     @staticmethod
     def _merged(step: Step, work: Work) -> None:
@@ -234,12 +239,11 @@ class Personalise(Piece):
     def _look(step: Step, work: Work) -> None:
         """Keeps the network as it stands if it is the best so far; the latest where there is nothing to watch."""
         loss = None if step.watch is None else step.watch()
-        if loss is None or loss < work.best_loss:
+        if not work.best or loss is None or loss < work.best_loss:
             work.best = {name: p.detach().clone() for name, p in step.parameters.items()}
-        if loss is None:
-            return
-        if loss < work.best_loss:
-            work.best_loss, work.kept = loss, work.looks
+            if loss is not None:
+                # A loss that is not a number is no bound: the next that is one is better.
+                work.best_loss, work.kept = min(work.best_loss, loss), work.looks
         work.looks += 1
 
 

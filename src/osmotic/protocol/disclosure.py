@@ -48,6 +48,6 @@ METRICS: dict[str, str] = {
     "images": "images in the optimiser steps taken, repeats counted",
     "steps": "optimiser steps taken",
     "state_sha256": "a hash of the private state that the site keeps, by which a changed or lost state is told",
-    "kept_pass": "with its own model, after which pass of fine-tuning that was best on images that the site holds out",
+    "kept_pass": "with its own model, of which pass of fine-tuning that is the mean, best on images that the site holds out",
     "nfe": "evaluations of the network per image drawn",
 }

@@ -172,6 +172,9 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
     if told.get(f"after.{PERSONALISE}.trains", "adapter") != "adapter":
         # Recorded with an adapter, which is not trained here.
         piece = {k: v for k, v in piece.items() if k.rpartition(".")[2] not in OF_ADAPTER}
+    trains = f"after.{PERSONALISE}.trains"
+    if told.get(trains, recorded.get(trains)) != recorded.get(trains):
+        piece.pop(f"after.{PERSONALISE}.rate", None)  # it was chosen for what the run has trained
     keys = {
         **kept,
         **piece,

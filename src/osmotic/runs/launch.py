@@ -180,7 +180,7 @@ def _tell_unwatched(study: Study) -> None:
     for name, piece in study.blueprint.chain().pieces.items():
         if piece.watches:
             warnings.warn(
-                f"{piece.section}.{name}: {who} to watch, so they keep the last pass, and a client of few images overfits: {mend}",
+                f"{piece.section}.{name}: {who} to watch, so they keep the mean of the last pass, and a client of few images overfits: {mend}",
                 stacklevel=3,
             )
 
