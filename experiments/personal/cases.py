@@ -149,4 +149,4 @@ def pilot() -> dict[str, list[str]]:
 def main() -> dict[str, list[str]]:
     """Seed by seed, so that a study cut short has whole pairs; then the variants, in one cell."""
     found = {f"{cell}-{m}-s{seed}": case(cell, m, seed) for seed in SEEDS for cell in CELLS for m in METHODS}
-    return found | {f"l-skew-{m}-s{seed}": case("l-skew", m, seed) for m in VARIANTS for seed in SEEDS}
+    return found | {f"l-skew-{m}-s{seed}": case("l-skew", m, seed) for seed in SEEDS for m in VARIANTS}
