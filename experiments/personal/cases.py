@@ -137,6 +137,7 @@ def pilot() -> dict[str, list[str]]:
     varied: dict[str, tuple[str, Keys]] = {
         "all": ("all", {"after.personalise.rate": 1.0}),
         "all-rate-0.3": ("all", {}),
+        "all-rounds-12-epochs-10": ("all", {"training.rounds": 12, "after.personalise.epochs": 10.0}),
         "local": ("local", {"training.lr_schedule": "constant"}),
         "local-cosine": ("local", {}),
     }
