@@ -48,6 +48,8 @@ METHODS: dict[str, tuple[str, Keys]] = {
     "local": ("local", AS_LONG),
     "global-as-long": ("fedavg", AS_LONG),
     "udec": ("udec", AS_LONG),
+    # The same number of passes, more of them fine-tuning.
+    "all-fewer-rounds": ("fedavg", personal("all", rate=0.3, epochs=10.0) | {"training.rounds": 12}),
 }
 VARIANTS: dict[str, tuple[str, Keys]] = {
     "adapter": ("fedavg", personal("adapter", rank=4, rate=1.0)),
@@ -107,6 +109,8 @@ RATES: dict[str, Keys] = {
     "all-fp32-rate-0.0006": {"training.learning_rate": 0.0006},
     "adapter-8": {"adapter.rank": 8},
     "adapter-8-rate-0.006": {"adapter.rank": 8, "training.learning_rate": 0.006},
+    "adapter-8-rate-0.02": {"adapter.rank": 8, "training.learning_rate": 0.02},
+    "adapter-8-rate-0.06": {"adapter.rank": 8, "training.learning_rate": 0.06},
 }
 
 
@@ -135,11 +139,11 @@ def adapters(seeds: Iterable[int], runs: Path, ways: Mapping[str, Keys] = ADAPTE
 def pilot() -> dict[str, list[str]]:
     """Seed 100, l-skew: the learning rate of fine-tuning, and how long it takes."""
     varied: dict[str, tuple[str, Keys]] = {
-        "all": ("all", {"after.personalise.rate": 1.0}),
-        "all-rate-0.3": ("all", {}),
-        "all-rounds-12-epochs-10": ("all", {"training.rounds": 12, "after.personalise.epochs": 10.0}),
-        "local": ("local", {"training.lr_schedule": "constant"}),
-        "local-cosine": ("local", {}),
+        "all": ("all", {}),
+        "all-rate-1": ("all", {"after.personalise.rate": 1.0}),
+        "all-fewer-rounds": ("all-fewer-rounds", {}),
+        "local": ("local", {}),
+        "local-constant": ("local", {"training.lr_schedule": "constant"}),
     }
     return {
         f"l-skew-{name}-s{PILOT_SEED}": case("l-skew", method, PILOT_SEED, keys)
