@@ -89,19 +89,18 @@ STARTED: Keys = COMMON | {
     "data.partition": "l-skew",
     "score.samples": 2000,
 }
+INT2: Keys = {"codec.up": "int2", "codec.down": "int2", "codec.error_feedback": True}
+INT8: Keys = {"codec.up": "int8", "codec.down": "int8", "codec.error_feedback": True}
+OF_ADAPTER: Keys = {"training.learning_rate": 0.2}  # the best of RATES; B alone moves, from 0
 ADAPTERS: dict[str, Keys] = {
     "scratch": {},
     "all-fp32": {},
-    "all-int8": {"codec.up": "int8", "codec.down": "int8", "codec.error_feedback": True},
-    "adapter-2": {"adapter.rank": 2},
-    "adapter-8": {"adapter.rank": 8},
-    "adapter-8-both": {"adapter.rank": 8, "adapter.trains": "both"},
-    "adapter-8-int8": {
-        "adapter.rank": 8,
-        "codec.up": "int8",
-        "codec.down": "int8",
-        "codec.error_feedback": True,
-    },
+    "all-int2": INT2,
+    "adapter-2": OF_ADAPTER | {"adapter.rank": 2},
+    "adapter-8": OF_ADAPTER | {"adapter.rank": 8},
+    "adapter-8-int8": OF_ADAPTER | INT8 | {"adapter.rank": 8},
+    # Both factors: a lower rate than the one that was tried, which was too high for A.
+    "adapter-8-both": {"adapter.rank": 8, "adapter.trains": "both", "training.learning_rate": 0.02},
 }
 # Rates by which all weights and adapters are trained: chosen on the pilot's seed.
 RATES: dict[str, Keys] = {
@@ -111,6 +110,8 @@ RATES: dict[str, Keys] = {
     "adapter-8-rate-0.006": {"adapter.rank": 8, "training.learning_rate": 0.006},
     "adapter-8-rate-0.02": {"adapter.rank": 8, "training.learning_rate": 0.02},
     "adapter-8-rate-0.06": {"adapter.rank": 8, "training.learning_rate": 0.06},
+    "adapter-8-rate-0.2": {"adapter.rank": 8, "training.learning_rate": 0.2},
+    "adapter-8-both-rate-0.06": {"adapter.rank": 8, "adapter.trains": "both", "training.learning_rate": 0.06},
 }
 
 
