@@ -8,6 +8,8 @@ from typing import Any
 
 import study
 
+from osmotic.config.schema import AdapterConfig
+
 Keys = dict[str, Any]
 
 SEEDS = (0, 1, 2)
@@ -89,6 +91,18 @@ STARTED: Keys = COMMON | {
     "data.partition": "l-skew",
     "score.samples": 2000,
 }
+TARGETS = list(AdapterConfig().targets)
+# But the last, whose one channel out leaves no room for a rank.
+EVERY_LAYER = [
+    *TARGETS,
+    "class_embedding",
+    "conv_in",
+    "linear_1",
+    "linear_2",
+    "time_emb_proj",
+    "conv_shortcut",
+    "conv",
+]
 INT2: Keys = {"codec.up": "int2", "codec.down": "int2", "codec.error_feedback": True}
 INT8: Keys = {"codec.up": "int8", "codec.down": "int8", "codec.error_feedback": True}
 OF_ADAPTER: Keys = {"training.learning_rate": 0.2}  # the best of RATES; B alone moves, from 0
@@ -111,6 +125,16 @@ RATES: dict[str, Keys] = {
     "adapter-8-rate-0.02": {"adapter.rank": 8, "training.learning_rate": 0.02},
     "adapter-8-rate-0.06": {"adapter.rank": 8, "training.learning_rate": 0.06},
     "adapter-8-rate-0.2": {"adapter.rank": 8, "training.learning_rate": 0.2},
+    "adapter-8-classes": {
+        "adapter.rank": 8,
+        "adapter.targets": [*TARGETS, "class_embedding"],
+        "training.learning_rate": 0.2,
+    },
+    "adapter-8-every-layer": {
+        "adapter.rank": 8,
+        "adapter.targets": EVERY_LAYER,
+        "training.learning_rate": 0.2,
+    },
     "adapter-8-both-rate-0.06": {"adapter.rank": 8, "adapter.trains": "both", "training.learning_rate": 0.06},
 }
 

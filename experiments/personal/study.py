@@ -2,6 +2,7 @@
 
 python experiments/personal/study.py pilot     # settings are chosen on seed 100 alone: pilot.jsonl
 python experiments/personal/study.py main      # l-skew and q-skew, three seeds: results.jsonl
+python experiments/personal/study.py rates     # of adapters, on seed 100: rates.jsonl
 python experiments/personal/study.py adapters  # from Fashion-MNIST to MNIST, all weights against adapters: adapters.jsonl
 
 Each skips what is finished and goes on with what was cut off; a case is done when its line is in the file.
@@ -26,11 +27,12 @@ STUDIES = {"pilot": cases.pilot, "main": cases.main}
 
 if __name__ == "__main__":
     [which] = sys.argv[1:] or ["main"]
-    if which == "adapters":
-        pilot = (cases.PILOT_SEED,)
-        run_all(HERE, cases.begun((*pilot, *cases.SEEDS)), RUNS, jobs=2, results="begun.jsonl")
-        run_all(HERE, cases.adapters(pilot, RUNS, cases.RATES), RUNS, jobs=2, results="rates.jsonl")
-        run_all(HERE, cases.adapters(cases.SEEDS, RUNS), RUNS, jobs=2, results="adapters.jsonl")
+    if which in ("rates", "adapters"):
+        seeds, ways = (
+            ((cases.PILOT_SEED,), cases.RATES) if which == "rates" else (cases.SEEDS, cases.ADAPTERS)
+        )
+        run_all(HERE, cases.begun(seeds), RUNS, jobs=2, results=f"begun-{which}.jsonl")
+        run_all(HERE, cases.adapters(seeds, RUNS, ways), RUNS, jobs=2, results=f"{which}.jsonl")
     else:
         results = "results.jsonl" if which == "main" else f"{which}.jsonl"
         run_all(HERE, STUDIES[which](), RUNS, jobs=2, more=figures, results=results)

@@ -37,13 +37,17 @@ class AdaptedLinear(_Adapted, nn.Linear):  # type: ignore[override]
     """A linear layer with an adapter."""
 
 
-KINDS = {nn.Conv2d: AdaptedConv2d, nn.Linear: AdaptedLinear}
+class AdaptedEmbedding(_Adapted, nn.Embedding):  # type: ignore[override]
+    """An embedding with an adapter: a row W0 + scale B A of each class, [classes, width]."""
+
+
+KINDS = {nn.Conv2d: AdaptedConv2d, nn.Linear: AdaptedLinear, nn.Embedding: AdaptedEmbedding}
 
 
 def adapt(model: nn.Module, adapter: Adapter) -> nn.Module:
     """The model, changed in place: its parameters are the factors that are trained, all else is buffers.
 
-    Raises: ConfigError for a layer that is neither a convolution nor linear.
+    Raises: ConfigError for a layer that is no convolution, linear layer or embedding.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     layers = adapter.layers(shapes)
@@ -54,7 +58,7 @@ def adapt(model: nn.Module, adapter: Adapter) -> nn.Module:
     for name, shape in layers.items():
         layer: Any = model.get_submodule(name)
         if type(layer) not in KINDS:
-            rule = f"{name} is a {type(layer).__name__}: only convolutions and linear layers can be adapted"
+            rule = f"{name} is a {type(layer).__name__}: only convolutions, linear layers and embeddings can be adapted"
             raise ConfigError("adapter.targets", list(adapter.targets), rule)
         base = layer.weight
         del layer.weight
