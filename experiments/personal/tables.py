@@ -55,15 +55,15 @@ def mean(rows: Mapping[int, Clients], value: Callable[[Mapping[str, Any]], float
 
 
 # What every way is held against, and which of its models.
-BASELINES = {"local": "personal", "global-as-long": "global", "all": "global"}
+BASELINES = {"local": "personal", "global-as-long": "global", "udec": "personal", "all": "global"}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], cell: str) -> str:
     """One line for each way to a model of one's own, paired client by client with training alone and with two global models."""
     lines = [
         "| model | seeds | FD to own held-out images | to the test split | / alone | clients better | / global, as many passes | clients better "
-        "| / global before fine-tuning | clients better | near-copies (expected) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| / UDec | clients better | / global before fine-tuning | clients better | near-copies (expected) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     by: dict[str, dict[int, Clients]] = {}
     for name, row in rows.items():
