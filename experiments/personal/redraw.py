@@ -18,19 +18,19 @@ sys.path.insert(0, str(HERE.parent))
 import numpy as np  # noqa: E402
 from cases import CELLS, SEEDS  # noqa: E402
 from paired import T95, read  # noqa: E402
+from scores import DRAWN, distance  # noqa: E402
 from tables import clients, scored  # noqa: E402
 
 import osmotic  # noqa: E402
 from osmotic.data.gather import gather  # noqa: E402
 from osmotic.data.strata import apportion  # noqa: E402
-from osmotic.metrics.frechet import FeatureStatistics, frechet  # noqa: E402
 from osmotic.runs import saved  # noqa: E402
 from osmotic.runs.scoring import Scoring  # noqa: E402
 from osmotic.runs.study import prepare  # noqa: E402
 from osmotic.storage.folder import RunDir  # noqa: E402
 
 RUNS = Path(os.environ.get("RUNS", "runs/personal"))
-NOISES, DRAWN = 5, 300
+NOISES = 5
 
 
 class Redrawn(Scoring):
@@ -70,7 +70,7 @@ def again(cell: str, seed: int, client: str) -> dict[str, object]:
     train = study.dataset.train
     assert train.labels is not None
     labels = apportion(np.bincount(train.labels[holding.train], minlength=study.spec.num_classes), DRAWN)
-    real = FeatureStatistics.of(scoring.encoder.features(gather([(train, holding.own_test)]).images))
+    real = scoring.encoder.features(gather([(train, holding.own_test)]).images)
     logs = []
     for noise in range(NOISES):
         scoring.noise = noise
@@ -78,7 +78,7 @@ def again(cell: str, seed: int, client: str) -> dict[str, object]:
         for folder in folders:
             weights = saved.weights(RunDir.existing(folder), client).tensors
             made = scoring.encoder.features(scoring.draw(weights, labels, DRAWN)[0])
-            fds.append(float(frechet(FeatureStatistics.of(made), real)))
+            fds.append(distance(made, real))
         logs.append(math.log(fds[0] / fds[1]))
     mean, half = statistics.fmean(logs), T95[NOISES] * statistics.stdev(logs) / math.sqrt(NOISES)
     return {

@@ -27,7 +27,7 @@ LEAST = 20  # held-out images of a client that is scored by them
 
 
 def figures(out: Path) -> dict[str, Any]:
-    """Further entries of a row: a list of clients, and their means."""
+    """Further entry of a row: a list of clients, each with its sizes, floor, and the scores of its own and the global model."""
     run = osmotic.load(out)
     study = prepare(run.config)
     scoring = Scoring(study, None)
@@ -70,17 +70,17 @@ def _client(
         made = encoder.features(images)
         copies, _ = finder.look(images, made, labels)
         row[kind] = {
-            "fd_own": _distance(made, features["own"]) if len(own_test) >= LEAST else None,
-            "fd_test": _distance(made, features["test"]),
+            "fd_own": distance(made, features["own"]) if len(own_test) >= LEAST else None,
+            "fd_test": distance(made, features["test"]),
             "copies": None if copies is None else copies.features,
             "copies_expected": None if copies is None else copies.expected,
         }
     # As many real images that the client trained on: what no model can be asked to go below.
     rows = np.random.default_rng(0).permutation(len(own))[:DRAWN]
-    row["floor"] = _distance(features["train"][rows], features["own"]) if len(own_test) >= LEAST else None
+    row["floor"] = distance(features["train"][rows], features["own"]) if len(own_test) >= LEAST else None
     return row
 
 
-def _distance(made: np.ndarray, real: np.ndarray) -> float:
+def distance(made: np.ndarray, real: np.ndarray) -> float:
     """FD of two sets of features [n, D] and [m, D]."""
     return float(frechet(FeatureStatistics.of(made), FeatureStatistics.of(real)))

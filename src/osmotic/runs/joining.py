@@ -169,10 +169,10 @@ def _config(run: RunDir, described: saved.Described, data: str, sets: Sequence[s
     recorded = flatten(to_dict(resolve.recorded(run.config)))
     kept = {key: value for key, value in recorded.items() if key.partition(".")[0] in KEPT or key in READ}
     piece = {k: v for k, v in recorded.items() if k.startswith(f"after.{PERSONALISE}.")}
-    if told.get(f"after.{PERSONALISE}.trains", "adapter") != "adapter":
+    trains = f"after.{PERSONALISE}.trains"
+    if told.get(trains, "adapter") != "adapter":
         # Recorded with an adapter, which is not trained here.
         piece = {k: v for k, v in piece.items() if k.rpartition(".")[2] not in OF_ADAPTER}
-    trains = f"after.{PERSONALISE}.trains"
     if told.get(trains, recorded.get(trains)) != recorded.get(trains):
         piece.pop(f"after.{PERSONALISE}.rate", None)  # it was chosen for what the run has trained
     keys = {
